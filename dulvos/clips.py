@@ -1,0 +1,107 @@
+"""Training clips: which frames, which crop, in which order; a function of the seed and the clip's number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dulvos.errors import InputError
+from dulvos.videos import Video
+
+__all__ = ["Clips", "frame_indices", "usable_videos"]
+
+
+def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], list[str]]:
+    """The videos long enough for a clip, and one line for each that is left out.
+
+    Raises:
+        InputError: no video has `frames` frames.
+    """
+    kept = [video for video in videos if len(video) >= frames]
+    lines = [f"left out: {video.name} has {len(video)} frames, a clip needs {frames}"
+             for video in videos if len(video) < frames]
+    if not kept:
+        longest = max((len(video) for video in videos), default=0)
+        raise InputError(f"no video is as long as a clip of frames={frames}; the longest of {len(videos)} has {longest}")
+    return kept, lines
+
+
+def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *, ordered: bool = False) -> np.ndarray:
+    """T frame numbers 0, g, 2g, … from a random start, then randomly permuted: the first is the reference.
+
+    In a video shorter than g·T the gap becomes ⌊min(length, g·T) / T⌋.
+
+    Arguments:
+        length: of the video, >= frames.
+        frames: T. gap: g, >= 1.
+        ordered: leave the frames in order (the paper says that the order does not matter, Sec. 3.5).
+
+    Returns:
+        (T,) int64.
+    """
+    gap = min(length, gap * frames) // frames
+    start = generator.integers(0, length - gap * (frames - 1))
+    indices = start + gap * np.arange(frames)
+    return indices if ordered else generator.permutation(indices)
+
+
+class Clips(Dataset):
+    """Clip number i of an endless sequence: one clip a video an epoch, the videos' order drawn anew each epoch.
+
+    A clip depends on the seed and its number only, so that training resumes exactly with any number of workers. Per clip,
+    the same for all its frames: shorter side scaled to U{scale} (antialiased bilinear), a random square crop, and a
+    horizontal flip with p = 0.5.
+
+    Arguments:
+        videos: at least one, each with `frames` frames or more.
+        frames: T. gap: g between sampled frames.
+        crop: side S of the crop, in pixels.
+        scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
+        centre: crop at the centre instead (TrackingNet, Kinetics).
+        ordered: see `frame_indices`.
+        seed: of everything drawn.
+    """
+
+    def __init__(self, videos: Sequence[Video], *, frames: int, gap: int, crop: int, scale: tuple[int, int],
+                 centre: bool = False, ordered: bool = False, seed: int = 0):
+        if gap < 1 or frames < 1:
+            raise InputError(f"frames and gap must be >= 1, not frames={frames}, gap={gap}")
+        if not crop <= scale[0] <= scale[1]:
+            raise InputError(f"scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not crop={crop}, "
+                             f"scale_min={scale[0]}, scale_max={scale[1]}")
+        self.videos, _ = usable_videos(videos, frames)
+        self.frames, self.gap, self.crop, self.scale = frames, gap, crop, scale
+        self.centre, self.ordered, self.seed = centre, ordered, seed
+
+    def video_of(self, number: int) -> Video:
+        """The video that clip `number` is taken from."""
+        epoch, position = divmod(number, len(self.videos))
+        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.videos))
+        return self.videos[order[position]]
+
+    def __getitem__(self, number: int) -> Tensor:
+        """(T, 3, S, S) uint8 RGB, frame 0 being the reference."""
+        video = self.video_of(number)
+        generator = np.random.default_rng((self.seed, 1, number))
+        indices = frame_indices(len(video), self.frames, self.gap, generator, ordered=self.ordered)
+        shorter = int(generator.integers(self.scale[0], self.scale[1] + 1))
+        flip, y, x = generator.random() < 0.5, generator.random(), generator.random()
+        order = np.argsort(indices)  # video files are read forwards
+        clip = [None] * self.frames
+        for position in order:
+            clip[position] = torch.from_numpy(video.read(int(indices[position])))
+        clip = torch.stack(clip).permute(0, 3, 1, 2)  # [T, 3, H, W]
+        height, width = clip.shape[2:]
+        ratio = shorter / min(height, width)
+        size = [max(shorter, round(side * ratio)) for side in (height, width)]
+        clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False)
+        if self.centre:
+            y = x = 0.5
+        top, left = (int(u * (side - self.crop + 1)) for u, side in zip((y, x), size))
+        clip = clip[..., top: top + self.crop, left: left + self.crop]
+        return (clip.flip(-1) if flip else clip).contiguous()

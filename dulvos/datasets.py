@@ -1,0 +1,299 @@
+"""The one place that knows the layouts of DAVIS and YouTube-VOS, their masks and their palette."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dulvos.errors import InputError
+from dulvos.videos import Video, open_video
+
+__all__ = ["PALETTE", "Dataset", "Sequence", "load_davis", "load_youtube_vos"]
+__all__ += ["read_mask", "read_predictions", "write_mask"]
+
+_BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
+PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
+"""(256, 3) uint8, the RGB of every id in PASCAL VOC (Everingham et al., IJCV 2010), DAVIS and YouTube-VOS.
+
+Bits 0, 1, 2 of an id are the highest bits of R, G, B; its bits 3, 4, 5 the second ones; 6, 7 the third ones.
+"""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A video with its annotations.
+
+    Arguments:
+        name: name of the sequence in its dataset.
+        video: its frames.
+        masks: annotation file of each annotated frame index, in increasing order.
+        merged: all objects are one (DAVIS-2016).
+        objects: ids which enter somewhere (YouTube-VOS); None where frame 0 holds them all (DAVIS).
+        saved: frame indices whose masks are handed in; None for all of them.
+    """
+
+    name: str
+    video: Video
+    masks: dict[int, Path]
+    merged: bool = False
+    objects: tuple[int, ...] | None = None
+    saved: tuple[int, ...] | None = None
+
+    def mask(self, index: int) -> np.ndarray:
+        """Annotation of a frame, (H, W) uint8 ids; raises InputError if it is missing or of another size."""
+        if index not in self.masks:
+            missing = self.masks[min(self.masks)].with_stem(self.video.frame_name(index))
+            raise InputError(f"{missing}: no such annotation; expected a mask of this frame")
+        return self._read(self.masks[index])
+
+    def truth(self) -> np.ndarray:
+        """Annotations of all frames, (T, H, W) uint8 ids; raises InputError naming the first missing one."""
+        return np.stack([self.mask(index) for index in range(len(self.video))])
+
+    def first_masks(self) -> dict[int, np.ndarray]:
+        """What inference is given: {frame index: (H, W) uint8 ids}.
+
+        DAVIS gives the annotation of frame 0; YouTube-VOS one of each frame in which new objects are
+        annotated, holding the new objects only.
+
+        Raises:
+            InputError: an annotation is unreadable, or an object of meta.json is annotated nowhere.
+        """
+        if self.objects is None:
+            return {0: self.mask(0)}
+        given: dict[int, np.ndarray] = {}
+        seen = {0}
+        for index in self.masks:
+            ids = self.mask(index)
+            new = set(np.unique(ids).tolist()) - seen
+            if new:
+                given[index] = np.where(np.isin(ids, list(new)), ids, 0).astype(np.uint8)
+                seen |= new
+        absent = sorted(set(self.objects) - seen)
+        if absent or not given:
+            folder, what = self.masks[min(self.masks)].parent, f"object {absent[0]}" if absent else "any"
+            raise InputError(f"{folder}: no annotation holds {what}; expected every object of meta.json")
+        return given
+
+    def _read(self, path: Path) -> np.ndarray:
+        ids = read_mask(path)
+        if ids.shape != tuple(self.video.size):
+            mask, frames = (f"{size[1]}x{size[0]}" for size in (ids.shape, self.video.size))
+            raise InputError(f"{path} is {mask} (width x height); expected {frames} as its frame is")
+        return (ids > 0).astype(np.uint8) if self.merged else ids
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The sequences of one split; `name` states which benchmark its numbers belong to."""
+
+    name: str
+    root: Path
+    split: str
+    sequences: list[Sequence]
+
+
+def load_davis(
+    root: str | os.PathLike[str], split: str = "val", year: int | None = None, resolution: str = "480p"
+) -> Dataset:
+    """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout.
+
+    DAVIS-2017 is `ImageSets/2017/<split>.txt`, a name in each line. DAVIS-2016, whose objects are merged into
+    one, is `ImageSets/2016/<split>.txt`, or `ImageSets/<resolution>/<split>.txt` with "/image /mask" in each
+    line. The dataset is called after its year, unless `benchmark.json` in root says {"name": ...}.
+
+    Arguments:
+        root: folder that holds ImageSets, JPEGImages and Annotations.
+        split: name of the list, such as "train" or "val".
+        year: 2016, 2017, or None for 2017 where its list exists and 2016 elsewhere.
+        resolution: name of the folder in JPEGImages and in Annotations.
+
+    Raises:
+        InputError: no such list, or a sequence, frame or first mask which it names is missing or wrong.
+    """
+    root = Path(root)
+    if year not in (None, 2016, 2017):
+        raise InputError(f"year {year!r}: DAVIS has 2016 and 2017; give one of them, or None to detect it")
+    layouts = [(2017, "2017"), (2016, resolution), (2016, "2016")]
+    lists = {root / "ImageSets" / name / f"{split}.txt": y for y, name in layouts if year in (None, y)}
+    listed = next((file for file in lists if file.is_file()), None)
+    if listed is None:
+        expected = " or ".join(str(file.relative_to(root)) for file in lists)
+        raise InputError(f"{root}: no split {split!r} of DAVIS in here; expected {expected}")
+    year, own, sequences = lists[listed], _own_name(root), []
+    for name, files in _read_list(listed).items():
+        folders = [root / "JPEGImages" / resolution / name, root / "Annotations" / resolution / name]
+        missing = [path for path in folders + [root / file for file in files] if not path.exists()]
+        if missing:
+            raise InputError(f"{missing[0]}: missing on disk; expected it because {listed} lists it")
+        video = open_video(folders[0])
+        sequence = Sequence(name, video, _annotations(folders[1], video), merged=year == 2016)
+        sequence.mask(0)
+        if year == 2017 and own is None and _is_binary(_values(sequence.masks[0])):
+            wrong = f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's"
+            raise InputError(f'{wrong}; set year=2016, or name your data in benchmark.json: {{"name": ...}}')
+        sequences.append(sequence)
+    return Dataset(own or f"DAVIS-{year}", root, split, sequences)
+
+
+def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Dataset:
+    """Load a split of YouTube-VOS (Xu et al., arXiv:1809.03327), whose objects enter at any frame.
+
+    Reads `<split>/JPEGImages/<video>/<frame>.jpg`, `<split>/Annotations/<video>/<frame>.png` and, if present,
+    `<split>/meta.json` with the videos and their objects. If `<split>_all_frames/JPEGImages` exists, the
+    videos come from there, and `saved` holds the frames of `<split>`: those to hand in.
+
+    Raises:
+        InputError: a folder, a video of meta.json, a frame or an annotation is missing or wrong.
+    """
+    root = Path(root)
+    frames, annotations = root / split / "JPEGImages", root / split / "Annotations"
+    dense = root / f"{split}_all_frames" / "JPEGImages"
+    for folder in (frames, annotations):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; expected {split}/JPEGImages and {split}/Annotations")
+    objects = _read_json(
+        root / split / "meta.json",
+        '{"videos": {name: {"objects": {id: ...}}}}',
+        lambda meta: {name: tuple(map(int, video["objects"])) for name, video in meta["videos"].items()},
+    ) or {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
+    if not objects:
+        raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video")
+    sequences = []
+    for name in sorted(objects):
+        video, saved = open_video(frames / name), None
+        if dense.is_dir():
+            coarse, video = video, open_video(dense / name)
+            names = {coarse.frame_name(index) for index in range(len(coarse))}
+            saved = tuple(index for index in range(len(video)) if video.frame_name(index) in names)
+            if len(saved) < len(names):
+                raise InputError(f"{video.path}: expected all frames of {coarse.path} and those between")
+        masks = _annotations(annotations / name, video)
+        sequences.append(Sequence(name, video, masks, objects=objects[name], saved=saved))
+        sequences[-1].mask(min(masks))
+    return Dataset(_own_name(root) or "YouTube-VOS", root, split, sequences)
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Object ids of a mask file, (H, W) uint8 in 0..254.
+
+    Values all in {0, 255} become 0/1; in any other mask 255 is void and becomes 0. Palette masks give their
+    indices; without a palette, colours give their ids in PALETTE and greys their level; alpha is ignored.
+
+    Raises:
+        InputError: missing, unreadable, or with colours or values that are no ids.
+    """
+    values = _values(Path(path))
+    void = values == 255
+    return void.astype(np.uint8) if _is_binary(values) else np.where(void, 0, values).astype(np.uint8)
+
+
+def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
+    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above it.
+
+    Raises:
+        InputError: another suffix than .png, another shape or dtype, or the id 255 (which means void).
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise InputError(f"{path}: masks are PNG files; expected a name that ends in .png")
+    if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
+        raise InputError(f"{path}: {ids.shape} {ids.dtype} are no ids; expected (H, W) uint8 in 0..254")
+    image = Image.fromarray(ids)
+    image.putpalette(PALETTE.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
+    """Predicted masks of a sequence, (T, H, W) uint8 ids, from `<folder>/<sequence>/<frame>.png`.
+
+    Raises:
+        InputError: names the first mask that is missing, no frame of the video, or of another size.
+    """
+    folder = Path(folder) / sequence.name
+    files = [folder / f"{sequence.video.frame_name(index)}.png" for index in range(len(sequence.video))]
+    expected = f"expected {files[0].name} to {files[-1].name}, a mask for each frame of {sequence.name!r}"
+    for file in sorted(set(folder.glob("[!.]*.png")) ^ set(files)):
+        raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; {expected}")
+    return np.stack([sequence._read(file) for file in files])
+
+
+def _values(path: Path) -> np.ndarray:
+    """(H, W) uint8 values of a mask file, before 255 is given a meaning."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
+    except Exception as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a complete image"
+        raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
+    if image.mode in ("RGB", "RGBA"):
+        return _uncolour(values, path)
+    values = values[..., 0] if image.mode in ("LA", "PA") else values
+    if values.ndim != 2 or values.max() > 255:
+        raise InputError(f"{path}: mode {image.mode} up to {values.max()}; expected ids of 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _uncolour(colours: np.ndarray, path: Path) -> np.ndarray:
+    packing = np.array([1 << 16, 1 << 8, 1])
+    found, inverse = np.unique(colours @ packing, return_inverse=True)
+    for table in (PALETTE @ packing, np.arange(256) * packing.sum()):
+        if np.isin(found, table).all():
+            order = np.argsort(table)
+            ids = order[np.searchsorted(table, found, sorter=order)]
+            return ids.astype(np.uint8)[inverse].reshape(colours.shape[:2])
+    stray = next(colour for colour in found if colour not in PALETTE @ packing)
+    raise InputError(f"{path}: #{stray:06x} is neither in the DAVIS palette nor grey; expected a palette PNG")
+
+
+def _is_binary(values: np.ndarray) -> bool:
+    return values.max() == 255 and not values[values < 255].any()
+
+
+def _annotations(folder: Path, video: Video) -> dict[int, Path]:
+    indices = {video.frame_name(index): index for index in range(len(video))}
+    files = sorted(folder.glob("[!.]*.png"))
+    for file in files:
+        if file.stem not in indices:
+            raise InputError(f"{file}: an annotation of no frame; expected frame {file.stem} in {video.path}")
+    if not files:
+        raise InputError(f"{folder}: no annotations; expected {video.frame_name(0)}.png in this folder")
+    return dict(sorted((indices[file.stem], file) for file in files))
+
+
+def _read_list(listed: Path) -> dict[str, list[str]]:
+    """Sequences of an image-set list, each with the images and masks the list states (DAVIS-2017: none)."""
+    sequences: dict[str, list[str]] = {}
+    for files in filter(None, (line.split() for line in listed.read_text().splitlines())):
+        name = files[0] if len(files) == 1 else Path(files[0]).parent.name
+        sequences.setdefault(name, []).extend(file.lstrip("/") for file in files[len(files) == 1 :])
+    if not sequences:
+        raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
+    return sequences
+
+
+def _own_name(root: Path) -> str | None:
+    return _read_json(root / "benchmark.json", '{"name": "..."}', lambda own: str.strip(own["name"]))
+
+
+def _read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
+    """What `pick` takes from a file, None without the file."""
+    if not file.exists():
+        return None
+    try:
+        return pick(json.loads(file.read_text()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not what it should hold; expected {expected}") from error

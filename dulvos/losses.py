@@ -1,0 +1,171 @@
+"""Anchors, the space-time self-training loss and the cross-view loss (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dulvos.errors import InputError
+from dulvos.views import warp
+
+__all__ = ["LossOutput", "dense_loss", "gather_cells", "sample_grid"]
+
+JITTER = ("common", "independent", "none")
+CHUNK = 2**24  # logits alive at once: 64 MB in float32
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What `dense_loss` returns.
+
+    Fields:
+        total: scalar, L = L_ST + λ·L_CV (Eq. 6).
+        space_time: scalar, L_ST (Eq. 3).
+        cross_view: scalar, L_CV (Eq. 5).
+        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell: b·N² + n, always an anchor of the own clip (Eq. 2).
+    """
+
+    total: Tensor
+    space_time: Tensor
+    cross_view: Tensor
+    pseudo_labels: Tensor
+
+
+def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Generator, *,
+                jitter: str = "common") -> Tensor:
+    """Positions of an n x n grid on each clip's feature map, 𝒢 of Sec. 3.3.
+
+    Arguments:
+        batch: number of clips B.
+        height, width: the feature map's h and w, both divisible by n.
+        n: grid size (N for the anchors, M for the cross-view features).
+        generator: a CPU generator.
+        jitter: "common" shifts a clip's whole grid by one random offset in [0, h/n) x [0, w/n) (the release);
+            "independent" draws one sample a grid cell (the paper's words); "none" keeps offset 0 (a known shortcut, Sec. 3.5).
+
+    Returns:
+        (B, n, n) int64 flat indices y·w + x.
+
+    Raises:
+        InputError: n does not divide h and w, unknown jitter.
+    """
+    if jitter not in JITTER:
+        raise InputError(f"jitter must be one of {JITTER}, not {jitter!r}")
+    if n < 1 or height % n or width % n:
+        allowed = [k for k in range(1, min(height, width) + 1) if height % k == 0 and width % k == 0]
+        raise InputError(f"a grid of {n} does not divide the {height}x{width} feature map; choose one of {allowed}")
+    stride_y, stride_x = height // n, width // n
+    shape = {"common": (batch, 1, 1), "independent": (batch, n, n), "none": (batch, 1, 1)}[jitter]
+    draw = torch.rand(2, *shape, generator=generator, dtype=torch.float64)
+    if jitter == "none":
+        draw = torch.zeros_like(draw)
+    y = torch.arange(n)[:, None] * stride_y + (draw[0] * stride_y).long()
+    x = torch.arange(n)[None, :] * stride_x + (draw[1] * stride_x).long()
+    return (y * width + x).expand(batch, n, n).contiguous()
+
+
+def gather_cells(features: Tensor, index: Tensor) -> Tensor:
+    """Cells of one feature map a clip: (B, K, h, w) at (B, n, n) flat indices -> (B, n², K)."""
+    flat = features.flatten(2)  # [B, K, h·w]
+    index = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).transpose(1, 2)
+
+
+class _AnchorCrossEntropy(torch.autograd.Function):
+    """Mean of -log softmax(k·qᵀ/τ)[û] over cells, its gradient found in the same pass.
+
+    The logits of a chunk of cells are made, used for the loss and for both gradients, and dropped: nothing of
+    size cells x anchors outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(ctx, cells: Tensor, anchors: Tensor, labels: Tensor, tau: float) -> Tensor:
+        # cells [n, K], anchors [B·N², K], labels [n]
+        grad_cells = torch.empty_like(cells) if ctx.needs_input_grad[0] else None
+        grad_anchors = torch.zeros_like(anchors) if ctx.needs_input_grad[1] else None
+        loss = cells.new_zeros(())
+        step = max(1, CHUNK // len(anchors))
+        for start in range(0, len(cells), step):
+            part = slice(start, start + step)
+            logits = (cells[part] @ anchors.t()).div_(tau)
+            target = labels[part, None]
+            log_sum = logits.logsumexp(1, keepdim=True)
+            loss += (log_sum - logits.gather(1, target)).sum()
+            if any(ctx.needs_input_grad[:2]):
+                slope = logits.sub_(log_sum).exp_()  # softmax, in place
+                slope.scatter_add_(1, target, slope.new_full((1, 1), -1).expand_as(target))
+                slope.div_(tau * len(cells))
+                if grad_cells is not None:
+                    torch.mm(slope, anchors, out=grad_cells[part])
+                if grad_anchors is not None:
+                    grad_anchors.addmm_(slope.t(), cells[part])
+        ctx.save_for_backward(grad_cells, grad_anchors)
+        return loss / len(cells)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad_cells, grad_anchors = ctx.saved_tensors
+        return (None if grad_cells is None else grad_cells * grad,
+                None if grad_anchors is None else grad_anchors * grad, None, None)
+
+
+def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
+    """û: the dominant anchor of the own clip for every view-2 cell (Eq. 2), b·N² + n."""
+    batch, frames, channels, height, width = features_view2.shape
+    count = anchors.shape[1]
+    labels = []
+    for b in range(batch):
+        affinity = anchors[b] @ features_view2[b].flatten(2)  # [T, N², h·w]
+        labels.append(affinity.argmax(1) + b * count)
+    return torch.stack(labels).view(batch, frames, height, width)
+
+
+def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor, *,
+               tau: float = 0.05, lam: float = 0.1, corrected_stride: int | None = None) -> LossOutput:
+    """L = L_ST + λ·L_CV (Eqs. 1-6), exactly, without the B·T·h·w x B·N² affinities.
+
+    The main view's K-channel features are warped by 𝒯 instead of its B·N²-channel affinities, which is the same thing for
+    nearest-neighbour sampling. Frame 0 is the reference 𝓡: it gives the anchors q, is left out of L_ST and alone enters
+    L_CV. At T = 1, where Eq. 3 has no frame left, L_ST runs over the reference itself (our reading).
+
+    Arguments:
+        features: (B, T, K, h, w) float, main view, L2-normalised over K.
+        features_view2: (B, T, K, h, w), regularising branch, L2-normalised; gradient reaches its frame 0 only, through L_CV.
+        theta: (B, 2, 3), 𝒯 from view-2 to main-view coordinates.
+        anchor_index: (B, N, N) int64 flat indices y·w + x on the unwarped main-view reference.
+        cross_index: (B, M, M) int64 flat indices, for both views' references in view-2 coordinates.
+        tau: temperature τ of both losses, > 0.
+        lam: λ, weight of L_CV, >= 0.
+        corrected_stride: see `dulvos.views.warp`.
+
+    Raises:
+        InputError: features of differing or wrong shape.
+    """
+    if features.ndim != 5 or features.shape != features_view2.shape:
+        raise InputError(f"features of both views must share one shape (B, T, K, h, w), not "
+                         f"{tuple(features.shape)} and {tuple(features_view2.shape)}")
+    batch, frames, channels, height, width = features.shape
+    if theta.shape != (batch, 2, 3) or len(anchor_index) != batch or len(cross_index) != batch:
+        raise InputError(f"theta, anchor_index and cross_index must hold {batch} clips, not shapes {tuple(theta.shape)}, "
+                         f"{tuple(anchor_index.shape)} and {tuple(cross_index.shape)}")
+    if not tau > 0:
+        raise InputError(f"tau must be positive, not {tau}")
+
+    anchors = gather_cells(features[:, 0], anchor_index)  # q [B, N², K]
+    with torch.no_grad():
+        pseudo_labels = _pseudo_labels(features_view2, anchors)
+    warped = warp(features, theta, corrected_stride=corrected_stride)
+
+    others = slice(1, None) if frames > 1 else slice(None)  # i ∉ 𝓡
+    cells = warped[:, others].movedim(2, -1).reshape(-1, channels)
+    space_time = _AnchorCrossEntropy.apply(cells, anchors.flatten(0, 1), pseudo_labels[:, others].reshape(-1), tau)
+
+    r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
+    r_hat = gather_cells(features_view2[:, 0], cross_index).flatten(0, 1)
+    logits = r @ r_hat.t() / tau
+    cross_view = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))  # Eqs. 4, 5
+
+    return LossOutput(space_time + lam * cross_view, space_time, cross_view, pseudo_labels)

@@ -1,0 +1,199 @@
+"""Region similarity J and contour accuracy F of predicted masks, by the DAVIS-2017 semi-supervised protocol.
+
+Protocol: Pont-Tuset et al., arXiv:1704.00675. Measures: Perazzi et al., CVPR 2016 (there 𝒥 and ℱ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil, hypot, isqrt
+
+import cv2
+import numpy as np
+
+from dulvos.errors import InputError
+
+__all__ = ["STATS_COLUMNS", "SequenceScores", "boundary_f", "jaccard", "score_sequence", "summarise"]
+
+STATS_COLUMNS = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
+SUMMARY_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+BACKGROUND = (0, 255)  # 255: void
+TOLERANCE = 0.008  # of the image diagonal
+PACKET = 4  # frames: the truth and the prediction of each are the 8 bits of a byte
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceScores:
+    """J and F of each object in each scored frame of one sequence.
+
+    ids: the objects' ids, ascending.
+    j, f: (objects, T - 2) float64, frames 1..T-2; NaN up to and including the object's first annotation.
+    """
+
+    ids: tuple[int, ...]
+    j: np.ndarray
+    f: np.ndarray
+
+    @property
+    def stats(self) -> np.ndarray:
+        """`STATS_COLUMNS` of each object: (objects, 6) float64; NaN for an object without a scored frame."""
+        return np.array([_statistics(j) + _statistics(f) for j, f in zip(self.j, self.f, strict=True)])
+
+    @property
+    def j_and_f(self) -> float:
+        """J&F = (mean J + mean F) / 2, over the objects that have a scored frame."""
+        return summarise([self])["J&F-Mean"]
+
+
+def score_sequence(
+    truth: np.ndarray, prediction: np.ndarray, *, first_frame: Mapping[int, int] | None = None
+) -> SequenceScores:
+    """Score a sequence's predicted ids: J and F of each object in the frames between the first and the last.
+
+    The objects are those of the first annotation, truth[0]; any other id is background. With `first_frame`
+    (YouTube-VOS) they are its keys, and each counts from the frame after its first annotation.
+
+    truth, prediction: (T, H, W) integer ids, T >= 3; 0 and 255 are background.
+    first_frame: object id -> index, 0..T-1, of the frame of its first annotation in `truth`.
+
+    Raises InputError if the arrays are not integers of one shape (T, H, W), if T < 3, if the first annotation
+    holds no object, if `first_frame` disagrees with the truth, or if no object has a frame to score.
+    """
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    _check_shapes(truth, prediction, "(T, H, W)")
+    if not {truth.dtype.kind, prediction.dtype.kind} <= set("ui"):
+        raise InputError(f"truth is {truth.dtype}, prediction {prediction.dtype}: ids must be integers")
+    length, *size = truth.shape
+    if length < 3:
+        raise InputError(f"{length} frame(s): at least 3 are needed, the first and the last are not scored")
+    entry = _entry_frames(truth, first_frame)
+
+    j, f = np.full((2, len(entry), length - 2), np.nan)
+    for row, (object_id, start) in enumerate(entry.items()):
+        for frame in range(start + 1, length - 1, PACKET):
+            stop = min(frame + PACKET, length - 1)
+            planes = _pack(truth[frame:stop], prediction[frame:stop], object_id)
+            j[row, frame - 1 : stop - 1] = _jaccard(planes)[: stop - frame]
+            f[row, frame - 1 : stop - 1] = _boundary_f(planes, size)[: stop - frame]
+    return SequenceScores(ids=tuple(entry), j=j, f=f)
+
+
+def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
+    """Mean of each statistic over the objects of all sequences, not over sequences, by `SUMMARY_COLUMNS`.
+
+    J&F-Mean = (J-Mean + F-Mean) / 2. Objects without a scored frame are left out.
+    """
+    stats = [sequence.stats for sequence in scores]
+    if not stats:
+        raise InputError("no scores to summarise: at least one sequence must be scored")
+    j_mean, _, _, f_mean, _, _ = means = np.nanmean(np.concatenate(stats), axis=0).tolist()
+    return dict(zip(SUMMARY_COLUMNS, [(j_mean + f_mean) / 2, *means], strict=True))
+
+
+def jaccard(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Region similarity J = |A ∩ B| / |A ∪ B| of two masks (H, W) bool, 1 if both are empty."""
+    return float(_jaccard(_pack_masks(truth, prediction))[0])
+
+
+def boundary_f(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Contour accuracy F = 2PR / (P + R) of two masks (H, W) bool, matched within ⌈.008 · diagonal⌉ pixels.
+
+    P is the share of the prediction's boundary that lies near the truth's, R the share of the truth's near
+    the prediction's. F is 1 if both boundaries are empty, 0 if one is; a mask that fills the frame has none.
+    """
+    return float(_boundary_f(_pack_masks(truth, prediction), np.shape(truth))[0])
+
+
+def _pack(truth: np.ndarray, prediction: np.ndarray, object_id: int) -> np.ndarray:
+    """Masks of an object in n <= PACKET frames, (n, H, W) ids, as the bits of one (h, w) uint8 array.
+
+    Bit i is the truth of frame i, bit PACKET + i its prediction, so one pass serves them all. (h, w) is their
+    bounding box and a pixel around: boundaries lie in it, and matches are looked up on boundaries only.
+    """
+    planes = np.zeros(truth.shape[1:], dtype=np.uint8)
+    plane = np.empty_like(planes)  # one buffer: a new array for each frame costs more than the comparison
+    for first_bit, frames in ((0, truth), (PACKET, prediction)):
+        for bit, ids in enumerate(frames, first_bit):
+            np.equal(ids, object_id, out=plane.view(bool))
+            plane *= np.uint8(1 << bit)
+            planes |= plane
+    x, y, width, height = cv2.boundingRect(planes)
+    return planes[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
+
+
+def _pack_masks(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    truth, prediction = np.asarray(truth, dtype=bool), np.asarray(prediction, dtype=bool)
+    _check_shapes(truth, prediction, "(H, W)")
+    return _pack(truth[None], prediction[None], True)
+
+
+def _count(planes: np.ndarray) -> np.ndarray:
+    """Pixels of each mask: (2, PACKET) int, the truth's and the prediction's."""
+    return np.reshape([np.count_nonzero(planes & (1 << bit)) for bit in range(2 * PACKET)], (2, PACKET))
+
+
+def _jaccard(planes: np.ndarray) -> np.ndarray:
+    intersection, union = _count(planes & (planes >> PACKET))[0], _count(planes | (planes >> PACKET))[0]
+    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
+
+
+def _boundary_f(planes: np.ndarray, size: Iterable[int]) -> np.ndarray:
+    boundary = _boundary(planes)
+    near = _dilate(boundary, radius=ceil(TOLERANCE * hypot(*size)))
+    near_other = near >> PACKET | near * np.uint8(1 << PACKET)  # numpy's `<<` is several times slower
+    length, matched = _count(boundary), _count(boundary & near_other)
+    recall, precision = matched / np.maximum(length, 1)
+    f = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)  # 0 without a match
+    return np.where(length.any(axis=0), f, 1.0)
+
+
+def _boundary(planes: np.ndarray) -> np.ndarray:
+    """Pixels that differ from a neighbour in the array, right, lower or lower-right: (h, w) uint8."""
+    boundary = np.zeros_like(planes)
+    boundary[:, :-1] = planes[:, :-1] ^ planes[:, 1:]
+    boundary[:-1] |= planes[:-1] ^ planes[1:]
+    boundary[:-1, :-1] |= planes[:-1, :-1] ^ planes[1:, 1:]
+    return boundary
+
+
+def _dilate(planes: np.ndarray, radius: int) -> np.ndarray:
+    """Dilation with the disk x² + y² <= radius², as the union of its columns from the rim inwards."""
+    height, width = planes.shape
+    dilated, column, reach = np.zeros_like(planes), np.pad(planes, radius), 0
+    for x in range(radius, -1, -1):
+        while reach < isqrt(radius**2 - x**2):
+            column, reach = column[:-2] | column[1:-1] | column[2:], reach + 1
+        rows = column[radius - reach :][:height]
+        dilated |= rows[:, radius - x :][:, :width] | rows[:, radius + x :][:, :width]
+    return dilated
+
+
+def _statistics(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, recall (share above .5), decay (first quarter - last) of one object's scored frames."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return np.nan, np.nan, np.nan
+    # As the official tool: 1e-10 rounds halves up, quarters share a frame. (Its uint8 edges wrap at 256.)
+    edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    decay = values[edges[0] : edges[1] + 1].mean() - values[edges[3] : edges[4] + 1].mean()
+    return values.mean(), np.mean(values > 0.5), decay
+
+
+def _entry_frames(truth: np.ndarray, first_frame: Mapping[int, int] | None) -> dict[int, int]:
+    """Object id -> frame of its first annotation, ids ascending, checked against the truth."""
+    if first_frame is None:
+        first_frame = dict.fromkeys(np.setdiff1d(truth[0], BACKGROUND).tolist(), 0)
+    if not first_frame:
+        raise InputError("no object in the first annotation: all its ids are background (0, 255)")
+    for object_id, frame in first_frame.items():
+        if object_id in BACKGROUND or not 0 <= frame < len(truth) or object_id not in truth[frame]:
+            raise InputError(f"first_frame: truth[{frame}] of {len(truth)} frames has no object {object_id}")
+    if min(first_frame.values()) >= len(truth) - 2:
+        raise InputError("no frame to score: every object is first annotated in the last two frames")
+    return dict(sorted(first_frame.items()))
+
+
+def _check_shapes(truth: np.ndarray, prediction: np.ndarray, axes: str) -> None:
+    if truth.shape != prediction.shape or truth.ndim != axes.count(",") + 1:
+        raise InputError(f"truth is {truth.shape}, prediction {prediction.shape}: both must be {axes}")

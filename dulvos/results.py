@@ -1,0 +1,148 @@
+"""Result rows: what was run, on what, by which code, and what came out; tables and figures are made from these alone."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dulvos.errors import InputError
+
+__all__ = ["ROOT", "code_hash", "find_row", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(os.environ.get("DULVOS_RESULTS", ROOT / "results"))
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "accelerate", "pandas")
+
+# the modules that determine the numbers of each kind of run
+SOURCES = {
+    "train": ("encoder", "views", "losses", "clips", "videos", "training"),
+    "evaluate": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "evaluation"),
+}
+
+
+def study_folder(study: str) -> Path:
+    """`results/<study>`, in DULVOS_RESULTS if that is set."""
+    if not study or Path(study).name != study:
+        raise InputError(f"study must be a plain folder name such as 'demo', not {study!r}")
+    return RESULTS / study
+
+
+@lru_cache
+def code_hash(*modules: str) -> str:
+    """Short hash of what modules of this package compute: their syntax trees without docstrings and comments."""
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0].value = ast.Constant(None)
+        digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def run_key(kind: str, parameters: dict, data: str) -> str:
+    """Key of a run: 12 hex digits of its kind, parameters, data fingerprint and the code that determines its numbers."""
+    content = json.dumps([kind, parameters, data, code_hash(*SOURCES[kind])], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def provenance(kind: str, *, seed: int | None, data: str, fingerprint: str) -> dict:
+    """Where a row comes from: command, commit, dirty flag, code hash, versions, machine, data, date."""
+    return {
+        "source": os.environ.get("DULVOS_SOURCE", "Python"),  # the notebook or command, set by the study
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(_git("status", "--porcelain", "--", "dulvos", "notebooks", "run_all.sh")),
+        "code": code_hash(*SOURCES[kind]),
+        "seed": seed,
+        "data": data,
+        "fingerprint": fingerprint,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON whole or not at all: a temporary name, synced, then renamed; numpy numbers and paths are converted."""
+    def convert(value):
+        if dataclasses.is_dataclass(value):
+            return dataclasses.asdict(value)
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        return str(value)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as stream:
+        json.dump(content, stream, indent=1, default=convert)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_row(study: str, row: dict) -> Path:
+    """Write one row, `results/<study>/rows/<kind>-<name>-<key>.json`; it needs the fields kind, name and key."""
+    path = study_folder(study) / "rows" / f"{row['kind']}-{row['name']}-{row['key']}.json"
+    write_json(path, row)
+    return path
+
+
+def find_row(study: str, kind: str, key: str) -> dict | None:
+    """The row of a run that is done, or None."""
+    for path in (study_folder(study) / "rows").glob(f"{kind}-*-{key}.json"):
+        return _read(path)
+    return None
+
+
+def read_rows(study: str, kind: str | None = None) -> pd.DataFrame:
+    """All rows of a study, oldest first, with a column `current`: whether the code that made it is today's.
+
+    Nested fields become columns such as `parameters.lr`.
+
+    Raises:
+        InputError: a row that is no JSON.
+    """
+    rows = [_read(path) for path in sorted((study_folder(study) / "rows").glob(f"{kind or '*'}-*.json"))]
+    for row in rows:
+        row["current"] = row["code"] == code_hash(*SOURCES[row["kind"]])
+    if not rows:
+        return pd.DataFrame(columns=["kind", "name", "key", "date", "current"])
+    return pd.json_normalize(rows).sort_values("date", ignore_index=True)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a result row ({error}); restore it or delete it to run again") from None

@@ -1,0 +1,235 @@
+"""A study: notebooks run by papermill in order, each once, into `results/<study>`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import papermill
+
+from dulvos import results, runs, tables
+from dulvos.errors import InputError
+
+__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "run_study"]
+
+NOTEBOOKS = results.ROOT / "notebooks"
+METHODS = ("copy", "colour", "random", "trained")
+
+# CPU-sized training: small crops, few clips, a schedule of its own; the method's settings (N, M, τ, λ) are the paper's
+DEMO = {"iterations": 400, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
+        "lr_every": 200}
+DAVIS_CPU = {"iterations": 2000, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 144, "scale_max": 288, "lr": 3e-4,
+             "lr_every": 1200}
+# B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
+DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
+               "lr": 1e-4, "lr_every": 30_000, "workers": 4}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One papermill run.
+
+    Arguments:
+        notebook: stem of a file in `notebooks/`.
+        name: of the executed copy, `results/<study>/notebooks/<name>.ipynb`.
+        parameters: for its `parameters` cell.
+        minutes: about how long it takes on two cores.
+        needs: names of the steps that must have succeeded.
+        row: (kind, name) of the row that it leaves, if any.
+    """
+
+    notebook: str
+    name: str
+    parameters: dict = field(default_factory=dict)
+    minutes: float = 0.5
+    needs: tuple[str, ...] = ()
+    row: tuple[str, str] | None = None
+
+
+def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[str, float]) -> list[Step]:
+    common = {"study": study, "data": data}
+    evaluations = [Step("02_evaluate_davis", f"02_evaluate_davis-{name}", {**common, "name": name, "features": name, **segment},
+                        minutes[name], ("01_train",) if name == "trained" else (), ("evaluate", name)) for name in METHODS]
+    return [
+        Step("01_train", "01_train", {**common, "name": "trained", **training}, minutes["train"], (), ("train", "trained")),
+        *evaluations,
+        Step("00_the_method", "00_the_method", {"study": study, "checkpoint": "trained"}, 1, ("01_train",)),
+        Step("07_results", "07_results", common, 0.5, tuple(step.name for step in evaluations)),
+    ]
+
+
+def demo_steps() -> list[Step]:
+    """The study at demo scale on the embedded benchmark: about ten minutes on two cores."""
+    return _steps("demo", "cutouts", DEMO, {}, {"train": 7, "copy": 0.2, "colour": 0.5, "random": 0.5, "trained": 0.5})
+
+
+def davis_steps(setting: str) -> list[Step]:
+    """The real study on DAVIS; `setting` is "cpu" (hours on two cores) or "paper" (a GPU)."""
+    if setting not in ("cpu", "paper"):
+        raise InputError(f"--setting must be 'cpu' or 'paper', not {setting!r}")
+    minutes = {"train": 35, "copy": 2, "colour": 15, "random": 30, "trained": 30}
+    training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
+    study = "davis" if setting == "cpu" else "davis-paper"
+    return _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})
+
+
+def check_parameters(notebook: str, parameters: dict) -> None:
+    """Raise an InputError for a parameter that the notebook's `parameters` cell does not set."""
+    path = NOTEBOOKS / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise InputError(f"{path}: no such notebook")
+    known = papermill.inspect_notebook(str(path))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise InputError(f"{path.name}: unknown parameter {', '.join(unknown)}; its parameters are {', '.join(known)}")
+
+
+def run_study(study: str, steps: list[Step], data: str) -> int:
+    """Say what will run, run what is not done, and print the summary; the exit status counts failed steps as 1.
+
+    A step is done when its executed copy carries the key of its notebook, parameters, data and code, and its row is there.
+    """
+    for step in steps:
+        check_parameters(step.notebook, step.parameters)
+    folder = results.study_folder(study)
+    with _lock(folder):
+        train, val = (runs.open_data(data, split) for split in ("train", "val"))
+        marks = [runs.dataset_fingerprint(dataset) for dataset in (train, val)]
+        keys: dict[str, str] = {}
+        for step in steps:
+            keys[step.name] = _key(step, marks, keys)
+        done = {step.name for step in steps if _is_done(study, step, keys[step.name])}
+        _announce(study, steps, done, train, val)
+        failed: list[str] = []
+        for step in steps:
+            if step.name in done:
+                continue
+            lacking = [name for name in step.needs if name in failed]
+            if lacking:
+                print(f"[{step.name}] left out: it needs {', '.join(lacking)}")
+                failed.append(step.name)
+            elif not _execute(study, step, keys[step.name]):
+                failed.append(step.name)
+        print("\n" + tables.summary(study))
+        if failed:
+            print(f"failed or left out: {', '.join(failed)}; the same command continues where this one stopped")
+        return 1 if failed else 0
+
+
+def _announce(study: str, steps: list[Step], done: set[str], train, val) -> None:
+    count = [f"{len(dataset.sequences)} videos, {sum(len(s.video) for s in dataset.sequences)} frames" for dataset in (train, val)]
+    print(f"study {study!r} on {train.name}: train on {count[0]} (without masks), evaluate on {count[1]}")
+    for step in steps:
+        state = "done already" if step.name in done else f"about {step.minutes:g} min on two cores"
+        print(f"  {step.name:28s} {state}")
+    minutes = sum(step.minutes for step in steps if step.name not in done)
+    print(f"to run: about {minutes:.0f} min; results in results/{study}; Ctrl-C is safe, the same command continues", flush=True)
+
+
+def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
+    notebook = nbformat.read(NOTEBOOKS / f"{step.notebook}.ipynb", as_version=4)
+    cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("study", "__main__"))
+    content = [cells, step.parameters, marks, results.code_hash(*modules), [keys[name] for name in step.needs]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_done(study: str, step: Step, key: str) -> bool:
+    path = _executed(study, step)
+    if not path.is_file() or nbformat.read(path, as_version=4).metadata.get("dulvos", {}).get("key") != key:
+        return False
+    if step.row is None:
+        return True
+    rows = results.read_rows(study, step.row[0])
+    rows = rows[(rows.name == step.row[1]) & rows.current]
+    folder = results.study_folder(study)
+    # the row is committed; what it speaks of is not
+    product = folder / (f"masks/{step.row[1]}-{rows.key.iloc[-1]}" if step.row[0] == "evaluate" else rows.encoder.iloc[-1]) \
+        if len(rows) else None
+    return product is not None and product.exists()
+
+
+def _executed(study: str, step: Step) -> Path:
+    return results.study_folder(study) / "notebooks" / f"{step.name}.ipynb"
+
+
+def _execute(study: str, step: Step, key: str) -> bool:
+    """Run one notebook; True if it ran to its end."""
+    final = _executed(study, step)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    running, failure = final.with_name(f"{step.name}.running.ipynb"), final.with_name(f"{step.name}.failed.ipynb")
+    print(f"\n[{step.name}] {time.strftime('%H:%M:%S')}, about {step.minutes:g} min", flush=True)
+    started, environment = time.monotonic(), dict(os.environ)
+    os.environ["DULVOS_SOURCE"] = f"notebooks/{step.notebook}.ipynb"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(results.ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
+                                   kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=sys.stderr)
+    except papermill.PapermillExecutionError as error:
+        _tidy(running)
+        running.replace(failure)
+        print(f"\n[{step.name}] FAILED: {error.ename}: {error.evalue}\n  the executed copy shows where: {_shown(failure)}", flush=True)
+        return False
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    _tidy(running, {"key": key, "minutes": round((time.monotonic() - started) / 60, 2)})
+    running.replace(final)
+    failure.unlink(missing_ok=True)
+    print(f"\n[{step.name}] done in {(time.monotonic() - started) / 60:.1f} min: {_shown(final)}", flush=True)
+    return True
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path, results.ROOT)
+
+
+def _tidy(path: Path, mark: dict | None = None) -> None:
+    """Keep the last state of each progress bar, leave this machine's paths out, add the key."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                lines = output.text.split("\n")
+                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    if mark:
+        notebook.metadata["dulvos"] = mark
+    text = nbformat.writes(notebook)
+    for private in (os.environ.get("DULVOS_DAVIS"), str(results.ROOT), str(Path.home())):
+        if private:
+            text = text.replace(json.dumps(private)[1:-1], "DAVIS" if private == os.environ.get("DULVOS_DAVIS") else ".")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One study at a time in a folder; the system frees the lock when its holder dies, however it dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / ".lock", "a+")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); set DULVOS_RESULTS to a folder that can") from None
+    if shutil.disk_usage(folder).free < 2**30:
+        raise InputError(f"{folder}: less than 1 GB is free on this disk; a study writes checkpoints and masks")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            raise InputError(f"{folder}: in use by process {stream.read().strip()}; wait for it or stop it") from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield

@@ -1,0 +1,270 @@
+"""The one reader of videos: folders of frames and video files, as 8-bit RGB arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dulvos.errors import InputError
+
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "open_video"]
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+
+_FRAMES = "frames (" + ", ".join(FRAME_SUFFIXES) + ")"
+_VIDEOS = "video files (" + ", ".join(VIDEO_SUFFIXES) + ")"
+_EXIF_ORIENTATION = 0x0112
+# How a complete file ends; one that ends otherwise is also decoded by Pillow, which refuses cut files.
+_ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of one size under one name; it holds no open file, so it can be pickled and sent to workers.
+
+    Arguments:
+        name: name of the folder, or of the file without its suffix.
+        path: the folder of frames or the video file.
+        length: number of frames (of a video file: the frames which decode, whatever its header says).
+        size: (H, W) of the first frame, as read (after any EXIF or container rotation).
+        files: names of the frame files in natural order; empty for a video file.
+    """
+
+    name: str
+    path: Path
+    length: int
+    size: tuple[int, int]
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def frame_name(self, index: int) -> str:
+        """Name of a frame: the stem of its file, or the index in five digits for a video file."""
+        self._check_index(index)
+        return Path(self.files[index]).stem if self.files else f"{index:05d}"
+
+    def read(self, index: int) -> np.ndarray:
+        """One frame, the same that `frames` gives at this index.
+
+        A video file is decoded forward, never sought (seeking misses frames in some files): read in
+        increasing order, which costs one pass; going back starts again at the first frame.
+
+        Arguments:
+            index: 0 <= index < length.
+
+        Returns:
+            (H, W, 3) uint8, RGB.
+
+        Raises:
+            InputError: the frame cannot be read, is cut short, or has another size than the first one.
+            IndexError: index out of range.
+        """
+        self._check_index(index)
+        if self.files:
+            return self._checked(_read_image(self.path / self.files[index]), index)
+        return self._checked(_decoder_at(self.path, index).retrieve(), index)
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Frames `start` to the last, each (H, W, 3) uint8 RGB, in one pass; raises as `read` does."""
+        if self.files:
+            for index in range(start, self.length):
+                yield self.read(index)
+            return
+        decoder = _Decoder(self.path)
+        for index in range(start, self.length):
+            decoder.advance(index)
+            yield self._checked(decoder.retrieve(), index)
+
+    def verify(self) -> None:
+        """Read the header of every frame, decoding none: worth its moment before hours of work.
+
+        Raises:
+            InputError: names the first frame whose header cannot be read or whose size is another.
+        """
+        for index, file in enumerate(self.files):
+            self._check_size(_header_size(self.path / file), index)
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self.length:
+            raise IndexError(f"{self.path}: no frame {index}; the frames are 0 to {self.length - 1}")
+
+    def _checked(self, frame: np.ndarray, index: int) -> np.ndarray:
+        self._check_size(frame.shape[:2], index)
+        return frame
+
+    def _check_size(self, size: tuple[int, int], index: int) -> None:
+        if tuple(size) != tuple(self.size):
+            where = self.path / self.files[index] if self.files else f"{self.path}, frame {index}"
+            raise InputError(
+                f"{where} is {size[1]}x{size[0]} (width x height), but the first frame is "
+                f"{self.size[1]}x{self.size[0]}; all frames of a video must have one size"
+            )
+
+
+def open_video(path: str | os.PathLike[str]) -> Video:
+    """Open a folder of frames (reads the first header only) or a video file (decoded once, to count).
+
+    Arguments:
+        path: folder of jpg, jpeg, png, bmp or webp frames, ordered naturally by their names (other files are
+            ignored), or an mp4, avi, mkv, mov or webm file.
+
+    Raises:
+        InputError: nothing there, no frames in it, two frames of one name, or an unknown or broken file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = _frame_files(path)
+        if not files:
+            raise InputError(f"{path}: no frames in this folder; expected {_FRAMES}, or give a video file")
+        for stem, count in Counter(Path(file).stem for file in files).items():
+            if count > 1:
+                raise InputError(f"{path}: {count} frames are called {stem!r}; keep one file for each frame")
+        return Video(path.resolve().name, path, len(files), _header_size(path / files[0]), files)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected a folder of frames or a video file")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise InputError(f"{path}: not a video; expected a folder of {_FRAMES}, or one of the {_VIDEOS}")
+    length, size = _Decoder(path).measure()
+    return Video(path.stem, path, length, size)
+
+
+def find_videos(root: str | os.PathLike[str]) -> list[Video]:
+    """Videos directly under a folder: its sub-folders of frames and its video files, sorted by name.
+
+    Hidden entries and other files are ignored. Files that differ only in their suffix keep it in the name.
+
+    Arguments:
+        root: the folder.
+
+    Raises:
+        InputError: no such folder, nothing in it, or a sub-folder without frames.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected one with folders of frames or {_VIDEOS}")
+    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    found = [open_video(e) for e in entries if e.is_dir() or e.suffix.lower() in VIDEO_SUFFIXES]
+    if not found:
+        hint = "; it holds frames itself: give the folder above it" if _frame_files(root) else ""
+        raise InputError(f"{root}: no videos in here; expected folders of {_FRAMES} or {_VIDEOS}{hint}")
+    names = Counter(video.name for video in found)
+    found = [video if names[video.name] == 1 else replace(video, name=video.path.name) for video in found]
+    return sorted(found, key=lambda video: video.name)
+
+
+def fingerprint(videos: Iterable[Video]) -> str:
+    """16 hex digits of names, lengths, sizes, and the files' names and bytes: no dates, no absolute paths."""
+    digest = hashlib.sha256()
+    for video in videos:
+        files = [video.path / file for file in video.files] or [video.path]
+        weights = [(file.name, file.stat().st_size) for file in files]
+        digest.update(repr((video.name, video.length, tuple(video.size), weights)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _frame_files(folder: Path) -> tuple[str, ...]:
+    names = (e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
+    return tuple(sorted((n for n in names if Path(n).suffix.lower() in FRAME_SUFFIXES), key=_natural))
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Odd places of the split are the digits, so two keys never compare a string with a number.
+    parts = re.split(r"([0-9]+)", Path(name).stem)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Pillow decodes a whole PNG to look for EXIF data which its header did not announce.
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+        if not data:
+            raise OSError("the file is empty")
+        ending = next((end for start, end in _ENDINGS.items() if data.startswith(start)), None)
+        if ending is None or not data.rstrip(b"\0").endswith(ending):
+            # OpenCV fills the rest of a cut picture with grey and says nothing.
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if frame is None:
+            raise OSError("OpenCV cannot decode it")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image"  # Pillow's own message names its buffer
+    elif isinstance(error, FileNotFoundError):
+        reason = "no such file"
+    return InputError(f"{path}: unreadable frame ({reason}); replace this file")
+
+
+class _Decoder:
+    """A video file decoded forward; `position` is the frame that `retrieve` gives, any number of times."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position, self.process = path, -1, os.getpid()
+        # One thread: decoder threads do not survive a fork, and releasing them in a worker would hang.
+        self.capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        if not self.capture.isOpened():
+            raise InputError(f"{path}: cannot be opened as a video; expected one of the {_VIDEOS}")
+
+    def advance(self, index: int) -> None:
+        while self.position < index:
+            if not self.capture.grab():
+                raise InputError(f"{self.path}: ends before frame {index}, unlike when opened; open it again")
+            self.position += 1
+
+    def retrieve(self) -> np.ndarray:
+        decoded, frame = self.capture.retrieve()
+        if not decoded:
+            raise InputError(f"{self.path}: frame {self.position} does not decode; re-encode the file")
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def measure(self) -> tuple[int, tuple[int, int]]:
+        """Length and (H, W), from decoding every frame: headers announce frames that are not there."""
+        if not self.capture.grab():
+            raise InputError(f"{self.path}: no frame of this video decodes; re-encode the file")
+        self.position = 0
+        height, width = self.retrieve().shape[:2]
+        while self.capture.grab():
+            self.position += 1
+        return self.position + 1, (height, width)
+
+
+_open = threading.local()
+
+
+def _decoder_at(path: Path, index: int) -> _Decoder:
+    """The thread's one open decoder where it serves, else a new one: many videos, few open files."""
+    decoder = getattr(_open, "decoder", None)
+    # A forked worker shares the file position of its parent, so it must not go on with the parent's decoder.
+    if decoder is None or (decoder.path, decoder.process) != (path, os.getpid()) or decoder.position > index:
+        decoder = _open.decoder = _Decoder(path)
+    decoder.advance(index)
+    return decoder

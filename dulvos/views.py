@@ -1,0 +1,103 @@
+"""The similarity transform 𝒯 that relates the two views of a clip (Sec. 3.3, Fig. 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dulvos.errors import InputError
+
+__all__ = ["Similarity", "sample_similarity", "warp"]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """One random crop-and-flip a clip: the main view is flipped, then cropped, then resized to the main view's size.
+
+    Fields:
+        size: side S of the square frames, in pixels.
+        flip: (B,) bool, horizontal flip.
+        top, left: (B,) int64 corner of the crop in the (flipped) main view, in pixels.
+        side: (B,) int64 side of the crop, in pixels.
+    """
+
+    size: int
+    flip: Tensor
+    top: Tensor
+    left: Tensor
+    side: Tensor
+
+    def theta(self) -> Tensor:
+        """𝒯 as (B, 2, 3) float32 matrices from view-2 to main-view coordinates.
+
+        Coordinates are (x, y) in [-1, 1], align_corners=False: θ = [[f·s, 0, f·dx], [0, s, dy]].
+        """
+        half = self.size / 2
+        s = self.side / self.size
+        dx = (self.left + self.side / 2 - half) / half
+        dy = (self.top + self.side / 2 - half) / half
+        f = 1 - 2 * self.flip.to(s.dtype)
+        zero = torch.zeros_like(s)
+        return torch.stack([torch.stack([f * s, zero, f * dx], 1), torch.stack([zero, s, dy], 1)], 1).float()
+
+    def frames(self, frames: Tensor) -> Tensor:
+        """View 2 of the main view's frames.
+
+        Arguments:
+            frames: (B, T, C, S, S) float, the main view; every frame of a clip gets the same transform.
+
+        Returns:
+            (B, T, C, S, S), resized by bilinear interpolation (align_corners=False).
+        """
+        views = []
+        for clip, flip, top, left, side in zip(frames, self.flip, self.top, self.left, self.side, strict=True):
+            clip = clip.flip(-1) if flip else clip
+            crop = clip[..., int(top): int(top + side), int(left): int(left + side)]
+            views.append(F.interpolate(crop, (self.size, self.size), mode="bilinear", align_corners=False))
+        return torch.stack(views)
+
+
+def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
+                      scale: tuple[float, float] = (0.5, 1.0)) -> Similarity:
+    """Draw 𝒯 for each clip: flip with p = 0.5, a square crop of relative size U(scale), at integer offsets.
+
+    Arguments:
+        batch: number of clips B.
+        size: side S of the square frames, in pixels.
+        generator: a CPU generator.
+        scale: least and greatest relative size of the crop, in (0, 1]; (1, 1) with no flip would be the identity.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"scale must satisfy 0 < low <= high <= 1, not {scale}")
+    draw = torch.rand(4, batch, generator=generator, dtype=torch.float64)
+    side = ((scale[0] + (scale[1] - scale[0]) * draw[0]) * size).floor().long().clamp(1, size)
+    room = size - side + 1
+    return Similarity(size, draw[1] < 0.5, (draw[2] * room).long(), (draw[3] * room).long(), side)
+
+
+def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None) -> Tensor:
+    """𝒯 applied to main-view features: what view 2 ought to give, by nearest-neighbour sampling.
+
+    Arguments:
+        features: (B, T, K, h, w) of the main view.
+        theta: (B, 2, 3), view-2 to main-view coordinates, (x, y) in [-1, 1].
+        corrected_stride: None follows the release, which takes cell i to be centred at pixel stride·(i + ½) - ½, although it
+            is centred at stride·i; the encoder's stride corrects that (an option of ours, for the ablation).
+
+    Returns:
+        (B, T, K, h, w).
+    """
+    batch, frames, channels, height, width = features.shape
+    if corrected_stride is not None:
+        # pixel p = stride·i lies (stride - 1)/2 before the assumed centre, on both sides of the map
+        shift = theta.new_tensor([(corrected_stride - 1) / (corrected_stride * width),
+                                  (corrected_stride - 1) / (corrected_stride * height)])
+        offset = theta[:, :, 2] - (theta[:, :, :2] @ shift) + shift
+        theta = torch.cat([theta[:, :, :2], offset[:, :, None]], 2)
+    grid = F.affine_grid(theta.to(features.dtype), [batch, 1, height, width], align_corners=False)
+    flat = features.reshape(batch, frames * channels, height, width)
+    # with the release's alignment every sample lies inside; the corrected one may leave by a cell under a flip
+    return F.grid_sample(flat, grid, mode="nearest", padding_mode="border", align_corners=False).view_as(features)

@@ -1,0 +1,113 @@
+"""Slow, plain versions of the method, written from its description, and inputs to compare the package with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_features(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal noise (..., K, h, w) of L2 norm 1 over K."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.normalize(noise, dim=-3).to(dtype)
+
+
+def texture(seed: int, *size: int, sigma: float = 6.0) -> np.ndarray:
+    """A smooth random picture with all of its range in use: (H, W, 3) uint8."""
+    noise = np.random.default_rng(seed).normal(size=(*size, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), sigma)
+    return np.clip(128 + 60 * (smooth - smooth.mean((0, 1))) / smooth.std((0, 1)), 0, 255).astype(np.uint8)
+
+
+def blobs(seed: int, ids: tuple[int, ...], height: int, width: int) -> np.ndarray:
+    """A mask in which each id and the background hold a random smooth region: (H, W) uint8."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, len(ids) + 1))
+    smooth = cv2.GaussianBlur(noise, (0, 0), height / 8)
+    return np.array([0, *ids], np.uint8)[smooth.argmax(-1)]
+
+
+def write_textures(root: Path, names: str, frames: int = 8, size: tuple[int, int] = (72, 96)) -> Path:
+    """A folder of videos, each a random texture that moves by two pixels a frame."""
+    for seed, name in enumerate(names):
+        picture = texture(seed, size[0], size[1] + 2 * frames)
+        (root / name).mkdir(parents=True)
+        for t in range(frames):
+            cv2.imwrite(str(root / name / f"{t:05d}.png"), picture[:, 2 * t : 2 * t + size[1]])
+    return root
+
+
+def warp_oracle(maps: Tensor, theta: Tensor) -> Tensor:
+    """(B, T, C, h, w) sampled at theta's positions, frame by frame, to the nearest cell."""
+    grid = F.affine_grid(theta.to(maps.dtype), [len(maps), 1, *maps.shape[-2:]], align_corners=False)
+    sample = [F.grid_sample(maps[:, t], grid, mode="nearest", align_corners=False) for t in range(maps.shape[1])]
+    return torch.stack(sample, 1)
+
+
+def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor,
+                tau: float, lam: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L, L_ST, L_CV and the pseudo labels, with all B·N² affinities of every cell alive and warped as such."""
+    clips, frames = features.shape[:2]
+
+    def pick(maps: Tensor, index: Tensor) -> Tensor:  # [B, n², K]
+        return torch.stack([m.flatten(1)[:, i.flatten()].T for m, i in zip(maps, index)])
+
+    q = pick(features[:, 0], anchor_index)
+    affinity = torch.einsum("btkyx,cnk->btcnyx", features, q).flatten(2, 3)  # [B, T, B·N², h, w]
+    logits = warp_oracle(affinity, theta) / tau
+    own = torch.einsum("btkyx,bnk->btnyx", features_view2, q).argmax(2)
+    labels = own + q.shape[1] * torch.arange(clips).view(-1, 1, 1, 1)
+    rest = slice(1, None) if frames > 1 else slice(None)
+    space_time = F.cross_entropy(logits[:, rest].flatten(0, 1), labels[:, rest].flatten(0, 1))
+
+    r, r_hat = (pick(f, cross_index).flatten(0, 1) for f in (warp_oracle(features, theta)[:, 0], features_view2[:, 0]))
+    pairs = torch.log_softmax(r @ r_hat.T / tau, 1)
+    cross_view = -pairs.diagonal().mean()
+    return space_time + lam * cross_view, space_time, cross_view, labels
+
+
+def shrink(maps: Tensor, height: int, width: int) -> Tensor:
+    """(..., H, W) -> (..., h, w), linear between pixels, the corners meeting."""
+    def matrix(large: int, small: int) -> Tensor:
+        at = torch.arange(small, dtype=torch.float64) * (large - 1) / max(small - 1, 1)
+        return (1 - (at[:, None] - torch.arange(large)).abs()).clamp(min=0)
+    return matrix(maps.shape[-2], height) @ maps.double() @ matrix(maps.shape[-1], width).T
+
+
+def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tuple[int, ...], context: int, radius: float,
+                       topk: int, tau: float = 0.05) -> Tensor:
+    """Soft masks (T, M, h, w) by comparing every cell with every cell of all 1 + context entries, duplicates and all."""
+    frames, _, height, width = features.shape
+    keys = features.double().flatten(2)  # [T, K, h·w]
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    far = torch.cdist(place, place) >= radius - 1e-9
+    start, references, soft = min(masks), [], []
+    owner = {c: start for c in range(len(ids))}
+    for t in range(frames):
+        p = torch.zeros(len(ids), height * width, dtype=torch.float64)
+        p[0] = float(t < start)
+        for t0 in references:
+            entries = [t0] + [max(j, t0) for j in range(t - context, t)]
+            similarity = [(keys[j].T @ keys[t]).masked_fill(far, -torch.inf) for j in entries]  # [h·w, h·w]
+            similarity[0] = keys[t0].T @ keys[t]
+            best, where = torch.cat(similarity).topk(topk, 0)
+            carried = torch.cat([soft[j] for j in entries], 1)[:, where]  # [M, topk, h·w]
+            own = [c for c in owner if owner[c] == t0]
+            p[own] += (carried * torch.softmax(best / tau, 0)).sum(1)[own]
+        if t in masks:
+            mask = torch.from_numpy(masks[t].astype(int))
+            m = shrink(torch.stack([mask == i for i in ids]), height, width).flatten(1)
+            new = [c for c, i in enumerate(ids) if c and (mask == i).any()]
+            if t == start:
+                p, new = m, [0, *new]
+            else:
+                m[0], p[new] = 0, 0
+                p = (1 - m.sum(0)) * p + m.sum(0) * m
+            owner |= dict.fromkeys(new, t)
+            references.append(t)
+        soft.append(p)
+    return torch.stack(soft).view(frames, len(ids), height, width)
