@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, ConnectionPatch, Polygon
+from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from dulvos.encoder import STRIDE
@@ -43,30 +46,37 @@ def style() -> AbstractContextManager:
     return matplotlib.rc_context(STYLE)
 
 
+class _Figure(Figure):
+    """A Figure that a notebook shows without pyplot, and small: photographs as JPEG, the rest as PNG."""
+
+    def _repr_mimebundle_(self, **_) -> dict[str, str]:
+        png, jpeg = io.BytesIO(), io.BytesIO()
+        with style():
+            self.savefig(png, format="png", bbox_inches="tight")
+        Image.open(png).convert("RGB").save(jpeg, "jpeg", quality=85)
+        kind, stream = ("png", png) if len(png.getbuffer()) < 3 * len(jpeg.getbuffer()) else ("jpeg", jpeg)
+        return {f"image/{kind}": base64.b64encode(stream.getbuffer()).decode()}
+
+
 def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False) -> Figure:
-    """Write a figure as PNG (150 dpi), whole or not at all (a temporary name, then a rename); makes its folders.
+    """Write a figure as PNG (150 dpi), whole or not at all (a temporary name, then a rename); makes its folder.
 
     Arguments:
-        path: the file, ending in .png.
-        vector: write a PDF of the same stem too: for curves and dots, not for photographs.
+        path: the file, with or without its .png.
+        vector: write a PDF beside it too: for curves and dots, not for photographs.
 
     Returns:
         The figure, so that a notebook's cell may end here and show it.
-
-    Raises:
-        InputError: another suffix.
     """
     path = Path(path)
-    if path.suffix != ".png":
-        raise InputError(f"{path}: figures are written as PNG; give a name that ends in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file in (path, path.with_suffix(".pdf"))[: 1 + vector]:
-        temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-        # without a date the same figure gives the same bytes
-        metadata = {"CreationDate": None} if file.suffix == ".pdf" else None
+    for suffix in ("png", "pdf")[: 1 + vector]:
+        file = path.with_name(f"{path.name.removesuffix('.png')}.{suffix}")
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same figure gives the same bytes
         try:
             with style():
-                figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+                figure.savefig(temporary, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
@@ -132,7 +142,7 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
     """
     columns = max(len(images) for _, images in rows)
     heights = [max(image.shape[0] / image.shape[1] for image in images) for _, images in rows]
-    figure = Figure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
+    figure = _Figure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, (title, images) in zip(axes, rows):
         for axis in line[len(images):]:
@@ -153,7 +163,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     Arguments:
         history: columns iteration, loss, loss_st, loss_cv, lr, seconds, as `history.csv` has them.
     """
-    figure = Figure((WIDTH, 2.1))
+    figure = _Figure((WIDTH, 2.1))
     left, middle, right = figure.subplots(1, 3)
     window = max(5, len(history) // 50)
     for axis, name, colour, title in ((left, "loss_st", "blue", r"space-time loss $\mathcal{L}_{ST}$ (Eq. 3)"),
@@ -177,7 +187,7 @@ def scores_by_sequence(table: pd.DataFrame) -> Figure:
     """
     table = table * (100 if np.nanmax(table.to_numpy(float)) <= 1 else 1)
     table = table.sort_values(table.columns[-1])
-    figure = Figure((WIDTH * 0.75, 0.9 + 0.19 * len(table)))
+    figure = _Figure((WIDTH * 0.75, 0.9 + 0.19 * len(table)))
     axis = figure.subplots()
     y = np.arange(len(table))
     axis.hlines(y, table.min(axis=1), table.max(axis=1), color="0.8", linewidth=1, zorder=1)
@@ -203,7 +213,7 @@ def frame_strip(frames: Sequence[np.ndarray], j: np.ndarray, f: np.ndarray, *, s
     """
     picked = np.unique(np.linspace(0, len(frames) - 1, shown).round().astype(int))
     ratio = frames[0].shape[0] / frames[0].shape[1]
-    figure = Figure((WIDTH, 1.7 + WIDTH / len(picked) * ratio))
+    figure = _Figure((WIDTH, 1.7 + WIDTH / len(picked) * ratio))
     top, bottom = figure.subfigures(2, 1, height_ratios=[WIDTH / len(picked) * ratio + 0.3, 1.4])
     axis = bottom.subplots()
     for name, values, colour, line in (("J", j, "blue", "-"), ("F", f, "vermillion", "--")):
@@ -227,7 +237,7 @@ def anchors(frame: np.ndarray, index: np.ndarray) -> Figure:
         index: (n, n) flat indices y·w + x, as `dulvos.losses.sample_grid` draws them for one clip.
     """
     height, width, n = frame.shape[0] // STRIDE, frame.shape[1] // STRIDE, len(index)
-    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 * height / width + 0.3))
+    figure = _Figure((WIDTH * 0.55, WIDTH * 0.55 * height / width + 0.3))
     axis = figure.subplots()
     _picture(axis, frame, f"{n} x {n} anchors among {height} x {width} cells")
     x, y = np.meshgrid(np.arange(width) * STRIDE, np.arange(height) * STRIDE)
@@ -258,7 +268,7 @@ def cell_maps(frames: Sequence[np.ndarray], maps: Sequence[np.ndarray], titles: 
     rows = -(-len(maps) // columns)
     ratio = max(frame.shape[0] / frame.shape[1] for frame in frames)
     side = min((WIDTH - 0.5) / columns, 2.4)
-    figure = Figure((side * columns + 0.5, rows * (side * ratio + 0.25)))
+    figure = _Figure((side * columns + 0.5, rows * (side * ratio + 0.25)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     values = np.concatenate([np.ravel(m) for m in maps if np.ndim(m) == 2] or [[0, 1]])
     scale = Normalize(*(limits or (np.nanmin(values), np.nanmax(values))))
@@ -285,7 +295,7 @@ def view_pair(main: np.ndarray, view2: np.ndarray, theta: np.ndarray, pairs: np.
         pairs: (2, n, n) flat cell indices in the main view and in view 2, drawn in one colour and joined.
     """
     size = len(main)
-    figure = Figure((WIDTH * 0.8, WIDTH * 0.4 + 0.1))
+    figure = _Figure((WIDTH * 0.8, WIDTH * 0.4 + 0.1))
     left, right = figure.subplots(1, 2)
     _picture(left, main, "main view")
     _picture(right, view2, "view 2 (regularising branch)")
@@ -308,7 +318,7 @@ def view_pair(main: np.ndarray, view2: np.ndarray, theta: np.ndarray, pairs: np.
 @style()
 def similarity(matrix: np.ndarray, clips: int, *, title: str = "", xlabel: str = "", ylabel: str = "") -> Figure:
     """A matrix of cosines between the features of `clips` clips, (n, m) float, with lines between the clips."""
-    figure = Figure((WIDTH * 0.55, WIDTH * 0.45))
+    figure = _Figure((WIDTH * 0.55, WIDTH * 0.45))
     axis = figure.subplots()
     image = axis.imshow(matrix, cmap="viridis", vmax=1)
     for k in range(1, clips):
@@ -333,7 +343,7 @@ def neighbourhood(query: tuple[str, np.ndarray], cell: int,
     columns = min(3, len(entries) + 1)
     rows = -(-(len(entries) + 1) // columns)
     height, width = query[1].shape[:2]
-    figure = Figure((WIDTH, rows * (WIDTH / columns * height / width + 0.2)))
+    figure = _Figure((WIDTH, rows * (WIDTH / columns * height / width + 0.2)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     cells = -(-width // STRIDE)
     y, x = _pixels([cell], cells)

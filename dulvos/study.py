@@ -20,7 +20,7 @@ import papermill
 from dulvos import results, runs, tables
 from dulvos.errors import InputError
 
-__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "run_study"]
+__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "refuse_unknown", "run_study"]
 
 NOTEBOOKS = results.ROOT / "notebooks"
 METHODS = ("copy", "colour", "random", "trained")
@@ -92,6 +92,14 @@ def check_parameters(notebook: str, parameters: dict) -> None:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise InputError(f"{path.name}: unknown parameter {', '.join(unknown)}; its parameters are {', '.join(known)}")
+
+
+def refuse_unknown(notebook: str, names: dict) -> None:
+    """The same for a notebook run by hand: call it with globals() in the first cell after the parameters."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    given = {name: value for name, value in names.items()
+             if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")}
+    check_parameters(notebook, given)
 
 
 def run_study(study: str, steps: list[Step], data: str) -> int:

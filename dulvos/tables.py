@@ -19,6 +19,7 @@ __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failur
 __all__ += ["state", "study_table", "summary", "table1", "table3", "to_markdown", "to_text", "write_tables"]
 
 NOT_RUN = "not run"
+POINTS = "points"  # state of a line of differences
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features", "trained": "trained features"}
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay", "F mean": "F-Mean",
           "F recall": "F-Recall", "F decay": "F-Decay"}
@@ -86,7 +87,7 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
         gain = difference(picked["trained"], picked["random"])
         comparable = gain or picked["trained"] is None or picked["random"] is None
         lines.append({"data": data and f"{data} {split}", "method": "trained - random", **gain,
-                      "state": "points" if gain else NOT_RUN if comparable else "not comparable: other data or settings"})
+                      "state": POINTS if gain else NOT_RUN if comparable else "not comparable: other data or settings"})
     columns = ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame", "state"]
     return _frame(lines, columns)
 
@@ -107,23 +108,24 @@ def sequence_table(study: str) -> pd.DataFrame:
     for data, split in benchmarks(rows):
         columns, counts = {}, {}
         for name, row in _methods(rows, data, split).items():
+            title = METHODS.get(name, name) + " †" * state(row, rows).startswith("†")
             path = None if row is None else run_path(row, "scores", ".csv")
             if path is None or not path.exists():
-                columns[name] = pd.Series(dtype=object)
+                columns[title] = pd.Series(dtype=object)
                 continue
             table = pd.read_csv(path)
             table["J&F"] = 100 * (table["J mean"] + table["F mean"]) / 2
             counts |= table.groupby("sequence").size().to_dict()
-            columns[name] = table.groupby("sequence")["J&F"].mean()
-            columns[name]["\0"] = table["J&F"].mean()
+            columns[title] = table.groupby("sequence")["J&F"].mean()
+            columns[title]["\0"] = table["J&F"].mean()
         if not counts:
             continue
-        block = pd.DataFrame({METHODS.get(name, name): values for name, values in columns.items()}, index=[*sorted(counts), "\0"])
+        block = pd.DataFrame(columns, index=[*sorted(counts), "\0"])
         block = block.astype(float).round(1).astype(object)
         block = block.where(block.notna(), NOT_RUN)
-        block.insert(0, "objects", [*(counts[name] for name in sorted(counts)), sum(counts.values())])
-        block.insert(0, "sequence", [*sorted(counts), "mean over objects"])
         block.insert(0, "data", f"{data} {split}")
+        block.insert(1, "sequence", [*sorted(counts), "mean over objects"])
+        block.insert(2, "objects", [*(counts[name] for name in sorted(counts)), sum(counts.values())])
         blocks.append(block)
     if not blocks:
         return _frame([], ["data", "sequence", "objects", *METHODS.values()])
@@ -161,7 +163,7 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of all studies.
     """
     trained, lines = _kind(rows, "train"), []
-    ours = trained[[_is(row, METHOD) for _, row in trained.iterrows()]]
+    ours = trained[np.array([_is(row, METHOD) for _, row in trained.iterrows()], bool)]
     used = set()
     for _, line in paper.TABLE3.iterrows():
         row = newest(ours[ours["data"] == line["data"]]) if line.method == paper.OURS else None
@@ -197,14 +199,12 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
             return "-"
         if isinstance(value, (float, np.floating)):
             return FORMATS.get(column, "{:.1f}").format(value)
-        return str(value)
+        return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
     text = {column: [cell(value, column) for value in table[column]] for column in table}
-    if "method" in table:
-        gains = [place for place, method in enumerate(table["method"]) if " - " in str(method)]
-        for column in SCORES.keys() & text.keys():
-            for place in gains:
-                text[column][place] = text[column][place] if text[column][place].startswith("-") else f"+{text[column][place]}"
+    for place, made in enumerate(table.get("state", ())):
+        for column in SCORES.keys() & text.keys() if made == POINTS else ():
+            text[column][place] = f"{table[column].iloc[place]:+.1f}"
     return pd.DataFrame(text, columns=table.columns, dtype=object)
 
 

@@ -89,13 +89,18 @@ class Video:
             yield self._checked(decoder.retrieve(), index)
 
     def verify(self) -> None:
-        """Read the header of every frame, decoding none: worth its moment before hours of work.
+        """Look at the head and the end of every frame, decoding none that is whole: before hours of work.
 
         Raises:
-            InputError: names the first frame whose header cannot be read or whose size is another.
+            InputError: names the first frame whose header cannot be read, that is cut short, or whose size is another.
         """
         for index, file in enumerate(self.files):
             self._check_size(_header_size(self.path / file), index)
+            with open(self.path / file, "rb") as stream:
+                head = stream.read(4)
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1024))
+                if not _is_whole(head, stream.read()):
+                    _read_image(self.path / file)
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self.length:
@@ -202,8 +207,7 @@ def _read_image(path: Path) -> np.ndarray:
         data = path.read_bytes()
         if not data:
             raise OSError("the file is empty")
-        ending = next((end for start, end in _ENDINGS.items() if data.startswith(start)), None)
-        if ending is None or not data.rstrip(b"\0").endswith(ending):
+        if not _is_whole(data[:4], data):
             # OpenCV fills the rest of a cut picture with grey and says nothing.
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
@@ -213,6 +217,12 @@ def _read_image(path: Path) -> np.ndarray:
     except Exception as error:
         raise _unreadable(path, error) from error
     return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def _is_whole(head: bytes, tail: bytes) -> bool:
+    """Whether a picture ends as complete ones of its kind do; False where that is not known."""
+    ending = next((end for start, end in _ENDINGS.items() if head.startswith(start)), None)
+    return ending is not None and tail.rstrip(b"\0").endswith(ending)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -27,7 +27,7 @@ def texture(seed: int, *size: int, sigma: float = 6.0) -> np.ndarray:
 def blobs(seed: int, ids: tuple[int, ...], height: int, width: int) -> np.ndarray:
     """A mask in which each id and the background hold a random smooth region: (H, W) uint8."""
     noise = np.random.default_rng(seed).normal(size=(height, width, len(ids) + 1))
-    smooth = cv2.GaussianBlur(noise, (0, 0), height / 8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), height / 8).reshape(noise.shape)
     return np.array([0, *ids], np.uint8)[smooth.argmax(-1)]
 
 

@@ -55,9 +55,19 @@ class Checkout:
         for needed in NEEDED:
             self.put(needed.name)
 
+    def _info(self, name: str) -> Path:
+        return self.site / f"{name.replace('-', '_')}.dist-info"
+
+    def drop(self, name: str) -> None:
+        """Take a package from the stand-in; without packaging nothing can be told of the others."""
+        if name == "packaging":
+            (self.site / "packaging").unlink()
+        else:
+            shutil.rmtree(self._info(name))
+
     def put(self, name: str, version: str | None = None) -> None:
         """Give the stand-in a package: the version installed here unless one is named."""
-        info = self.site / f"{name}.dist-info"
+        info = self._info(name)
         info.mkdir(exist_ok=True)
         version = version or metadata.version(name)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -117,7 +127,7 @@ def test_an_environment_that_lacks_something_is_left_alone(
     checkout: Checkout, name: str, version: str | None
 ) -> None:
     if version is None:
-        shutil.rmtree(checkout.site / f"{name}.dist-info")
+        checkout.drop(name)
     else:
         checkout.put(name, version)
     done = checkout.run("demo", "--seed", "3")
@@ -144,8 +154,7 @@ def test_the_tests_need_their_extra(checkout: Checkout) -> None:
 
 
 def test_an_installation_is_made_once_and_an_interrupted_one_again(checkout: Checkout) -> None:
-    shutil.rmtree(checkout.site / "packaging.dist-info", ignore_errors=True)
-    (checkout.site / "packaging").unlink()
+    checkout.drop("packaging")
     assert checkout.run(PIP_STATUS="1").returncode != 0
     assert [call[:3] for call in checkout.calls()] == ["pip"]  # nothing runs in half an environment
 
@@ -160,7 +169,7 @@ def test_an_installation_is_made_once_and_an_interrupted_one_again(checkout: Che
 
 
 def test_a_dead_venv_is_made_anew(checkout: Checkout) -> None:
-    (checkout.site / "packaging").unlink()
+    checkout.drop("packaging")
     checkout.venv.parent.mkdir(parents=True)
     checkout.venv.symlink_to("removed")
     # What `venv --clear` does first.
@@ -175,8 +184,7 @@ def test_what_a_machine_lacks_is_said_in_one_line(checkout: Checkout) -> None:
     assert done.returncode != 0 and len(done.stderr.splitlines()) == 1
     assert "libGL.so.1" in done.stderr and "apt-get install -y libgl1 libglib2.0-0" in done.stderr
 
-    (checkout.site / "packaging").unlink()
-    (checkout.site / "ensurepip.py").write_text("raise ImportError")
+    checkout.drop("packaging")
     old = STAND_IN.replace('  "-c import cv2")', '  --version) echo Python 3.9.2 ;;\n  "-c import cv2")')
     for script, said in (
         (STAND_IN.replace(" -S ", " -S -c 'import sys; sys.exit(1)' "), "needs Python 3.11 to 3.14"),

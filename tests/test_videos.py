@@ -110,7 +110,7 @@ def test_a_forked_worker_and_its_parent_do_not_disturb_each_other(tmp_path: Path
     here, there = multiprocessing.Pipe()
     worker = multiprocessing.get_context("fork").Process(target=_child, args=(video, 150, there))
     worker.start()
-    assert here.poll(20), "the worker hangs"
+    assert here.poll(60), "the worker hangs"
     assert np.array_equal(here.recv(), frames[150])
     worker.join(20)
     assert worker.exitcode == 0
@@ -274,3 +274,10 @@ def test_shared_clips_read_as_they_run(shared_data: Path, clip: str) -> None:
     frames = {index: frame for index, frame in enumerate(video.frames()) if index in wanted}
     for index in wanted:
         assert np.array_equal(video.read(index), frames[index])
+
+
+def test_verify_names_a_frame_that_is_cut_short(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "cut", ["0.jpg", "1.jpg", "2.jpg"])
+    cut(folder / "1.jpg", 0.8)  # the header is there
+    with pytest.raises(InputError, match=r"1\.jpg: unreadable frame"):
+        open_video(folder).verify()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dulvos.errors import InputError
 from dulvos.views import Similarity, sample_similarity, warp
-from oracles import texture
+from tests.oracles import texture
 
 SIZE = 128  # pixels; 16 cells
 CROPS = [  # flip, top, left, side: off-centre, so that each order of flip, shift and scale differs from all others

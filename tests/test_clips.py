@@ -1,0 +1,180 @@
+"""Training clips: which frames, which crop, which order, whoever reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dulvos.clips import Clips, frame_indices, usable_videos
+from dulvos.errors import InputError
+from tests.oracles import texture
+
+
+@dataclass(frozen=True)
+class Still:
+    """A video that shows one picture; its first two rows tell the number of the frame, where asked to."""
+
+    name: str
+    length: int
+    picture: np.ndarray
+    numbered: bool = False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> np.ndarray:
+        assert 0 <= index < self.length
+        return np.full_like(self.picture, 2 * index) if self.numbered else self.picture
+
+
+def stills(count: int, length: int = 12, **keywords: bool) -> list[Still]:
+    return [Still(f"video{i}", length, texture(i, 40, 56, sigma=2), **keywords) for i in range(count)]
+
+
+def clips(videos: list[Still], seed: int = 0, frames: int = 3, gap: int = 2, crop: int = 32,
+          scale: tuple[int, int] = (32, 48), **keywords: bool) -> Clips:
+    return Clips(videos, frames=frames, gap=gap, crop=crop, scale=scale, seed=seed, **keywords)
+
+
+@pytest.mark.parametrize(("length", "frames", "gap", "taken"), [
+    (100, 5, 2, 2), (100, 5, 10, 10), (50, 5, 10, 10), (49, 5, 10, 9), (14, 5, 10, 2), (10, 5, 2, 2), (9, 5, 2, 1), (5, 5, 2, 1),
+    (3, 3, 1, 1), (7, 1, 2, 2), (1, 1, 10, 1), (20, 2, 10, 10),
+])
+def test_frames_stand_a_gap_apart_from_any_start(length: int, frames: int, gap: int, taken: int) -> None:
+    """min(length, g·T) / T, rounded down, is the gap of short videos; every start that fits occurs."""
+    generator = np.random.default_rng(0)
+    drawn = np.stack([frame_indices(length, frames, gap, generator) for _ in range(2000)])
+    assert drawn.shape == (2000, frames)
+    ordered = np.sort(drawn, 1)
+    assert (np.diff(ordered) == taken).all()
+    assert set(ordered[:, 0]) == set(range(length - taken * (frames - 1)))
+
+
+def test_any_frame_is_the_reference() -> None:
+    """Without the permutation it would be the first in time, and half of all motion would run backwards never."""
+    generator = np.random.default_rng(0)
+    drawn = np.stack([frame_indices(40, 4, 3, generator) for _ in range(2000)])
+    ranks = drawn.argsort(1).argsort(1)
+    assert np.abs(np.stack([(ranks == r).mean(0) for r in range(4)]) - 0.25).max() < 0.05
+    ordered = np.stack([frame_indices(40, 4, 3, generator, ordered=True) for _ in range(50)])
+    assert (np.diff(ordered) == 3).all()
+
+
+def test_each_epoch_shows_each_video_once() -> None:
+    dataset = clips(stills(7))
+    epochs = [[dataset.video_of(7 * epoch + i).name for i in range(7)] for epoch in range(6)]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+    other = clips(stills(7), seed=1)
+    assert [other.video_of(i).name for i in range(7)] != epochs[0]
+
+
+def test_a_clip_comes_from_its_video_and_its_frames() -> None:
+    """Frame by frame, in the order drawn, and not in the order read."""
+    videos = stills(5, numbered=True)
+    dataset, forwards = clips(videos), 0
+    for number in range(60):
+        clip = dataset[number]
+        assert clip.shape == (3, 3, 32, 32) and clip.dtype == torch.uint8
+        indices = clip[:, 0, 0, 0].long() // 2
+        assert sorted(indices - indices.min()) == [0, 2, 4]
+        assert torch.equal(clip, (2 * indices.byte()).view(-1, 1, 1, 1).expand_as(clip))
+        forwards += indices.tolist() == sorted(indices.tolist())
+    assert 2 <= forwards <= 25
+    ordered = clips(videos, ordered=True)
+    assert all((ordered[i][1:, 0, 0, 0].int() - ordered[i][:-1, 0, 0, 0].int() == 4).all() for i in range(20))
+
+
+def test_all_frames_of_a_clip_share_crop_and_flip() -> None:
+    """In a still video they are one picture, drawn anew for each clip."""
+    dataset = clips(stills(1))
+    drawn = [dataset[number] for number in range(12)]
+    for clip in drawn:
+        assert torch.equal(clip, clip[:1].expand_as(clip))
+    assert len({clip.numpy().tobytes() for clip in drawn}) == 12
+
+
+def test_crops_and_flips_are_what_is_drawn() -> None:
+    """At the pictures' own scale each clip is found in the picture: flipped half the time, at any place."""
+    picture = texture(0, 40, 56, sigma=2)
+    windows = {}
+    for flip in (False, True):
+        for y in range(9):
+            for x in range(25):
+                window = picture[y : y + 32, x : x + 32]
+                windows[(window[:, ::-1] if flip else window).transpose(2, 0, 1).tobytes()] = flip, y, x
+    dataset = clips([Still("a", 9, picture)], scale=(40, 40))
+    found = [windows[dataset[number][0].numpy().tobytes()] for number in range(400)]
+    flips, ys, xs = map(np.array, zip(*found))
+    assert 0.4 < flips.mean() < 0.6
+    assert set(ys) == set(range(9)) and set(xs) == set(range(25))
+    assert set(xs[flips]) == set(range(25))
+    centred = clips([Still("a", 9, picture)], scale=(40, 40), centre=True)
+    assert {windows[centred[number][0].numpy().tobytes()] for number in range(30)} == {(False, 4, 12), (True, 4, 12)}
+
+
+@pytest.mark.parametrize("size", [(96, 130), (130, 96)])
+def test_resizing_is_antialiased_and_keeps_the_shape(size: tuple[int, int]) -> None:
+    """As Pillow does it; the shorter side becomes the scale."""
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    clip = clips([Still("a", 9, picture)], scale=(33, 33), crop=33, centre=True)[0][0].permute(1, 2, 0).numpy().astype(int)
+    height, width = (max(33, round(side * 33 / 96)) for side in size)
+    small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    top, left = (height - 33 + 1) // 2, (width - 33 + 1) // 2
+    small = small[top : top + 33, left : left + 33]
+    assert min(np.abs(clip - expected).max() for expected in (small, small[:, ::-1])) <= 2
+
+
+def test_scales_are_uniform_and_include_both_ends() -> None:
+    """Read off a ramp: n pixels of a picture scaled to side s hold n/s of it."""
+    ramp = np.broadcast_to(np.arange(128, dtype=np.uint8)[:, None, None] * 2, (128, 128, 3)).copy()
+    dataset = clips([Still("a", 9, ramp)], scale=(64, 68))
+    columns = np.stack([dataset[number][0, 0, 2:-2, 5].numpy() for number in range(200)])
+    sides = np.round(256 / np.polyfit(np.arange(28), columns.T, 1)[0]).astype(int)
+    assert set(sides) == set(range(64, 69))
+
+
+def test_a_clip_depends_on_seed_and_number_alone() -> None:
+    dataset, again, other = clips(stills(3)), clips(stills(3)), clips(stills(3), seed=1)
+    backwards = {number: dataset[number] for number in reversed(range(6))}
+    np.random.seed(0), torch.manual_seed(0)
+    assert all(torch.equal(again[number], backwards[number]) for number in range(6))
+    assert not any(torch.equal(other[number], backwards[number]) for number in range(6))
+
+
+@pytest.mark.skipif("fork" not in torch.multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_clips_do_not_depend_on_the_workers(workers: int) -> None:
+    """A resumed run may have other workers: same numbers, same clips."""
+    batches = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    dataset = clips(stills(3))
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, multiprocessing_context="fork")
+    for numbers, batch in zip(batches, loader, strict=True):
+        assert torch.equal(batch, torch.stack([dataset[number] for number in numbers]))
+
+
+def test_short_videos_are_left_out_by_name() -> None:
+    videos = [Still(name, length, np.zeros((40, 56, 3), np.uint8)) for name, length in (("ok", 5), ("brief", 4), ("long", 9))]
+    kept, lines = usable_videos(videos, 5)
+    assert [video.name for video in kept] == ["ok", "long"]
+    assert len(lines) == 1 and "brief" in lines[0] and "4 frames" in lines[0] and "needs 5" in lines[0]
+    assert {clips(videos, frames=5).video_of(i).name for i in range(8)} == {"ok", "long"}
+
+
+@pytest.mark.parametrize(("frames", "longest"), [(10, 9), (1, 0)])
+def test_no_video_is_long_enough(frames: int, longest: int) -> None:
+    with pytest.raises(InputError, match=f"frames={frames}.*{longest}"):
+        clips(stills(2, length=9) if longest else [], frames=frames)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"gap": 0}, "gap=0"), ({"frames": 0}, "frames=0"), ({"scale": (31, 40)}, "scale_min=31"), ({"scale": (40, 39)}, "scale_max=39"),
+])
+def test_settings_out_of_range(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        clips(stills(1), **settings)

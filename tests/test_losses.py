@@ -1,0 +1,236 @@
+"""The losses: the release's numbers, a dense oracle, and one test for each way to get them wrong unnoticed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dulvos import losses
+from dulvos.errors import InputError
+from dulvos.losses import dense_loss, gather_cells, sample_grid
+from dulvos.views import sample_similarity, warp
+from tests.oracles import loss_oracle, random_features
+
+SHAPES = [  # B, T, K, h, w, N, M
+    (2, 3, 5, 8, 8, 4, 2),
+    (3, 2, 4, 6, 12, 3, 6),
+    (4, 1, 6, 12, 4, 2, 4),
+    (1, 4, 3, 10, 15, 5, 1),
+    (3, 5, 8, 9, 6, 3, 3),
+]
+ALL = ("total", "space_time", "cross_view")
+
+
+def draw(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Arguments of `dense_loss`: two unrelated views, 𝒯 and the grids."""
+    clips, frames, channels, height, width, n, m = shape
+    generator = torch.Generator().manual_seed(seed)
+    features = [random_features(seed + i, clips, frames, channels, height, width, dtype=dtype) for i in (100, 200)]
+    theta = sample_similarity(clips, 256, generator).theta()
+    return [*features, theta, *(sample_grid(clips, height, width, k, generator) for k in (n, m))]
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]
+
+
+@pytest.mark.parametrize("case", ["loss_small", "loss_rect", "loss_wide_margin"])
+def test_golden(golden: Path, case: str) -> None:
+    expected = {name: torch.from_numpy(value) for name, value in np.load(golden / f"{case}.npz").items()}
+    inputs = [expected[name].requires_grad_() for name in ("features", "features_view2")]
+    output = dense_loss(*(F.normalize(x, dim=2) for x in inputs), *(
+        expected[name] for name in ("theta", "anchor_index", "cross_index")),
+        tau=expected["tau"].item(), lam=expected["lam"].item())
+    assert torch.equal(output.pseudo_labels, expected["pseudo"])
+    for ours, name in ((output.space_time, "loss_st"), (output.cross_view, "loss_cv"), (output.total, "loss")):
+        assert ours.item() == pytest.approx(expected[name].item(), rel=1e-5), name
+    for ours, name in zip(gradients(output.total, *inputs), ("grad_features", "grad_features_view2")):
+        assert (ours - expected[name]).abs().max() <= 1e-5 * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_a_dense_oracle(shape: tuple[int, ...]) -> None:
+    """Values, labels and gradients; the oracle warps B·N² affinities, the package K channels."""
+    features, features_view2, *rest = draw(0, shape)
+    inputs = [features.requires_grad_(), features_view2.requires_grad_()]
+    output = dense_loss(*inputs, *rest, tau=0.07, lam=0.3)
+    *expected, labels = loss_oracle(*inputs, *rest, tau=0.07, lam=0.3)
+    assert torch.equal(output.pseudo_labels, labels)
+    for name, value in zip(ALL, expected):
+        torch.testing.assert_close(getattr(output, name), value)
+        for ours, theirs in zip(gradients(getattr(output, name), *inputs), gradients(value, *inputs)):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_gradient_is_the_loss_s_slope(frames: int) -> None:
+    features, features_view2, *rest = draw(1, (2, frames, 2, 4, 4, 2, 2))
+    inputs = [features.requires_grad_(), features_view2.requires_grad_()]
+    torch.autograd.gradcheck(lambda *x: dense_loss(*x, *rest, tau=0.5).total, inputs)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**10])
+def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    features, features_view2, *rest = draw(2, SHAPES[1])
+    inputs = [features.requires_grad_(), features_view2.requires_grad_()]
+    whole = dense_loss(*inputs, *rest)
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    parts = dense_loss(*inputs, *rest)
+    torch.testing.assert_close(parts.total, whole.total)
+    for ours, theirs in zip(gradients(parts.total, *inputs), gradients(whole.total, *inputs)):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_denominators_hold_all_clips() -> None:
+    """With all features alike every probability is 1/B·N² and 1/B·M², not 1/N² and 1/M²."""
+    features = torch.full((3, 2, 4, 8, 8), 0.5)
+    output = dense_loss(features, features, *draw(0, (3, 2, 4, 8, 8, 4, 2))[2:], lam=0.25)
+    assert output.space_time.item() == pytest.approx(math.log(3 * 4**2), rel=1e-5)
+    assert output.cross_view.item() == pytest.approx(math.log(3 * 2**2), rel=1e-5)
+    assert output.total.item() == pytest.approx(math.log(48) + 0.25 * math.log(12), rel=1e-5)
+
+
+def test_pseudo_labels_are_anchors_of_the_own_clip() -> None:
+    """Even where view 2 looks just like the anchors of another clip."""
+    features, _, *rest = draw(3, (3, 2, 16, 8, 8, 4, 2))
+    labels = dense_loss(features, features.roll(1, 0), *rest).pseudo_labels
+    own = torch.arange(3).view(3, 1, 1, 1) * 16
+    assert ((labels >= own) & (labels < own + 16)).all()
+    assert len(labels[0].unique()) > 8  # and not one anchor for all
+
+
+def test_gradient_of_l_st_reaches_the_anchors_and_the_other_frames_alone() -> None:
+    """Not detached anchors; no reference frame in L_ST but for its anchors; nothing at all in view 2."""
+    features, features_view2, *rest = draw(4, SHAPES[0])
+    inputs = [features.requires_grad_(), features_view2.requires_grad_()]
+    main, view2 = gradients(dense_loss(*inputs, *rest, lam=0).total, *inputs)
+    assert not view2.any()
+    reference = main[:, 0].abs().sum(1).flatten(1)  # [B, h·w]
+    anchors = torch.zeros_like(reference).scatter(1, rest[1].flatten(1), 1)
+    assert torch.equal(reference > 0, anchors > 0)
+    assert main[:, 1:].abs().sum((1, 2, 3, 4)).gt(0).all()
+
+
+def test_gradient_of_l_cv_reaches_both_references_alone() -> None:
+    features, features_view2, *rest = draw(5, SHAPES[0])
+    inputs = [features.requires_grad_(), features_view2.requires_grad_()]
+    main, view2 = gradients(dense_loss(*inputs, *rest).cross_view, *inputs)
+    assert main[:, 0].any() and not main[:, 1:].any() and not view2[:, 1:].any()
+    cells = view2[:, 0].abs().sum(1).flatten(1)
+    assert torch.equal(cells > 0, torch.zeros_like(cells).scatter(1, rest[2].flatten(1), 1) > 0)
+
+
+def test_view_2_of_the_other_frames_only_gives_labels() -> None:
+    """Its size changes no label, so it may change no loss."""
+    features, features_view2, *rest = draw(6, SHAPES[0])
+    scaled = torch.cat([features_view2[:, :1], 3 * features_view2[:, 1:]], 1)
+    assert dense_loss(features, scaled, *rest).total == dense_loss(features, features_view2, *rest).total
+
+
+def test_the_reference_frame_is_left_out_of_l_st() -> None:
+    """At T > 1 only its anchors count; at T = 1 it stands in for the frames that are missing."""
+    features, features_view2, *rest = draw(7, SHAPES[0])
+    other = features.clone()
+    keep = torch.zeros(2, 64).scatter(1, rest[1].flatten(1), 1).view(2, 1, 8, 8).bool()
+    other[:, 0] = torch.where(keep, features[:, 0], random_features(8, 2, 5, 8, 8))
+    assert dense_loss(other, features_view2, *rest).space_time == dense_loss(features, features_view2, *rest).space_time
+    first = slice(0, 1)
+    one, changed = (dense_loss(f[:, first], features_view2[:, first], *rest) for f in (features, other))
+    assert one.space_time.isfinite() and one.space_time != changed.space_time
+
+
+def test_l_cv_samples_both_views_on_one_grid() -> None:
+    """Views that agree under 𝒯 match cell by cell; a grid of its own for either view would match strangers."""
+    features, _, theta, anchor_index, cross_index = draw(9, (3, 2, 32, 12, 12, 4, 3))
+    view2 = warp(features, theta)
+    assert dense_loss(features, view2, theta, anchor_index, cross_index).cross_view < 0.05
+
+
+@pytest.mark.parametrize("loss", ["space_time", "cross_view"])
+def test_matching_follows_content_and_not_place(loss: str) -> None:
+    """Features that tell the place alone look alike in both views: 𝒯 must make that expensive, and content cheap."""
+    clips, height, width = 4, 12, 12
+    generator = torch.Generator().manual_seed(0)
+    place = random_features(1, 1, 1, 64, height, width).expand(clips, 3, -1, -1, -1)
+    content = random_features(2, clips, 1, 64, height, width).expand(-1, 3, -1, -1, -1)  # a still video
+    theta = torch.tensor([[[-0.5, 0, 0.4], [0, 0.5, -0.4]], [[0.6, 0, 0.35], [0, 0.6, 0.3]],
+                          [[-1, 0, 0], [0, 1, 0]], [[-0.7, 0, -0.2], [0, 0.7, 0.2]]])
+    grids = [torch.arange(height * width).view(1, height, width).expand(clips, -1, -1),
+             sample_grid(clips, height, width, 4, generator)]
+    cheap = getattr(dense_loss(content, warp(content, theta), theta, *grids), loss)
+    dear = getattr(dense_loss(place, place, theta, *grids), loss)
+    assert cheap < 0.1
+    assert dear > 6
+
+
+@pytest.mark.parametrize(("height", "width", "n"), [(32, 32, 8), (8, 12, 4), (12, 6, 3), (16, 16, 16), (7, 7, 1)])
+def test_grid_has_one_offset_a_clip(height: int, width: int, n: int) -> None:
+    clips = 300
+    index = sample_grid(clips, height, width, n, torch.Generator().manual_seed(0))
+    assert index.shape == (clips, n, n) and index.dtype == torch.int64
+    y, x = index // width, index % width
+    dy, dx = y - torch.arange(n)[:, None] * (height // n), x - torch.arange(n) * (width // n)
+    for offset, stride in ((dy, height // n), (dx, width // n)):
+        assert torch.equal(offset, offset[:, :1, :1].expand_as(offset))
+        assert set(offset[:, 0, 0].tolist()) == set(range(stride))  # all of [0, stride), each clip on its own
+    if height > n and width > n:
+        assert not torch.equal(dy[:, 0, 0] * (width // n), dx[:, 0, 0] * (height // n))
+
+
+def test_grid_is_a_function_of_the_generator() -> None:
+    draws = [sample_grid(4, 32, 32, 8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_grid_with_other_jitter() -> None:
+    """Each cell of the grid gives one position: anywhere in it, or its corner always."""
+    cell = torch.arange(4)[:, None] * 4 + torch.arange(4)  # of a 4x4 grid on an 8x12 map
+    free = sample_grid(50, 8, 12, 4, torch.Generator().manual_seed(0), jitter="independent")
+    assert torch.equal(free // 12 // 2 * 4 + free % 12 // 3, cell.expand(50, -1, -1))
+    assert (free - free[:, :1, :1]).unique(dim=0).shape[0] == 50
+    fixed = sample_grid(3, 8, 12, 4, torch.Generator().manual_seed(0), jitter="none")
+    assert torch.equal(fixed, (torch.arange(4)[:, None] * 24 + torch.arange(4) * 3).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(("height", "width", "n"), [(32, 32, 7), (8, 12, 8), (12, 8, 3), (8, 8, 0), (8, 8, 16)])
+def test_grid_must_divide_the_map(height: int, width: int, n: int) -> None:
+    allowed = [k for k in range(1, 33) if height % k == width % k == 0]
+    with pytest.raises(InputError) as error:
+        sample_grid(2, height, width, n, torch.Generator())
+    assert f"{height}x{width}" in str(error.value) and str(allowed) in str(error.value)
+
+
+def test_unknown_jitter() -> None:
+    with pytest.raises(InputError, match="common.*independent.*none.*shared"):
+        sample_grid(2, 8, 8, 4, torch.Generator(), jitter="shared")
+
+
+def test_flat_indices_are_rows_first() -> None:
+    features = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+    cells = gather_cells(features, torch.tensor([[[7]], [[22]]]))  # y, x = 1, 1 and 3, 4
+    assert torch.equal(cells, torch.stack([features[0, :, 1, 1], features[1, :, 3, 4]])[:, None])
+
+
+@pytest.mark.parametrize(("position", "shape"), [(1, (2, 2, 5, 8, 8)), (1, (2, 3, 5, 8, 4)), (2, (1, 2, 3)), (2, (2, 3, 3)),
+                                                 (3, (1, 4, 4)), (4, (3, 2, 2))])
+def test_shapes_must_agree(position: int, shape: tuple[int, ...]) -> None:
+    arguments = draw(0, SHAPES[0])
+    arguments[position] = torch.zeros(shape, dtype=arguments[position].dtype)
+    with pytest.raises(InputError, match="shape"):
+        dense_loss(*arguments)
+    with pytest.raises(InputError, match=r"\(B, T, K, h, w\)"):
+        dense_loss(*(f[:, 0] for f in arguments[:2]), *arguments[2:])
+
+
+@pytest.mark.parametrize("tau", [0, -0.05, float("nan")])
+def test_temperature_is_positive(tau: float) -> None:
+    with pytest.raises(InputError, match="tau must be positive"):
+        dense_loss(*draw(0, SHAPES[0]), tau=tau)

@@ -1,0 +1,402 @@
+"""Training: its settings, the two forwards, one iteration, and a run that is cut off and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dulvos
+from dulvos import losses, training
+from dulvos.encoder import Encoder, Features, load_encoder
+from dulvos.errors import InputError
+from dulvos.training import TrainSettings, forward_views, parameter_groups, prepare_frames, train, training_loss
+from dulvos.videos import find_videos
+from tests.oracles import texture, write_textures
+
+SMALL = TrainSettings(iterations=14, batch=3, frames=2, crop=64, scale_min=64, scale_max=72, grid=4, cross_grid=2,
+                      lr=3e-4, lr_every=3, precision="fp32", checkpoint_minutes=0)
+
+
+# settings
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"batch": 0}, "batch must be >= 1"),
+    ({"iterations": -5}, "iterations must be >= 1"),
+    ({"frames": 2.0}, "frames must be int, not 2.0"),
+    ({"batch": True}, "batch must be int"),
+    ({"lr": "1e-4"}, "lr must be float"),
+    ({"lr": float("nan")}, "lr must be float, not nan"),
+    ({"lam": float("inf")}, "lam must be float, not inf"),
+    ({"lam": -0.1}, "lam must be >= 0"),
+    ({"lr": 0}, "lr must be > 0"),
+    ({"tau": 0.0}, "tau must be > 0"),
+    ({"centre": 1}, "centre must be bool"),
+    ({"jitter": "shared"}, "jitter.*common.*independent.*none.*shared"),
+    ({"second_forward": "test"}, "second_forward.*train.*eval"),
+    ({"alignment": "none"}, "alignment.*published.*corrected"),
+    ({"optimiser": "lamb"}, "optimiser.*adam.*sgd"),
+    ({"norm": "none"}, "norm.*batch.*layer"),
+    ({"precision": "fp16"}, "precision.*bf16.*fp32"),
+    ({"crop": 250, "scale_min": 256}, "crop must be a multiple of 8"),
+    ({"crop": 320}, "crop <= scale_min.*crop=320"),
+    ({"scale_min": 300, "scale_max": 299}, "scale_max=299"),
+    ({"view_scale": 0.0}, r"view_scale must lie in \(0, 1\]"),
+    ({"view_scale": 1.5}, r"view_scale must lie in \(0, 1\]"),
+    ({"grid": 7}, "grid=7 does not divide the 32x32.*divisor of 32"),
+    ({"cross_grid": 5}, "cross_grid=5 does not divide the 32x32.*divisor of 32"),
+    ({"crop": 128, "grid": 32}, "grid=32 does not divide the 16x16"),
+])
+def test_settings_out_of_range(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainSettings.from_dict(values)
+
+
+def test_unknown_settings_list_the_known() -> None:
+    with pytest.raises(InputError, match="unknown setting iters, lamda; the settings are seed, iterations,.*lam,"):
+        TrainSettings.from_dict({"lamda": 0.1, "iters": 5, "lr": 1e-4})
+
+
+def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
+    expected = {"batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319, "grid": 8, "cross_grid": 4,
+                "tau": 0.05, "lam": 0.1, "dim": 128, "lr": 1e-4, "lr_decay": 0.5, "weight_decay": 5e-4, "optimiser": "adam",
+                "jitter": "common", "second_forward": "train", "alignment": "published", "ordered": False, "norm": "batch"}
+    settings = dataclasses.asdict(TrainSettings())
+    assert {name: settings[name] for name in expected} == expected
+    assert TrainSettings.from_dict({"tau": 1, "lam": 0}) == TrainSettings(tau=1.0, lam=0.0)
+
+
+# one iteration
+
+def test_prepare_frames_is_imagenet_s_normalisation() -> None:
+    frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
+    expected = [(value / 255 - mean) / std for value, mean, std in
+                ((0, 0.485, 0.229), (128, 0.456, 0.224), (255, 0.406, 0.225))]
+    prepared = prepare_frames(frames)
+    assert prepared.dtype == torch.float32 and prepared.shape == (2, 3, 4, 5)
+    torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
+
+
+class Normed(nn.Module):
+    """BatchNorm, cells of 8x8 pixels, and a note of each batch that came by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.batches = nn.BatchNorm2d(3), []
+
+    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
+        assert layers == ("key",)
+        self.batches.append(images)
+        return Features(key=F.avg_pool2d(self.norm(images), 8))
+
+
+def two_views(clips: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Views whose frames differ in mean, so that batches of other frames have other statistics."""
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, clips, frames, 3, 16, 16, generator=generator)
+    views[1] += 2 + torch.arange(frames).view(-1, 1, 1, 1)
+    return views[0], views[1]
+
+
+def batch_normed(images: Tensor) -> Tensor:
+    mean, var = images.mean((0, 2, 3), keepdim=True), images.var((0, 2, 3), keepdim=True, unbiased=False)
+    return F.avg_pool2d((images - mean) / (var + 1e-5).sqrt(), 8)
+
+
+@pytest.mark.parametrize("second_forward", ["train", "eval"])
+def test_two_forwards_with_statistics_of_their_own(second_forward: str) -> None:
+    """B·T + B images, then B·(T - 1); the second batch has its own statistics and updates the running ones again."""
+    net = Normed().train()
+    frames, frames_view2 = two_views(3, 4)
+    ours = forward_views(net, frames, frames_view2, second_forward=second_forward)
+    first = torch.cat([frames.flatten(0, 1), frames_view2[:, 0]])
+    second = frames_view2[:, 1:].flatten(0, 1)
+    assert [len(batch) for batch in net.batches] == [3 * 4 + 3, 3 * 3]
+    assert torch.equal(net.batches[0], first) and torch.equal(net.batches[1], second)
+
+    mean, var = torch.zeros(3), torch.ones(3)  # the running ones
+    seen = [first, second] if second_forward == "train" else [first]
+    for images in seen:
+        mean, var = 0.9 * mean + 0.1 * images.mean((0, 2, 3)), 0.9 * var + 0.1 * images.var((0, 2, 3))
+    assert net.norm.num_batches_tracked == len(seen)
+    torch.testing.assert_close(net.norm.running_mean, mean)
+    torch.testing.assert_close(net.norm.running_var, var)
+    assert net.training and net.norm.training
+
+    key = batch_normed(first)
+    rest = batch_normed(second)
+    if second_forward == "eval":
+        rest = F.avg_pool2d((second - mean.view(3, 1, 1)) / (var.view(3, 1, 1) + 1e-5).sqrt(), 8)
+    torch.testing.assert_close(ours[0], key[:12].unflatten(0, (3, 4)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[1][:, 0], key[12:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[1][:, 1:], rest.unflatten(0, (3, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_forward_has_no_gradient() -> None:
+    net = Normed().train()
+    features, features_view2 = forward_views(net, *two_views(2, 3))
+
+    def slope(part: Tensor) -> bool:
+        found = torch.autograd.grad(part.square().sum(), net.norm.weight, retain_graph=True)[0]
+        return bool(found.abs().sum() > 0)
+    assert slope(features[:, 1:]) and slope(features_view2[:, 0])
+    assert not slope(features_view2[:, 1:])
+
+
+def test_a_single_frame_needs_one_forward() -> None:
+    net = Normed().train()
+    features, features_view2 = forward_views(net, *two_views(3, 1))
+    assert [len(batch) for batch in net.batches] == [6]
+    assert features.shape == features_view2.shape == (3, 1, 3, 2, 2)
+    assert net.norm.num_batches_tracked == 1
+
+
+def test_a_network_in_evaluation_stays_there() -> None:
+    net = Normed().eval()
+    forward_views(net, *two_views(2, 3))
+    assert not net.training and net.norm.num_batches_tracked == 0
+
+
+class Content(nn.Module):
+    """Features of the colours around each cell, or of its place alone."""
+
+    def __init__(self, place: bool) -> None:
+        super().__init__()
+        self.place, self.directions = place, torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
+        cells = F.avg_pool2d(images, 8)
+        if self.place:
+            y, x = torch.meshgrid(*(torch.linspace(-2, 2, side) for side in cells.shape[2:]), indexing="ij")
+            cells = torch.stack([y, x, torch.zeros_like(x)]).expand_as(cells)
+        waves = torch.einsum("kc,nchw->nkhw", 3 * self.directions, cells)
+        return Features(key=F.normalize(torch.cat([waves.sin(), waves.cos()], 1), dim=1))
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+def test_training_rewards_content_and_not_place(clips: int) -> None:
+    """A network that encodes places alone must pay, else training collapses to it."""
+    settings = dataclasses.replace(SMALL, crop=128, scale_min=128, scale_max=128, grid=16, cross_grid=8, frames=2)
+    pictures = [texture(seed, 128, 128, sigma=14) for seed in range(clips)]
+    still = prepare_frames(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))[:, None].expand(-1, 2, -1, -1, -1)
+    mean = {}
+    for place in (False, True):
+        outputs = [training_loss(Content(place), still, settings, torch.Generator().manual_seed(seed)) for seed in range(8)]
+        mean[place] = [sum(getattr(o, name).item() for o in outputs) / 8 for name in ("space_time", "cross_view")]
+    for content, place in zip(mean[False], mean[True]):
+        assert place > 2 * content + 1, mean
+
+
+def test_the_losses_see_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """𝒯, the grids and the two views belong together, and the losses are float32 under autocast."""
+    seen = {}
+
+    def spy(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor,
+            **settings: float) -> losses.LossOutput:
+        assert features.dtype == features_view2.dtype == theta.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        seen.update(settings, shapes=(features.shape, anchor_index.shape, cross_index.shape))
+        return losses.LossOutput(*features.sum()[None].expand(3), None)
+    monkeypatch.setattr(losses, "dense_loss", spy)
+    settings = dataclasses.replace(SMALL, tau=0.1, lam=0.3, alignment="corrected")
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    training_loss(Encoder(dim=16).train(), torch.randn(2, 2, 3, 64, 64), settings, torch.Generator(), autocast)
+    assert seen == {"tau": 0.1, "lam": 0.3, "corrected_stride": 8, "shapes": ((2, 2, 16, 8, 8), (2, 4, 4), (2, 2, 2))}
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_biases_take_twice_the_rate_and_no_decay(norm: str) -> None:
+    with torch.device("meta"):
+        net = Encoder(norm=norm)
+    weights, biases = parameter_groups(net, TrainSettings(lr=1e-3, weight_decay=5e-4))
+    assert (weights["lr"], weights["weight_decay"]) == (1e-3, 5e-4)
+    assert (biases["lr"], biases["weight_decay"]) == (2e-3, 0)
+    names = {id(p): name for name, p in net.named_parameters()}
+    found = [sorted(names[id(p)] for p in group["params"]) for group in (weights, biases)]
+    assert found == [sorted(n for n in names.values() if n.endswith(kind)) for kind in (".weight", ".bias")]
+    assert {"backbone.bn1.bias", "head.0.bias", "head.1.bias", "head.3.bias"} <= set(found[1])
+    assert len(found[0]) + len(found[1]) == len(names)
+
+
+def test_batches_cross_epochs_and_drop_nothing() -> None:
+    settings = dataclasses.replace(SMALL, batch=3, iterations=5)
+    assert [list(batch) for batch in training._batches(0, settings)] == np.arange(15).reshape(5, 3).tolist()
+    assert [list(batch) for batch in training._batches(3, settings)] == [[9, 10, 11], [12, 13, 14]]
+
+
+# runs
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list:
+    return find_videos(write_textures(tmp_path_factory.mktemp("textures"), "abcd"))
+
+
+@pytest.fixture(scope="module")
+def whole(videos: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was never cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = torch.get_rng_state()
+    result = train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, folder, device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(before)
+    assert result["encoder"] == folder / "encoder.safetensors" and result["iterations"] == SMALL.iterations
+    assert result["device"] == "cpu" and result["videos"] == 4
+    assert all(np.isfinite(result[name]) for name in ("loss", "loss_st", "loss_cv"))
+    assert result["seconds"] > 0 and result["peak_memory_mb"] > 100
+    return folder
+
+
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv")
+
+
+def test_history_and_schedule(whole: Path) -> None:
+    rows = history(whole)
+    assert list(rows.columns) == ["iteration", "loss", "loss_st", "loss_cv", "lr", "seconds"]
+    assert rows.iteration.tolist() == list(range(1, 15))
+    assert rows.lr.to_numpy() == pytest.approx(3e-4 * 0.5 ** (np.arange(14) // 3))
+    assert rows.loss.to_numpy() == pytest.approx((rows.loss_st + 0.1 * rows.loss_cv).to_numpy(), rel=1e-5)
+    assert rows.seconds.is_monotonic_increasing
+    assert sorted(file.name for file in whole.iterdir()) == ["checkpoint.pt", "encoder.json", "encoder.safetensors", "history.csv"]
+
+
+def test_loss_decreases(whole: Path) -> None:
+    rows = history(whole)
+    assert rows.loss[:3].mean() - rows.loss[-5:].mean() > 0.15, rows.loss.tolist()
+
+
+def test_the_optimiser_is_the_paper_s(whole: Path) -> None:
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    weights, biases = state["optimiser"]["param_groups"]
+    for group, rate, decay in ((weights, 3e-4, 5e-4), (biases, 6e-4, 0)):
+        assert tuple(group["betas"]) == (0.5, 0.999)
+        assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(rate), decay)
+        assert group["lr"] == pytest.approx(rate * 0.5**4)
+
+
+def test_the_encoder_is_the_last_one(whole: Path) -> None:
+    trained = load_encoder(whole / "encoder.safetensors").state_dict()
+    last = torch.load(whole / "checkpoint.pt", weights_only=True)["net"]
+    assert all(torch.equal(value, last[name]) for name, value in trained.items())
+    assert trained["backbone.bn1.num_batches_tracked"] == 2 * SMALL.iterations
+
+
+CHILD = """
+import sys
+from tests.test_training import SMALL
+from dulvos.training import train
+from dulvos.videos import find_videos
+train(SMALL, find_videos(sys.argv[1]), sys.argv[2], device="cpu")
+"""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_bit(videos: list, whole: Path, tmp_path: Path) -> None:
+    """Weights, both moments of Adam, schedule, clips, 𝒯 and grids: if one were lost, the numbers would part."""
+    roots = [Path(dulvos.__file__).parent.parent, Path(__file__).parent.parent]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))}
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(videos[0].path.parent), str(tmp_path)], env=environment,
+                                 stdout=log, stderr=log)
+        while not (tmp_path / "checkpoint.pt").exists() and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"]
+    assert 0 < reached < SMALL.iterations and not (tmp_path / "encoder.safetensors").exists()
+
+    torch.manual_seed(reached)  # the run has no use for it
+    train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, tmp_path, device="cpu")
+    columns = ["iteration", "loss", "loss_st", "loss_cv", "lr"]
+    pd.testing.assert_frame_equal(history(tmp_path)[columns], history(whole)[columns], check_exact=True)
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (whole / "encoder.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_left_as_it_is(videos: list, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (whole / "encoder.safetensors").read_bytes(), history(whole)
+    monkeypatch.setattr(training, "training_loss", None)
+    result = train(SMALL, videos, whole, device="cpu")
+    assert result["iterations"] == SMALL.iterations
+    assert (whole / "encoder.safetensors").read_bytes() == before[0]
+    pd.testing.assert_frame_equal(history(whole), before[1])
+
+
+@pytest.fixture
+def spoilt(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may spoil."""
+    shutil.copy(whole / "checkpoint.pt", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("length", [0, 10, 100_000, -1000])
+def test_truncated_checkpoint(videos: list, spoilt: Path, length: int) -> None:
+    file = spoilt / "checkpoint.pt"
+    content = file.read_bytes()[:length]
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: truncated"):
+        train(SMALL, videos, spoilt, device="cpu")
+    assert file.read_bytes() == content  # the user decides
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"net": {}}, torch.zeros(3), "text"])
+def test_not_a_checkpoint(videos: list, tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*not a checkpoint"):
+        train(SMALL, videos, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"iterations": 20}, {"norm": "layer"}])
+def test_checkpoint_of_other_settings(videos: list, spoilt: Path, change: dict) -> None:
+    name, = change
+    with pytest.raises(InputError, match=rf"checkpoint\.pt: .*other settings.*{name}.*another folder"):
+        train(dataclasses.replace(SMALL, **change), videos, spoilt, device="cpu")
+
+
+def test_checkpoint_of_other_data(videos: list, spoilt: Path) -> None:
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*other data.*another folder"):
+        train(SMALL, videos[:3], spoilt, device="cpu")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(videos: list, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SMALL, batch=2)
+    calls, real = [], training_loss
+
+    def spoil(*arguments: object) -> losses.LossOutput:
+        calls.append(1)
+        output = real(*arguments)
+        return output if len(calls) < 3 else dataclasses.replace(output, total=output.total * float("nan"))
+    monkeypatch.setattr(training, "training_loss", spoil)
+    with pytest.raises(FloatingPointError, match=r"loss nan at iteration 2, clips of [abcd], [abcd]; .*checkpoint\.pt"):
+        train(settings, videos, tmp_path, device="cpu")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == len(state["history"]) == 2
+    assert all(value.isfinite().all() for value in state["net"].values())
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_other_settings_train_too(videos: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """bf16, SGD, the paper's evaluation mode, layer norm, corrected alignment; in a process that trained in fp32 before."""
+    settings = dataclasses.replace(SMALL, iterations=1, batch=5, frames=3, precision="bf16", optimiser="sgd", norm="layer", dim=16,
+                                   second_forward="eval", alignment="corrected", jitter="independent", centre=True)
+    short = find_videos(write_textures(tmp_path / "short", "z", frames=2))
+    result = train(settings, [*videos, *short], tmp_path / "run", device="cpu")
+    assert np.isfinite(result["loss"]) and result["videos"] == 4
+    said = capsys.readouterr().out
+    assert "left out: z has 2 frames" in said and "batch=5 exceeds the 4 videos" in said
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert {group["momentum"] for group in state["optimiser"]["param_groups"]} == {0.9}
+    assert load_encoder(result["encoder"]).config["norm"] == "layer"
+    with pytest.raises(InputError, match="frames=9.*longest of 5 has 8"):
+        train(dataclasses.replace(settings, frames=9), [*videos, *short], tmp_path / "other", device="cpu")
