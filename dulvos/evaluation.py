@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,8 @@ from tqdm import tqdm
 from dulvos import results
 from dulvos.datasets import Dataset, Sequence, read_predictions, write_mask
 from dulvos.encoder import load_encoder
-from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
-from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
-from dulvos.training import peak_memory
-from dulvos.videos import fingerprint
+from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
 
 __all__ = ["BASELINES", "evaluate", "object_table"]
 
@@ -55,7 +51,7 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
         sequence.video.verify()
         sequence.first_masks()
     total = sum(len(sequence.video) for sequence in todo)
-    with tqdm(total=total, desc=f"{features if features in BASELINES else Path(features).name}", unit="frame", mininterval=5.0) as bar:
+    with tqdm(total=total, desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
         for sequence in todo:
             bar.set_postfix_str(sequence.name, refresh=False)
             started = time.monotonic()
@@ -66,7 +62,7 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
             scores = score_sequence(sequence.truth(), read_predictions(folder, sequence))
             results.write_json(folder / f"{sequence.name}.json", {
                 "ids": scores.ids, "j": scores.j, "f": scores.f, "seconds": seconds, "frames": len(sequence.video),
-                "peak_memory_mb": peak_memory(torch.device(device))})
+                "peak_memory_mb": results.peak_memory(torch.device(device))})
     finished = [json.loads((folder / f"{sequence.name}.json").read_text()) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float)) for item in finished]
     return scores, {"seconds": sum(item["seconds"] for item in finished), "frames": sum(item["frames"] for item in finished),

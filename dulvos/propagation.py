@@ -91,7 +91,7 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
     start = min(masks)
     references: list[_Reference] = []
     owner = torch.full((len(ids),), -1)  # number of the reference that carries a channel
-    shape = ring = table = None
+    shape = ring = table = scratch = None
     t = -1
     for t, frame in enumerate(features):
         if shape is None:
@@ -100,6 +100,8 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
                 raise InputError(f"topk={topk} exceeds the {height}x{width} cells of a frame")
             cells = height * width
             ring = frame.new_empty(context, height, width, channels)
+            # a fresh allocation for each tile's keys would cost more than filling it
+            scratch = frame.new_empty(context * (TILE + 2 * int(np.ceil(radius))) ** 2 * channels)
             # masks of the ring's frames, then those of the references
             table = frame.new_zeros(context + len(masks), cells, len(ids), dtype=torch.float32)
         if frame.shape != shape:
@@ -111,7 +113,7 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             soft[:, 0] = 1
         for number, reference in enumerate(references):
             reference_table = table[context + number]
-            carried = _attend(keys, ring, table[:context], reference, reference_table, t, start, radius, topk, tau)
+            carried = _attend(keys, ring, scratch, table[:context], reference, reference_table, t, start, radius, topk, tau)
             soft += carried * (owner == number).to(soft)
         if t in masks:
             annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
@@ -140,8 +142,8 @@ def _one_hot(mask: Tensor, ids: tuple[int, ...], height: int, width: int) -> Ten
     return F.interpolate(one_hot[None], (height, width), mode="bilinear", align_corners=True)[0].flatten(1).t()
 
 
-def _attend(query: Tensor, ring: Tensor, ring_table: Tensor, reference: _Reference, reference_table: Tensor, t: int,
-            start: int, radius: float, topk: int, tau: float) -> Tensor:
+def _attend(query: Tensor, ring: Tensor, scratch: Tensor, ring_table: Tensor, reference: _Reference, reference_table: Tensor,
+            t: int, start: int, radius: float, topk: int, tau: float) -> Tensor:
     """One context's prediction for frame t: (h·w, M)."""
     context, height, width, channels = ring.shape
     cells = height * width
@@ -161,7 +163,8 @@ def _attend(query: Tensor, ring: Tensor, ring_table: Tensor, reference: _Referen
         top, left, window, far = _window(rows, columns, height, width, radius)
         size = far.shape[1]
         near = ring[:, window[0], window[1]]
-        near = (near[: len(slots)] if leading else near[slots]).reshape(-1, channels)  # [F·W, K]
+        near = near[: len(slots)] if leading else near[slots]
+        near = scratch[: near.numel()].view(near.shape).copy_(near).view(-1, channels)  # [F·W, K]
         affinity = (tile @ near.t()).view(len(tile), len(slots), size)  # [Q, F, W]
 
         # the best cells lie among those whose best frame is best, so the mask and the selection see F times fewer numbers

@@ -10,7 +10,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 
 from dulvos.errors import InputError
 
-__all__ = ["ROOT", "code_hash", "find_row", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
+__all__ = ["ROOT", "code_hash", "find_row", "peak_memory", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("DULVOS_RESULTS", ROOT / "results"))
@@ -90,6 +92,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MB: the device's if it is a GPU, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def write_json(path: Path, content: dict) -> None:

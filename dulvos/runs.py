@@ -102,8 +102,6 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
         features: "trained" (of this study), or what `dulvos.evaluation.evaluate` takes.
         device: None takes a GPU where there is one.
     """
-    import torch
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dataset = open_data(data, "val")
     source = str(trained_encoder(study)) if features == "trained" else features

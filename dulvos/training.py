@@ -7,8 +7,6 @@ import dataclasses
 import math
 import os
 import pickle
-import resource
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from dulvos import clips, encoder, losses, views
+from dulvos import clips, encoder, losses, results, views
 from dulvos.errors import InputError
 from dulvos.videos import Video, fingerprint
 
@@ -175,14 +173,6 @@ def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> 1))
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak memory in MB: the device's if it is a GPU, else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.PathLike, *, device: str | None = None,
           data: str | None = None) -> dict:
     """Train an encoder, or continue where an earlier call with the same settings and data was cut off.
@@ -291,7 +281,7 @@ class _Run:
         return pd.DataFrame(self.history, columns=["iteration", "loss", "loss_st", "loss_cv", "lr", "seconds"])
 
     def save(self) -> None:
-        self.peak = max(self.peak, peak_memory(self.device))
+        self.peak = max(self.peak, results.peak_memory(self.device))
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"settings": self.settings, "data": self.data, "iteration": self.iteration, "seconds": self.seconds,
                   "peak": self.peak, "history": torch.tensor(self.history, dtype=torch.float64)}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from dulvos.encoder import LAYERS, Encoder, load_encoder, save
+from dulvos.encoder import LAYERS, Encoder, load_encoder, prepare_frames, save
 from dulvos.errors import InputError
 
 SIDECAR_VALUES = pytest.mark.xfail(reason="a sidecar's wrong value is not blamed on the sidecar yet")
@@ -110,6 +110,15 @@ def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tenso
 def test_unknown_layer(encoder: Encoder, images: torch.Tensor, layers: tuple) -> None:
     with pytest.raises(InputError, match="res3.*res4.*key"):
         encoder(images, layers)
+
+
+def test_prepare_frames_is_imagenet_s_normalisation() -> None:
+    frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
+    expected = [(value / 255 - mean) / std for value, mean, std in
+                ((0, 0.485, 0.229), (128, 0.456, 0.224), (255, 0.406, 0.225))]
+    prepared = prepare_frames(frames)
+    assert prepared.dtype == torch.float32 and prepared.shape == (2, 3, 4, 5)
+    torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
 
 
 def test_random_depends_on_the_seed_alone(encoder: Encoder) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import dulvos
 from dulvos import losses, training
-from dulvos.encoder import Encoder, Features, load_encoder
+from dulvos.encoder import Encoder, Features, load_encoder, prepare_frames
 from dulvos.errors import InputError
-from dulvos.training import TrainSettings, forward_views, parameter_groups, prepare_frames, train, training_loss
+from dulvos.training import TrainSettings, forward_views, parameter_groups, train, training_loss
 from dulvos.videos import find_videos
 from tests.oracles import texture, write_textures
 
@@ -79,15 +79,6 @@ def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
 
 
 # one iteration
-
-def test_prepare_frames_is_imagenet_s_normalisation() -> None:
-    frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
-    expected = [(value / 255 - mean) / std for value, mean, std in
-                ((0, 0.485, 0.229), (128, 0.456, 0.224), (255, 0.406, 0.225))]
-    prepared = prepare_frames(frames)
-    assert prepared.dtype == torch.float32 and prepared.shape == (2, 3, 4, 5)
-    torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
-
 
 class Normed(nn.Module):
     """BatchNorm, cells of 8x8 pixels, and a note of each batch that came by."""
@@ -247,10 +238,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list:
 def whole(videos: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run that was never cut off."""
     folder = tmp_path_factory.mktemp("whole")
-    before = torch.get_rng_state()
     result = train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, folder, device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(before)
     assert result["encoder"] == folder / "encoder.safetensors" and result["iterations"] == SMALL.iterations
     assert result["device"] == "cpu" and result["videos"] == 4
     assert all(np.isfinite(result[name]) for name in ("loss", "loss_st", "loss_cv"))
@@ -332,6 +320,14 @@ def test_a_finished_run_is_left_as_it_is(videos: list, whole: Path, monkeypatch:
     pd.testing.assert_frame_equal(history(whole), before[1])
 
 
+def test_a_run_can_be_prolonged_but_not_shortened(videos: list, whole: Path, tmp_path: Path) -> None:
+    for iterations in (1, 2):
+        train(dataclasses.replace(SMALL, iterations=iterations), videos, tmp_path, device="cpu")
+    assert history(tmp_path).loss.tolist() == history(whole).loss[:2].tolist()
+    with pytest.raises(InputError, match=r"checkpoint\.pt: has 2 iterations already.*iterations=1"):
+        train(dataclasses.replace(SMALL, iterations=1), videos, tmp_path, device="cpu")
+
+
 @pytest.fixture
 def spoilt(whole: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may spoil."""
@@ -356,7 +352,7 @@ def test_not_a_checkpoint(videos: list, tmp_path: Path, content: object) -> None
         train(SMALL, videos, tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"iterations": 20}, {"norm": "layer"}])
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"norm": "layer"}])
 def test_checkpoint_of_other_settings(videos: list, spoilt: Path, change: dict) -> None:
     name, = change
     with pytest.raises(InputError, match=rf"checkpoint\.pt: .*other settings.*{name}.*another folder"):

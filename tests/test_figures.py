@@ -1,0 +1,177 @@
+"""Figures: what masks do to pixels, colours that can be told apart, pictures from tiny inputs, files whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from dulvos import figures
+from dulvos.errors import InputError
+
+FRAME = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+
+
+def ids_in(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    ids = np.zeros(FRAME.shape[:2], np.uint8)
+    for number, (top, bottom, left, right) in enumerate(boxes, 1):
+        ids[top:bottom, left:right] = number
+    return ids
+
+
+def test_overlay_leaves_the_background_and_its_inputs_alone():
+    ids, before = ids_in((10, 30, 10, 40), (30, 50, 20, 60)), FRAME.copy()
+    result = figures.overlay(FRAME, ids)
+    assert result.dtype == np.uint8 and result.shape == FRAME.shape
+    assert (result[ids == 0] == FRAME[ids == 0]).all()
+    assert (result[ids > 0] != FRAME[ids > 0]).any(1).mean() > 0.99
+    assert (FRAME == before).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_overlay_mixes_by_alpha(alpha):
+    ids = ids_in((10, 30, 10, 40))
+    expected = (1 - alpha) * FRAME[20, 20] + alpha * figures.OBJECT_COLOURS[0]
+    assert np.abs(figures.overlay(FRAME, ids, alpha, outline=False)[20, 20] - expected).max() < 0.51
+
+
+def test_outline_is_opaque_inside_each_object_and_spares_the_border_of_the_frame():
+    ids = ids_in((10, 30, 0, 40), (30, 50, 20, 60))
+    result = figures.overlay(FRAME, ids, alpha=0)
+    assert (result[10, 20] == figures.OBJECT_COLOURS[0]).all()  # against the background
+    assert (result[29, 30] == figures.OBJECT_COLOURS[0]).all()  # against the other object, from both sides
+    assert (result[30, 30] == figures.OBJECT_COLOURS[1]).all()
+    assert (result[9, 20] == FRAME[9, 20]).all()
+    assert (result[20, :10] == FRAME[20, :10]).all()  # the object only leaves the frame here
+
+
+def test_overlay_of_another_size_is_refused():
+    with pytest.raises(InputError, match="one size"):
+        figures.overlay(FRAME, np.zeros((10, 10), np.uint8))
+
+
+def test_ids_beyond_the_palette_have_colours():
+    result = figures.overlay(FRAME, np.full(FRAME.shape[:2], 254, np.uint8), alpha=1)
+    assert (result == figures.OBJECT_COLOURS[253 % 7]).all()
+
+
+def test_object_colours_are_distinct():
+    colours = figures.OBJECT_COLOURS.astype(float)
+    distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1e3 * np.eye(len(colours))
+    assert colours.shape == (7, 3) and distance.min() > 60
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 16])
+def test_anchor_colours_are_distinct_and_neighbours_are_alike(n):
+    colours = figures.anchor_colours(n)
+    assert colours.shape == (n * n, 3) and colours.dtype == np.uint8
+    assert len(np.unique(colours, axis=0)) == n * n
+    if n > 2:
+        grid = colours.reshape(n, n, 3).astype(float)
+        steps = [np.linalg.norm(np.diff(grid, axis=axis), axis=-1).max() for axis in (0, 1)]
+        corners = grid[[0, 0, -1, -1], [0, -1, 0, -1]]
+        apart = np.linalg.norm(corners[:, None] - corners[None], axis=-1)[~np.eye(4, dtype=bool)].min()
+        assert max(steps) < apart
+
+
+def test_principal_colours_do_not_depend_on_a_rotation_of_the_features():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((2, 5, 4, 6)) * np.array([5, 3, 2, 0.1, 0.1])[:, None, None]
+    rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    one, other = (figures.principal_colours(f).astype(int) for f in (features, np.einsum("ij,njhw->nihw", rotation, features)))
+    assert one.shape == (2, 4, 6, 3)
+    for channel in range(3):  # up to the sign of a component
+        a, b = one[..., channel], other[..., channel]
+        assert min(np.abs(a - b).max(), np.abs(a - (255 - b)).max()) <= 2
+    assert figures.principal_colours(np.ones((1, 4, 2, 2))).shape == (1, 2, 2, 3)  # nothing varies
+
+
+HISTORY = pd.DataFrame({"iteration": [1, 2, 3], "loss": [5.0, 4, 3], "loss_st": [4.8, 3.9, 2.9], "loss_cv": [2.0, 1, 1],
+                        "lr": [1e-4] * 3, "seconds": [1.0, 2, 3]})
+TABLE = pd.DataFrame({"copy": [0.2, 0.3, np.nan], "trained": [0.6, 0.5, 0.9]}, index=["dog", "cat", "cow"])
+SQUARE = FRAME[:64, :64]
+THETA = np.array([[-0.5, 0, 0.2], [0, 0.5, -0.1]])
+MAKERS = {
+    "montage": lambda: figures.montage([("a", [FRAME, FRAME]), ("b", [FRAME[:32]])], ["one", "two"]),
+    "curves": lambda: figures.training_curves(HISTORY),
+    "scores": lambda: figures.scores_by_sequence(TABLE),
+    "strip": lambda: figures.frame_strip([FRAME] * 4, np.array([np.nan, 0.5, 0.4, np.nan]), np.array([np.nan, 0.6, 0.2, np.nan])),
+    "anchors": lambda: figures.anchors(FRAME, np.array([[0, 5], [40, 45]])),
+    "maps": lambda: figures.cell_maps([FRAME] * 6, [np.full((8, 10), np.nan), *[np.eye(8, 10)] * 4, np.zeros((8, 10, 3), np.uint8)],
+                                      list("abcdef"), label="v", marks=[[0], [], [11, 12], [], [], []]),
+    "views": lambda: figures.view_pair(SQUARE, SQUARE, THETA, np.array([[[0, 1], [8, 9]], [[2, 3], [10, 11]]])),
+    "views without pairs": lambda: figures.view_pair(SQUARE, SQUARE, THETA),
+    "similarity": lambda: figures.similarity(np.eye(8), 2, title="t"),
+    "neighbourhood": lambda: figures.neighbourhood(("t", FRAME), 12, [("0", FRAME, np.array([1, 2]), np.array([0.3, 0.7]), np.inf),
+                                                                       ("1", FRAME, np.array([], int), np.array([]), 3.0)]),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_figures_from_tiny_inputs_are_drawn_and_shown(name):
+    figure = MAKERS[name]()
+    assert isinstance(figure, Figure)
+    (kind, data), = figure._repr_mimebundle_().items()
+    start = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff"}[kind]
+    assert base64.b64decode(data).startswith(start)
+
+
+def test_cells_are_drawn_at_their_centres():
+    figure = figures.anchors(FRAME, np.array([[0, 5], [40, 45]]))
+    dots = figure.axes[0].collections[-1].get_offsets()
+    assert dots.tolist() == [[0, 0], [40, 0], [0, 32], [40, 32]]  # (x, y): cell (y, x) at pixels (8·y, 8·x)
+    axis = figures.cell_maps([FRAME], [np.eye(8, 10)], [""]).axes[0]
+    assert axis.images[1].get_extent() == [-4, 76, 60, -4]
+    assert axis.get_xlim() == (-0.5, 79.5) and axis.get_ylim() == (63.5, -0.5)  # the picture stays where it is
+
+
+def test_the_box_of_view_2_follows_theta():
+    box = figures.view_pair(SQUARE, SQUARE, THETA).axes[0].patches[0].get_xy()[:4]
+    # flipped, half as large, its centre at (x, y) = (0.2, -0.1) of half a side: pixels 37.9, 28.3
+    assert np.allclose(box.mean(0), [0.2 * 32 + 31.5, -0.1 * 32 + 31.5])
+    assert np.allclose(box[1] - box[0], [-32, 0]) and np.allclose(box[3] - box[0], [0, 32])
+
+
+def test_scores_are_shown_in_percent_best_on_top():
+    axis = figures.scores_by_sequence(TABLE).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["cat", "dog", "cow"]
+    assert axis.collections[-1].get_offsets()[:, 0].tolist() == pytest.approx([50, 60, 90])
+
+
+def test_save_writes_both_files_makes_the_folder_and_returns_the_figure(tmp_path):
+    figure = MAKERS["curves"]()
+    assert figures.save(figure, tmp_path / "new" / "lam-0.1", vector=True) is figure
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["lam-0.1.pdf", "lam-0.1.png"]
+    assert (tmp_path / "new" / "lam-0.1.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "new" / "lam-0.1.pdf").read_bytes()
+    assert first.startswith(b"%PDF")
+    figures.save(figure, tmp_path / "new" / "lam-0.1.png", vector=True)
+    assert (tmp_path / "new" / "lam-0.1.pdf").read_bytes() == first
+    figures.save(figure, tmp_path / "photo.png")
+    assert not (tmp_path / "photo.pdf").exists()
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path, figure = tmp_path / "a.png", MAKERS["curves"]()
+    path.write_bytes(b"old")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    for place in (figure, figures.os):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "savefig" if place is figure else "replace", fail)
+            with pytest.raises(OSError, match="disk full"):
+                figures.save(figure, path)
+        assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_style_does_not_leak():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    MAKERS["montage"]()
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,218 @@
+"""Tables: what may stand beside the paper's numbers, and what may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dulvos import paper, results, tables
+from dulvos.inference import SegmentSettings
+from dulvos.training import TrainSettings
+
+SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def write(kind, name, key, *, study="study", settings=None, stale=False, **fields):
+    """A row as a run at the paper's settings leaves it, but for what is given; longer keys are newer."""
+    defaults = TrainSettings() if kind == "train" else SegmentSettings()
+    row = {"kind": kind, "study": study, "name": name, "key": key, "seconds": 90.0, "peak_memory_mb": 1234.5, "device": "cpu",
+           "frames": 1999, "parameters": {**dataclasses.asdict(defaults), **(settings or {})}, "fingerprint": "f", "threads": 2,
+           "commit": "1234567890", "code": "before" if stale else results.code_hash(*results.SOURCES[kind]),
+           "date": f"2025-01-01T00:00:{len(key):02d}"}
+    if kind == "train":
+        row |= {"iterations": 100_000, "split": "train", "data": "YouTube-VOS", "encoder": "runs/encoder.safetensors"}
+    else:
+        row |= {"features": name, "trained_key": "", "data": "DAVIS-2017", "split": "val", "sequences": 30, "objects": 61,
+                "scores": SCORES, "seconds_per_frame": 0.123}
+    results.write_row(study, {**row, **fields})
+
+
+def ours(method=paper.OURS, data="YouTube-VOS"):
+    """What Table 1 says on one line."""
+    table = paper.TABLE1
+    place, = table.index[(table["method"] == method) & ((table["data"] == data) | (method == paper.RANDOM))]
+    return tables.table1(tables.all_rows()).loc[place]
+
+
+def filled():
+    return (tables.table1(tables.all_rows())["ours J&F_m"] != tables.NOT_RUN).sum()
+
+
+def test_papers_numbers_agree_with_each_other():
+    scored = paper.TABLE1.dropna(subset="J_m")
+    mean = (scored["J_m"] + scored["F_m"]).astype(float) / 2
+    assert np.abs(mean - scored["J&F_m"].astype(float)).max() < 0.101
+    parts = paper.TABLE2[["seen J_m", "seen F_m", "unseen J_m", "unseen F_m"]].astype(float).mean(axis=1)
+    assert np.abs(parts - paper.TABLE2["mean"].astype(float)).max() < 0.051
+    assert len(paper.TABLE1) == 10 and len(paper.TABLE2) == 10 and len(paper.TABLE3) == 6
+    assert paper.TABLE1.loc[0, "J&F_m"] == 43.1 and paper.TABLE1.loc[6, "J_r"] is None
+    baseline = paper.FIG3_BASELINE
+    assert all(s.keys() <= baseline.keys() and not s.items() <= baseline.items() for s in paper.FIG3["setting"])
+    assert all(s["B"] * s["T"] == 80 for s in paper.FIG3.loc[paper.FIG3["varied"] == "B, T", "setting"])
+
+
+def test_table1_is_filled_by_whole_runs_of_the_papers_protocol():
+    write("evaluate", "random", "e1")
+    write("train", "trained", "t1")
+    write("evaluate", "trained", "e2", trained_key="t1", scores={"J&F-Mean": 0.68444})
+    random, trained = ours(paper.RANDOM), ours()
+    assert random["ours J&F_m"] == 50.0 and random["difference"] == 6.9
+    assert trained["ours J&F_m"] == 68.4 and trained["difference"] == -0.9 and trained["state"] == "run (study study)"
+    assert filled() == 2
+    assert ours(data="OxUvA")["ours J&F_m"] == "not run" and ours("MAST")["ours J&F_m"] == "not run"
+
+
+@pytest.mark.parametrize("slip", [
+    {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"split": "train"}, {"sequences": 20}, {"objects": 60},
+    {"settings": {"shorter_side": 240}}, {"settings": {"layer": "key"}}, {"settings": {"context": 5}}], ids=str)
+def test_table1_takes_no_other_evaluation(slip):
+    write("evaluate", "random", "e1", **slip)
+    write("train", "trained", "t1")
+    write("evaluate", "trained", "e2", trained_key="t1", **slip)
+    assert filled() == 0
+    assert (tables.table1(tables.all_rows())["state"] == tables.NOT_RUN).all()
+
+
+@pytest.mark.parametrize("slip", [
+    {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"key": "t2"}, {"settings": {"lam": 0.0}}, {"settings": {"batch": 8}},
+    {"settings": {"crop": 128}}, {"settings": {"grid": 4}}], ids=str)
+def test_table1_takes_no_other_training(slip):
+    write("train", "trained", **{"key": "t1", **slip})
+    write("evaluate", "trained", "e1", trained_key="t1")
+    assert filled() == 0
+
+
+def test_table1_takes_no_weights_whose_training_is_unknown():
+    write("train", "trained", "t1")
+    write("evaluate", "trained", "e1", features="davis2016")
+    write("evaluate", "random", "e2", features="weights.safetensors")
+    assert filled() == 0
+
+
+def test_the_training_may_lie_in_another_study():
+    write("train", "trained", "t1", study="there", data="OxUvA")
+    write("evaluate", "trained", "e1", trained_key="t1", study="here")
+    assert ours(data="OxUvA")["ours J&F_m"] == 50.0 and filled() == 1
+
+
+def test_the_newest_row_of_todays_code_counts():
+    write("evaluate", "random", "e", scores={"J&F-Mean": 0.1})
+    write("evaluate", "random", "e22", scores={"J&F-Mean": 0.2})
+    write("evaluate", "random", "e333", scores={"J&F-Mean": 0.3}, stale=True)
+    assert ours(paper.RANDOM)["ours J&F_m"] == 20.0
+    assert ours(paper.RANDOM)["state"] == "run (study study)"
+
+
+def test_rows_of_earlier_code_are_marked():
+    write("evaluate", "random", "e", stale=True)
+    write("evaluate", "random", "e22", scores={"J&F-Mean": 0.2}, stale=True)
+    assert ours(paper.RANDOM)["ours J&F_m"] == 20.0
+    assert ours(paper.RANDOM)["state"] == "† made by earlier code, commit 1234567 (study study)"
+    write("train", "trained", "t1", stale=True)
+    write("evaluate", "trained", "e3", trained_key="t1")
+    assert ours()["state"].startswith("† trained by earlier code")
+
+
+def test_study_table():
+    better = {"J&F-Mean": 0.7046, "J-Mean": 0.7, "J-Recall": 0.9, "J-Decay": 0.1, "F-Mean": 0.7, "F-Recall": 0.8, "F-Decay": 0.0}
+    write("evaluate", "trained", "e1", data="cutouts", scores=better)
+    write("evaluate", "random", "e2", data="cutouts")
+    write("evaluate", "zebra", "e3", data="cutouts")
+    table = tables.study_table(results.read_rows("study")).set_index("method")
+    assert [*table.index] == ["first mask copied", "raw colours", "random features", "trained features", "zebra", "trained - random"]
+    assert table.loc["trained features", "J&F"] == 70.5 and table.loc["trained features", "objects"] == 61
+    assert table.loc["trained - random", "J&F"] == 20.5 and table.loc["trained - random", "J decay"] == -10.0
+    assert table.loc["raw colours", "state"] == "not run" and table.loc["raw colours", "J&F"] is None
+    text = tables.to_text(table.reset_index()).set_index("method")
+    assert text.loc["trained - random", "J&F"] == "+20.5" and text.loc["random features", "seconds a frame"] == "0.12"
+
+
+@pytest.mark.parametrize("slip", [{"settings": {"shorter_side": 240}}, {"fingerprint": "other"}], ids=str)
+def test_no_difference_between_runs_that_differ_in_more_than_their_features(slip):
+    write("evaluate", "trained", "e1")
+    write("evaluate", "random", "e2", **slip)
+    last = tables.study_table(results.read_rows("study")).iloc[-1]
+    assert last["J&F"] is None and last["state"].startswith("not comparable")
+
+
+def test_benchmarks_are_kept_apart():
+    write("evaluate", "random", "e1", data="DAVIS-2016")
+    write("evaluate", "trained", "e22", data="DAVIS-2017")
+    table = tables.study_table(results.read_rows("study"))
+    assert table["data"].unique().tolist() == ["DAVIS-2017 val", "DAVIS-2016 val"]
+    assert table.loc[table["method"] == "trained - random", "J&F"].isna().all()
+
+
+def test_sequence_table_ends_with_the_mean_over_objects(folder):
+    write("evaluate", "random", "e1", data="cutouts")
+    scores = pd.DataFrame({"sequence": ["a", "a", "a", "b"], "object": [1, 2, 3, 1], "J mean": [0.2, 0.4, 0.6, 1.0],
+                           "F mean": [0.4, 0.4, 0.4, 1.0]})
+    (folder / "study" / "scores").mkdir()
+    scores.to_csv(folder / "study" / "scores" / "random-e1.csv", index=False)
+    table = tables.sequence_table("study").set_index("sequence")
+    assert table["random features"].to_dict() == {"a": 40.0, "b": 100.0, "mean over objects": 55.0}
+    assert table["objects"].to_dict() == {"a": 3, "b": 1, "mean over objects": 4}
+    assert (table["trained features"] == "not run").all()
+
+
+def test_table3_sets_only_the_papers_setting_beside_the_paper():
+    write("train", "trained", "t1", peak_memory_mb=11000.4, seconds=7200.0, device="cuda")
+    write("train", "lam0", "t2", data="OxUvA", settings={"lam": 0.0}, threads=3)
+    write("train", "small", "t3", data="Kinetics-400", settings={"crop": 128})
+    table = tables.table3(tables.all_rows())
+    own = table[table["train data"] == "YouTube-VOS"].iloc[-1]
+    assert own["paper iterations"] == own["our iterations"] == 100_000 and own["our time"] == "2.0 h"
+    assert own["our peak memory (MB)"] == 11000 and own["device"] == "cuda"
+    assert (table["our iterations"] != "not run").sum() == 3
+    assert table.loc[table["paper memory (GB)"].isna(), "method"].tolist() == ["lam0 (study study)", "small (study study)"]
+    assert table.iloc[-2]["device"] == "cpu, 3 threads" and table.iloc[-2]["our time"] == "2 min"
+
+
+def test_without_any_row_everything_says_not_run():
+    made = tables.write_tables("empty")
+    assert (made["table1"]["ours J&F_m"] == "not run").all() and (made["table3"]["our iterations"] == "not run").all()
+    assert (made["study"]["state"] == "not run").all() and made["sequences"].empty
+    assert tables.summary("empty").count("not run") == 5
+
+
+def test_summary_tells_scores_and_gain():
+    write("evaluate", "random", "e1", data="cutouts")
+    write("evaluate", "trained", "e2", data="cutouts", scores={**SCORES, "J&F-Mean": 0.6})
+    text = tables.summary("study")
+    assert "60.0" in text and "+10.0" in text and "30 sequences, 61 objects" in text and "0 of its 10 lines" in text
+
+
+def test_markdown():
+    table = pd.DataFrame({"name": ["a|b", None], "difference": [1.26, -2.0], "n": [3000, None]}, dtype=object)
+    assert tables.to_markdown(table).splitlines() == [
+        "| name | difference | n |", "| --- | ---: | ---: |", "| a\\|b | +1.3 | 3,000 |", "| - | -2.0 | - |"]
+
+
+def test_tables_are_written_whole_or_not_at_all(folder, monkeypatch):
+    tables.write_tables("study")
+    written = {path.name: path.read_text() for path in (folder / "study" / "tables").iterdir()}
+    assert sorted(written) == sorted(f"{name}.{suffix}" for name in tables.TITLES for suffix in ("csv", "md"))
+    assert written["table1.csv"].splitlines()[1] == "Random initialisation,,8,,,,,43.1,not run,,not run"
+    write("evaluate", "random", "e1")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tables.write_tables("study")
+    assert {name: (folder / "study" / "tables" / name).read_text() for name in written} == written
+
+
+def test_a_failure_is_where_the_score_falls():
+    scores = np.full(30, 0.9)
+    scores[[0, -1]] = np.nan
+    scores[17:-1] = 0.2
+    assert tables.failure_frame(scores) == 17
+    assert tables.failure_frame(scores[:3]) == 0
