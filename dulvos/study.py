@@ -63,7 +63,7 @@ def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[s
     return [
         Step("01_train", "01_train", {**common, "name": "trained", **training}, minutes["train"], (), ("train", "trained")),
         *evaluations,
-        Step("00_the_method", "00_the_method", {"study": study, "checkpoint": "trained"}, 1, ("01_train",)),
+        Step("00_the_method", "00_the_method", {**common, "checkpoint": "trained"}, 1, ("01_train",)),
         Step("07_results", "07_results", common, 0.5, tuple(step.name for step in evaluations)),
     ]
 

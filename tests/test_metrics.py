@@ -25,6 +25,13 @@ def square(top: int, left: int, side: int = 20, size: tuple[int, int] = (60, 80)
     return mask
 
 
+def official(truth: np.ndarray, prediction: np.ndarray) -> list[list[float]]:
+    """J and F of one frame of ids by vos-benchmark: (2, objects), ids ascending."""
+    evaluator = Evaluator()
+    evaluator.feed_frame(prediction, truth)
+    return [[value / 100 for _, value in sorted(measure.items())] for measure in evaluator.conclude()]
+
+
 def scores_of(*j: list[float]) -> SequenceScores:
     """Scores whose F is half of the given J, one row an object."""
     return SequenceScores(ids=tuple(range(1, len(j) + 1)), j=np.array(j), f=np.array(j) / 2)
@@ -50,13 +57,18 @@ def test_agrees_with_vos_benchmark(size: tuple[int, int], objects: int) -> None:
 
     scores = score_sequence(truth, prediction)
     assert scores.ids == tuple(range(1, objects + 1))
-    for frame in range(1, 5):
-        evaluator = Evaluator()
-        evaluator.feed_frame(prediction[frame], truth[frame])
-        j, f = evaluator.conclude()
-        percent = 100 * np.stack([scores.j, scores.f])[:, :, frame - 1]
-        expected = [[j[i] for i in scores.ids], [f[i] for i in scores.ids]]
-        np.testing.assert_allclose(percent, expected, rtol=0, atol=1e-9)
+    expected = np.stack([official(truth[frame], prediction[frame]) for frame in range(1, 5)], axis=-1)
+    np.testing.assert_allclose([scores.j, scores.f], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (35, 50), (1, 50), (60, 1)])
+def test_objects_inside_the_frame_and_at_its_border_agree_with_vos_benchmark(size: tuple[int, int]) -> None:
+    truth = square(20, 30, 15, size) if min(size) > 1 else square(0, 0, 15, size)
+    for shift in ((0, 0), (1, 2), (2, -3), (-2, -1), (40, 1)):
+        prediction = np.roll(truth, shift, axis=(0, 1))
+        expected = official(truth.astype(np.uint8), prediction.astype(np.uint8))
+        measured = [[jaccard(truth, prediction)], [boundary_f(truth, prediction)]]
+        np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-9)
 
 
 def test_perfect_prediction_scores_one() -> None:
