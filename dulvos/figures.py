@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, ConnectionPatch, Polygon
 from PIL import Image
@@ -31,8 +31,7 @@ WIDTH = 7.0  # inches, across a page
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision
 VERMILLION, SKY, YELLOW, GREEN, PURPLE, BLUE, ORANGE = COLOURS = (
     "#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
-# (7, 3) uint8 RGB of objects 1, 2, …; object 8 has the first again
-OBJECT_COLOURS = np.rint([[255 * part for part in to_rgb(colour)] for colour in COLOURS]).astype(np.uint8)
+OBJECT_COLOURS = np.array([list(bytes.fromhex(colour[1:])) for colour in COLOURS], np.uint8)  # of objects 1, 2, …, 8 as 1
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
          "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2, "legend.frameon": False,
          "figure.dpi": 110, "figure.constrained_layout.use": True, "pdf.fonttype": 42}
@@ -58,9 +57,7 @@ class _Figure(Figure):
 def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False) -> Figure:
     """Write a figure whole or not at all, and return it, so that a notebook's cell may end here and show it.
 
-    Arguments:
-        path: of the PNG (150 dpi), with or without its suffix; its folder is made.
-        vector: write a PDF beside it: for curves and dots, not for photographs.
+    `path` is the PNG's (150 dpi), with or without .png, and its folder is made; `vector` adds a PDF: not for photographs.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +74,9 @@ def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False) -> Fi
 
 
 def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: bool = True) -> np.ndarray:
-    """Masks over a frame in `OBJECT_COLOURS`, (H, W, 3) uint8; pixels of id 0 stay as they are.
+    """A mask (H, W) of ids over a frame (H, W, 3) uint8, in `OBJECT_COLOURS`; pixels of id 0 stay as they are.
 
-    Arguments:
-        frame: (H, W, 3) uint8 RGB.
-        ids: (H, W) integer, 0 being background.
-        alpha: opacity of the masks, in [0, 1].
-        outline: draw each object's rim, inside of it, opaque.
+    `alpha`, in [0, 1], is the mask's opacity; `outline` draws each object's rim, inside of it, opaque.
     """
     if ids.shape != frame.shape[:2]:
         raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; masks and frames must have one size")
@@ -137,10 +130,9 @@ def training_curves(history: pd.DataFrame) -> Figure:
     titles = r"space-time loss $\mathcal{L}_{ST}$ (Eq. 3)", r"cross-view loss $\mathcal{L}_{CV}$ (Eq. 5)"
     for axis, name, colour, title in zip(axes, ("loss_st", "loss_cv"), (BLUE, VERMILLION), titles):
         smooth = history[name].rolling(window, center=True, min_periods=1).median()
-        axis.plot(history.iteration, history[name], color=colour, alpha=0.25, linewidth=0.5, label="each iteration")
-        axis.plot(history.iteration, smooth, color=colour, label=f"median of {window}")
-        axis.set(title=title, xlabel="iteration")
-        axis.legend()
+        axis.plot(history.iteration, history[name], color=colour, alpha=0.25, linewidth=0.5)
+        axis.plot(history.iteration, smooth, color=colour)
+        axis.set(title=title, xlabel=f"iteration (line: median of {window})")
     rate.step(history.iteration, history.lr, where="post", color="0.3")
     rate.set(title=f"learning rate ({history.seconds.iloc[-1] / 60:.0f} min in all)", xlabel="iteration", ylim=(0, None))
     return figure
@@ -186,23 +178,25 @@ def frame_strip(frames: Sequence[np.ndarray], j: np.ndarray, f: np.ndarray, *, s
 
 
 @style()
-def anchors(frame: np.ndarray, index: np.ndarray) -> Figure:
-    """Anchors (n, n), flat cell indices, in their colours, with the centres of all cells and the grid's blocks (𝒢)."""
-    height, width, n = frame.shape[0] // STRIDE, frame.shape[1] // STRIDE, len(index)
-    figure = _Figure((WIDTH * 0.55, WIDTH * 0.55 * height / width + 0.3))
-    axis = figure.subplots()
-    _pictures([axis], [frame], [f"{n} x {n} anchors among {height} x {width} cells"])
-    axis.scatter(*_centres(range(height * width), width), s=0.8, color="white", linewidths=0)
-    for k in range(1, n):
-        axis.axvline(k * width / n * STRIDE - STRIDE / 2, color="white", linewidth=0.6)
-        axis.axhline(k * height / n * STRIDE - STRIDE / 2, color="white", linewidth=0.6)
-    axis.scatter(*_centres(index, width), s=30, c=anchor_colours(n) / 255, edgecolor="black", linewidth=0.8, zorder=3)
+def anchors(frames: Sequence[np.ndarray], index: np.ndarray) -> Figure:
+    """Anchors (B, n, n), flat cell indices, in their colours, with all cells and the grid's blocks, on B frames (𝒢)."""
+    height, width = np.divide(frames[0].shape[:2], STRIDE).astype(int)
+    n, side = index.shape[1], WIDTH / max(2, len(frames))
+    axes = (figure := _Figure((side * len(frames), side * height / width + 0.2))).subplots(1, len(frames), squeeze=False)[0]
+    offsets = [divmod(int(cells[0, 0]), width) for cells in index]
+    _pictures(axes, frames, [f"{n} x {n} anchors, the grid shifted by {y} cells down, {x} right" for y, x in offsets])
+    for axis, cells in zip(axes, index):
+        axis.scatter(*_centres(range(height * width), width), s=0.8, color="white", linewidths=0)
+        for k in range(1, n):
+            axis.axvline((k * width / n - 0.5) * STRIDE, color="white", linewidth=0.6)
+            axis.axhline((k * height / n - 0.5) * STRIDE, color="white", linewidth=0.6)
+        axis.scatter(*_centres(cells, width), s=30, c=anchor_colours(n) / 255, edgecolor="white", clip_on=False, zorder=3)
     return figure
 
 
 @style()
 def cell_maps(frames: Sequence[np.ndarray], maps: Sequence[np.ndarray], titles: Sequence[str], *, label: str = "",
-              marks: Sequence[Sequence[int]] = (), alpha: float = 0.75) -> Figure:
+              marks: Sequence[Sequence[int]] = (), alpha: float = 0.7) -> Figure:
     """Maps of cells over their frames, where they belong: cell i covers the pixels 8·i ± 4.
 
     Arguments:
@@ -230,18 +224,16 @@ def cell_maps(frames: Sequence[np.ndarray], maps: Sequence[np.ndarray], titles: 
 
 @style()
 def view_pair(main: np.ndarray, view2: np.ndarray, theta: np.ndarray, pairs: np.ndarray | None = None) -> Figure:
-    """Both views of a frame: the box of view 2 in the main view, its corners in four colours, and pairs of cells.
+    """Both views (S, S, 3) of a frame: view 2's box, its corners in four colours, and pairs of cells, joined.
 
-    Arguments:
-        main, view2: (S, S, 3) uint8. theta: (2, 3), from view-2 to main-view coordinates (x, y) in [-1, 1].
-        pairs: (2, n, n) flat cell indices in the main view and in view 2, drawn in one colour and joined.
+    `theta` (2, 3) leads from view-2 to main-view coordinates (x, y) in [-1, 1]; `pairs` (2, n, n) are flat indices, main first.
     """
     figure = _Figure((WIDTH * 0.85, WIDTH * 0.4 + 0.1))
     axes = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
     _pictures(axes, [main, view2], ["main view", "view 2 (regularising branch)"])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     for axis, place in zip(axes, (corners @ theta[:, :2].T + theta[:, 2], corners)):
-        place = ((place + 1) * len(main) - 1) / 2  # align_corners=False
+        place = ((place + 1) * len(main) - 1) / 2  # pixels, align_corners=False
         axis.add_patch(Polygon(place, fill=False, edgecolor="white", linewidth=2, clip_on=False))
         axis.scatter(*place.T, s=50, c=COLOURS[:4], edgecolor="white", zorder=3, clip_on=False)
     if pairs is not None:
@@ -277,9 +269,9 @@ def neighbourhood(query: tuple[str, np.ndarray], cell: int,
             of the circle it may look at, in cells; infinite in the reference frame.
     """
     panels = [(*query, [], np.empty(0), np.inf), *entries]
-    rows, (height, width) = -(-len(panels) // 3), query[1].shape[:2]
+    rows, cells, (height, width) = -(-len(panels) // 3), -(-query[1].shape[1] // STRIDE), query[1].shape[:2]
     figure = _Figure((WIDTH, rows * (WIDTH / 3 * height / width + 0.2)))
-    axes, cells = figure.subplots(rows, 3, squeeze=False).ravel(), -(-width // STRIDE)
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
     _pictures(axes, [panel[1] for panel in panels], [panel[0] for panel in panels])
     (x,), (y,) = _centres([cell], cells)
     for axis, (_, _, index, weights, radius) in zip(axes, panels):
@@ -298,8 +290,7 @@ def _pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Sequen
     for axis, image, title in zip(axes, images, [*titles, *[""] * len(images)]):
         axis.imshow(image, interpolation="antialiased")
         axis.autoscale(False)  # what is drawn on top must not move the picture
-        axis.set(xticks=[], yticks=[], title=title)
-        axis.spines[:].set_visible(False)
+        axis.set(xticks=[], yticks=[], title=title, frame_on=False)
 
 
 def _centres(index: np.ndarray | Sequence[int], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -182,7 +183,7 @@ def _execute(study: str, step: Step, key: str) -> bool:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(results.ROOT), os.environ.get("PYTHONPATH")]))
     try:
         papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
-                                   kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=sys.stderr)
+                                   kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=_Progress())
     except papermill.PapermillExecutionError as error:
         _tidy(running)
         running.replace(failure)
@@ -196,6 +197,16 @@ def _execute(study: str, step: Step, key: str) -> bool:
     failure.unlink(missing_ok=True)
     print(f"\n[{step.name}] done in {(time.monotonic() - started) / 60:.1f} min: {_shown(final)}", flush=True)
     return True
+
+
+class _Progress(io.TextIOBase):
+    """What a notebook writes to stderr, shown at once: a progress bar ends no line."""
+
+    def write(self, text: str) -> int:
+        if "[IPKernelApp] WARNING" not in text:  # of ports on loopback
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
 
 
 def _shown(path: Path) -> str:

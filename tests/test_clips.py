@@ -148,7 +148,7 @@ def test_a_clip_depends_on_seed_and_number_alone() -> None:
 
 
 @pytest.mark.skipif("fork" not in torch.multiprocessing.get_all_start_methods(), reason="no fork here")
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_clips_do_not_depend_on_the_workers(workers: int) -> None:
     """A resumed run may have other workers: same numbers, same clips."""
     batches = [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -99,7 +99,7 @@ MAKERS = {
     "curves": lambda: figures.training_curves(HISTORY),
     "scores": lambda: figures.scores_by_sequence(TABLE),
     "strip": lambda: figures.frame_strip([FRAME] * 4, np.array([np.nan, 0.5, 0.4, np.nan]), np.array([np.nan, 0.6, 0.2, np.nan])),
-    "anchors": lambda: figures.anchors(FRAME, np.array([[0, 5], [40, 45]])),
+    "anchors": lambda: figures.anchors([FRAME] * 2, np.array([[[0, 5], [40, 45]], [[1, 6], [41, 46]]])),
     "maps": lambda: figures.cell_maps([FRAME] * 6, [np.full((8, 10), np.nan), *[np.eye(8, 10)] * 4, np.zeros((8, 10, 3), np.uint8)],
                                       list("abcdef"), label="v", marks=[[0], [], [11, 12], [], [], []]),
     "views": lambda: figures.view_pair(SQUARE, SQUARE, THETA, np.array([[[0, 1], [8, 9]], [[2, 3], [10, 11]]])),
@@ -120,7 +120,7 @@ def test_figures_from_tiny_inputs_are_drawn_and_shown(name):
 
 
 def test_cells_are_drawn_at_their_centres():
-    figure = figures.anchors(FRAME, np.array([[0, 5], [40, 45]]))
+    figure = figures.anchors([FRAME] * 2, np.array([[[0, 5], [40, 45]], [[1, 6], [41, 46]]]))
     dots = figure.axes[0].collections[-1].get_offsets()
     assert dots.tolist() == [[0, 0], [40, 0], [0, 32], [40, 32]]  # (x, y): cell (y, x) at pixels (8·y, 8·x)
     axis = figures.cell_maps([FRAME], [np.eye(8, 10)], [""]).axes[0]

@@ -26,9 +26,12 @@ SCRIPTS = [ROOT / "run_all.sh", ROOT / ".ci" / "run"]
 # Does for a Python: its packages are those in $SITE, its pip and its dulvos only note that they were called.
 STAND_IN = f"""#!/bin/sh
 case "$*" in
-  "-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+  "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m pip install"*) echo "pip $*" >>"$LOG"; exit "${{PIP_STATUS:-0}}" ;;
-  "-m dulvos"* | "-m pytest"*) echo "$0 $* path=$PYTHONPATH" >>"$LOG"; exit "${{RUN_STATUS:-0}}" ;;
+  "-m dulvos"* | "-m pytest"*)
+    printf '%s|' "$0" "$@" "$PYTHONPATH" >>"$LOG"
+    echo >>"$LOG"
+    exit "${{RUN_STATUS:-0}}" ;;
   "-c import cv2") echo "${{CV2_ERROR:-}}" >&2; [ -z "${{CV2_ERROR:-}}" ] ;;
   "-c import pip") ;;
   *) PYTHONPATH="$SITE" exec {sys.executable} -S "$@" ;;
@@ -49,7 +52,7 @@ class Checkout:
         self.python = folder / "bin" / "python3"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
-        for tool in ("bash", "sh", "cat", "cp", "mkdir", "dirname", "cksum"):
+        for tool in ("bash", "sh", "cat", "cp", "rm", "mkdir", "dirname", "cksum"):
             (folder / "bin" / tool).symlink_to(str(shutil.which(tool)))
         (self.site / "packaging").symlink_to(Path(packaging.__file__).parent)
         for needed in NEEDED:
@@ -80,6 +83,7 @@ class Checkout:
                               env=environment | variables, capture_output=True, text=True, timeout=120)
 
     def calls(self) -> list[str]:
+        """What was called: `pip ...`, or a Python's path, its arguments and PYTHONPATH, each closed by |."""
         return self.log.read_text().splitlines() if self.log.exists() else []
 
 
@@ -120,7 +124,7 @@ def test_bad_words_give_one_line_at_once(checkout: Checkout, words: list[str], s
 def test_a_complete_environment_is_used_as_it_is(checkout: Checkout) -> None:
     done = checkout.run()
     assert done.returncode == 0, done.stderr
-    assert checkout.calls() == [f"{checkout.python} -m dulvos study demo path={checkout.root}"]
+    assert checkout.calls() == [f"{checkout.python}|-m|dulvos|study|demo|{checkout.root}|"]
     assert not checkout.venv.exists()
 
 
@@ -137,7 +141,7 @@ def test_an_environment_that_lacks_something_is_left_alone(
     assert f"lacks {name}" in done.stdout
     install, run = checkout.calls()
     assert install.startswith("pip ") and "-c constraints.txt" in install and "-e .[test]" in install
-    assert run == f"{checkout.venv} -m dulvos study demo --seed 3 path={checkout.root}"
+    assert run == f"{checkout.venv}|-m|dulvos|study|demo|--seed|3|{checkout.root}|"
 
 
 def test_a_cpu_build_satisfies_the_range(checkout: Checkout) -> None:
@@ -152,7 +156,7 @@ def test_the_tests_need_their_extra(checkout: Checkout) -> None:
     for needed in FOR_TESTS:
         checkout.put(needed.name)
     assert checkout.run("test", "-k", "a word", RUN_STATUS="5").returncode == 5
-    assert checkout.calls() == [f"{checkout.python} -m pytest -q -k a word path={checkout.root}"]
+    assert checkout.calls() == [f"{checkout.python}|-m|pytest|-q|-k|a word|{checkout.root}|"]
 
 
 def test_an_installation_is_made_once_and_an_interrupted_one_again(checkout: Checkout) -> None:
@@ -174,9 +178,6 @@ def test_a_dead_venv_is_made_anew(checkout: Checkout) -> None:
     checkout.drop("packaging")
     checkout.venv.parent.mkdir(parents=True)
     checkout.venv.symlink_to("removed")
-    # What `venv --clear` does first.
-    checkout.python.write_text(STAND_IN.replace('mkdir -p "$last', 'rm -r "$last"; mkdir -p "$last'))
-    (checkout.python.parent / "rm").symlink_to(str(shutil.which("rm")))
     done = checkout.run()
     assert done.returncode == 0, done.stderr
 
@@ -205,7 +206,7 @@ def test_the_variable_names_the_python(checkout: Checkout) -> None:
     checkout.python.write_text("#!/bin/sh\nexit 1\n")
     for name in (str(other), "../other"):
         assert checkout.run(DULVOS_PYTHON=name).returncode == 0
-    assert [Path(call.split(" -m ")[0]).resolve() for call in checkout.calls()] == [other, other]
+    assert [Path(call.split("|")[0]).resolve() for call in checkout.calls()] == [other, other]
     done = checkout.run(DULVOS_PYTHON="absent")
     assert done.returncode != 0 and "DULVOS_PYTHON is absent" in done.stderr
 
@@ -216,7 +217,7 @@ def test_a_folder_is_meant_from_where_the_caller_stands(checkout: Checkout, tmp_
         done = checkout.run("davis", *words, "--setting", "paper", cwd=tmp_path, RUN_STATUS="7")
         assert done.returncode == 7, done.stderr
         call = checkout.calls()[-1]
-        assert f"study davis --davis{' ='[len(words) == 1]}{tmp_path}/my DAVIS --setting paper" in call
+        assert f"|study|davis|--davis{'|='[len(words) == 1]}{tmp_path}/my DAVIS|--setting|paper|" in call
 
 
 @pytest.mark.parametrize("libraries, installs", [
@@ -235,7 +236,7 @@ def test_ci_adds_the_system_libraries_where_they_lack(
     assert checkout.run(script=".ci/run", RUN_STATUS="3").returncode == 3
     *apt, tests = checkout.calls()
     assert len(apt) == installs and all(call.startswith("apt ") for call in apt)
-    assert "-m pytest" in tests
+    assert "|-m|pytest|" in tests
 
 
 def _pins() -> dict[str, list[Requirement]]:

@@ -108,6 +108,10 @@ def test_warp_of_a_map_that_is_not_square() -> None:
     warped = warp(coordinates(6, 16), theta)[0, 0]
     assert torch.equal(warped[0, 3, :12], torch.arange(4, 16).double())
     assert torch.equal(warped[1, :, 0], torch.arange(6).double())
+    flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])  # of 128 pixels: 8i comes from 127 - 8i, all but cell 16 - i
+    warped = warp(coordinates(6, 16), flip, corrected_stride=8)[0, 0]
+    assert torch.equal(warped[0, 2], torch.arange(16, 0, -1).double().clamp(max=15))
+    assert torch.equal(warped[1, :, 0], torch.arange(6).double())
 
 
 @pytest.mark.parametrize("corrected", [None, 8])

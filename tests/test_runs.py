@@ -1,0 +1,96 @@
+"""Runs are keyed by what determines them, done once, and leave a row with its provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from dulvos import results, runs, synthetic
+from dulvos.errors import InputError
+from dulvos.inference import SegmentSettings
+from dulvos.runs import evaluation_run, open_data, trained_encoder, training_run
+from dulvos.training import TrainSettings
+from tests.test_evaluation import dataset  # noqa: F401
+
+SETTINGS = TrainSettings(iterations=2, batch=2, frames=2, crop=32, scale_min=32, scale_max=40, grid=4, cross_grid=2, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def data(dataset, tmp_path_factory):  # noqa: F811
+    """The tiny data set, its val split serving as train split too."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    shutil.copytree(dataset.root, root)
+    shutil.copy(root / "ImageSets/2017/val.txt", root / "ImageSets/2017/train.txt")
+    return str(root)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return tmp_path / "s"
+
+
+def test_training_and_evaluation_leave_rows_and_files_and_run_once(data, folder, monkeypatch):
+    row = training_run("s", "trained", data, SETTINGS, device="cpu")
+    assert (folder / row["encoder"]).is_file() and trained_encoder("s") == folder / row["encoder"]
+    assert len(pd.read_csv(folder / f"history/trained-{row['key']}.csv")) == 2
+    assert (row["data"], row["videos"], row["parameters"]["batch"]) == ("tiny", 2, 2)
+    scored = evaluation_run("s", "trained", data, "trained", SegmentSettings(), device="cpu")
+    assert scored["trained_key"] == row["key"] and scored["objects"] == len(pd.read_csv(folder / f"scores/trained-{scored['key']}.csv"))
+    assert (folder / f"masks/trained-{scored['key']}/translation/00005.png").is_file()
+    assert set(results.read_rows("s").kind) == {"train", "evaluate"} and results.read_rows("s").current.all()
+
+    def never(*arguments, **more):
+        raise AssertionError("a finished run ran again")
+
+    monkeypatch.setattr(runs, "train", never)
+    monkeypatch.setattr(runs, "evaluate", never)
+    assert training_run("s", "trained", data, SETTINGS, device="cpu")["key"] == row["key"]
+    # how clips are read changes no number
+    assert training_run("s", "trained", data, dataclasses.replace(SETTINGS, checkpoint_minutes=9.0), device="cpu")["key"] == row["key"]
+    assert evaluation_run("s", "trained", data, "trained", SegmentSettings(), device="cpu")["key"] == scored["key"]
+    with pytest.raises(AssertionError):
+        training_run("s", "trained", data, dataclasses.replace(SETTINGS, lam=0.5), device="cpu")
+    with pytest.raises(AssertionError):
+        evaluation_run("s", "trained", data, "trained", SegmentSettings(topk=5), device="cpu")
+
+
+def test_another_checkpoint_or_other_masks_are_another_run(data, folder, tmp_path):
+    keys = [evaluation_run("s", "random", data, "random", SegmentSettings(), device="cpu", seed=seed)["key"] for seed in (0, 1)]
+    assert keys[0] != keys[1]
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    shutil.copy(other / "Annotations/480p/late-entry/00005.png", other / "Annotations/480p/late-entry/00000.png")
+    assert evaluation_run("s", "copy", str(other), "copy", SegmentSettings())["fingerprint"] != \
+        evaluation_run("s", "copy", data, "copy", SegmentSettings())["fingerprint"]
+
+
+def test_a_study_without_a_trained_encoder_says_how_to_get_one(data, folder):
+    with pytest.raises(InputError, match="01_train"):
+        evaluation_run("s", "trained", data, "trained", SegmentSettings())
+
+
+@pytest.mark.parametrize(("name", "message"), [("davis", "DULVOS_DAVIS"), ("no such folder", "no such folder")])
+def test_data_that_is_not_there_is_named(name, message, monkeypatch):
+    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
+    with pytest.raises(InputError, match=message):
+        open_data(name, "val")
+
+
+def test_the_embedded_benchmark_is_rendered_on_first_use(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(runs, "CUTOUTS", tmp_path / "cutouts")
+    monkeypatch.setattr(synthetic, "render", lambda root: calls.append(root) or root)
+    with pytest.raises(InputError):  # nothing was rendered into it here
+        open_data("cutouts", "val")
+    assert calls == [tmp_path / "cutouts"]
+
+
+def test_rows_of_training_name_their_data_and_code(data, folder):
+    training_run("s", "trained", data, SETTINGS, device="cpu")
+    row = json.loads(next((folder / "rows").glob("train-trained-*.json")).read_text())
+    assert {"commit", "dirty", "code", "seed", "fingerprint", "seconds", "peak_memory_mb", "device", "threads", "versions"} <= set(row)
