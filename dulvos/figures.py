@@ -133,8 +133,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
         axis.plot(history.iteration, history[name], color=colour, alpha=0.25, linewidth=0.5)
         axis.plot(history.iteration, smooth, color=colour)
         axis.set(title=title, xlabel=f"iteration (line: median of {window})")
-    rate.step(history.iteration, history.lr, where="post", color="0.3")
-    rate.set(title=f"learning rate ({history.seconds.iloc[-1] / 60:.0f} min in all)", xlabel="iteration", ylim=(0, None))
+    rate.step(history.iteration, 1e4 * history.lr, where="post", color="0.3")
+    rate.set(title=f"learning rate · 10⁴ ({history.seconds.iloc[-1] / 60:.0f} min in all)", xlabel="iteration", ylim=(0, None))
     return figure
 
 
@@ -149,11 +149,11 @@ def scores_by_sequence(table: pd.DataFrame) -> Figure:
     for method, colour, marker in zip(table, COLOURS[::-1] * 4, "osD^vPX<" * 4):
         axis.axvline(table[method].mean(), color=colour, linestyle=":", linewidth=1, zorder=0)
         axis.scatter(table[method], places, s=24, marker=marker, color=colour, edgecolor="white", linewidth=0.4, zorder=3,
-                     label=f"{method}: mean {table[method].mean():.1f}")
+                     label=f"{method}: {table[method].mean():.1f}")
     axis.set(xlabel="J&F (%)", ylim=(-0.7, len(table) - 0.3))
     axis.set_yticks(places, table.index)
     axis.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper center", ncols=min(3, table.shape[1]))
+    figure.legend(loc="outside upper center", ncols=4, title="means over the sequences")
     return figure
 
 
@@ -184,7 +184,7 @@ def anchors(frames: Sequence[np.ndarray], index: np.ndarray) -> Figure:
     n, side = index.shape[1], WIDTH / max(2, len(frames))
     axes = (figure := _Figure((side * len(frames), side * height / width + 0.2))).subplots(1, len(frames), squeeze=False)[0]
     offsets = [divmod(int(cells[0, 0]), width) for cells in index]
-    _pictures(axes, frames, [f"{n} x {n} anchors, the grid shifted by {y} cells down, {x} right" for y, x in offsets])
+    _pictures(axes, frames, [f"{n} x {n} anchors, offset by {y} down and {x} right" for y, x in offsets])
     for axis, cells in zip(axes, index):
         axis.scatter(*_centres(range(height * width), width), s=0.8, color="white", linewidths=0)
         for k in range(1, n):

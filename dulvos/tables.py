@@ -99,7 +99,8 @@ def difference(row: pd.Series | None, other: pd.Series | None) -> dict[str, floa
     same = ["data", "split", "fingerprint", *(f"parameters.{name}" for name in PROTOCOL)]
     if any(str(row.get(field)) != str(other.get(field)) for field in same):
         return {}
-    return {column: round(_percent(row[f"scores.{score}"]) - _percent(other[f"scores.{score}"]), 1) for column, score in SCORES.items()}
+    points = {column: _percent(row[f"scores.{score}"]) - _percent(other[f"scores.{score}"]) for column, score in SCORES.items()}
+    return {column: round(value, 1) for column, value in points.items()}
 
 
 def sequence_table(study: str) -> pd.DataFrame:

@@ -140,7 +140,7 @@ def test_scales_are_uniform_and_include_both_ends() -> None:
 
 
 def test_a_clip_depends_on_seed_and_number_alone() -> None:
-    dataset, again, other = clips(stills(3)), clips(stills(3)), clips(stills(3), seed=1)
+    dataset, again, other = clips(stills(1)), clips(stills(1)), clips(stills(1), seed=1)
     backwards = {number: dataset[number] for number in reversed(range(6))}
     np.random.seed(0), torch.manual_seed(0)
     assert all(torch.equal(again[number], backwards[number]) for number in range(6))

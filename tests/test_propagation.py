@@ -94,7 +94,7 @@ def test_a_radius_beyond_the_map_restricts_nothing(radius: float) -> None:
 
 def precision_case() -> tuple[Tensor, np.ndarray, Tensor]:
     """float32 features of two frames, a mask, and the cells whose tenth neighbour stands clear of the eleventh."""
-    features = correlated(3, 2, 64, 16, 20, dtype=torch.float32)
+    features = random_features(3, 2, 64, 16, 20, dtype=torch.float32)
     keys = features.double().flatten(2)
     # at t = 1 all neighbours lie in the reference, which counts 21 times near by and once elsewhere
     similarity = (keys[0].T @ keys[1]).topk(12, 0).values
