@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from dulvos import results, synthetic
+from dulvos import results, synthetic, training
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
@@ -19,6 +20,8 @@ from dulvos.training import TrainSettings, train
 from dulvos.videos import fingerprint
 
 __all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "trained_encoder", "training_run"]
+
+training.tqdm = tqdm  # a bar of text reaches the terminal through papermill, a widget does not
 
 CUTOUTS = results.ROOT / "data" / "cutouts"
 

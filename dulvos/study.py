@@ -203,9 +203,8 @@ class _Progress(io.TextIOBase):
     """What a notebook writes to stderr, shown at once: a progress bar ends no line."""
 
     def write(self, text: str) -> int:
-        if "[IPKernelApp] WARNING" not in text:  # of ports on loopback
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
         return len(text)
 
 

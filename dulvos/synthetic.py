@@ -380,7 +380,8 @@ def render_video(
         scene = scenes.get(name, scene)
         cutouts = [*enumerate(scene.objects, 1 + (scene.background == "stereo")), *((0, n) for n in scene.distractors)]
         areas = rng.uniform(0.08, 0.16, len(cutouts)) * size[0] * size[1]
-        layers = _choreograph([(id, _cutout(n, area, rng)) for (id, n), area in zip(cutouts, areas)], size, scene.pace, rng)
+        sprites = [(id, _cutout(n, area, rng)) for (id, n), area in zip(cutouts, areas)]
+        layers = _choreograph(sprites, size, scene.pace, rng)
         background, light = _background(scene.background, size, rng), _light(size, rng)
         shutter, noise = (-0.15, 0.0, 0.15), 4.0
     grid = _grid(size)
