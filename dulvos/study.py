@@ -27,8 +27,8 @@ NOTEBOOKS = results.ROOT / "notebooks"
 METHODS = ("copy", "colour", "random", "trained")
 
 # CPU-sized training: small crops, few clips, a schedule of its own; the method's settings (N, M, τ, λ) are the paper's
-DEMO = {"iterations": 400, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
-        "lr_every": 200}
+DEMO = {"iterations": 650, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
+        "lr_every": 400}
 DAVIS_CPU = {"iterations": 2000, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 144, "scale_max": 288, "lr": 3e-4,
              "lr_every": 1200}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
@@ -71,7 +71,7 @@ def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[s
 
 def demo_steps() -> list[Step]:
     """The study at demo scale on the embedded benchmark: about ten minutes on two cores."""
-    return _steps("demo", "cutouts", DEMO, {}, {"train": 7, "copy": 0.2, "colour": 0.5, "random": 0.5, "trained": 0.5})
+    return _steps("demo", "cutouts", DEMO, {}, {"train": 10, "copy": 0.2, "colour": 0.5, "random": 0.5, "trained": 0.5})
 
 
 def davis_steps(setting: str) -> list[Step]:

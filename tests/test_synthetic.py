@@ -127,6 +127,22 @@ def test_rail_shows_the_left_photograph_at_0_and_the_right_one_at_1():
     assert disparity[near].mean() > disparity[~near].mean() + 10
 
 
+def test_rail_puts_the_near_before_the_far():
+    """A block of disparity 20 before a wall of disparity 4, seen from halfway."""
+    columns, wall = np.arange(120), 40 + np.arange(140)  # the wall's grey values tell its place
+    left, right, disparity = np.zeros((40, 120, 4), np.uint8), np.zeros((40, 120, 4), np.uint8), np.full((40, 120), 4.0)
+    left[..., :3], right[..., :3] = wall[columns, None], wall[columns + 4, None]
+    left[10:30, 60:80], right[10:30, 40:60, :3], disparity[10:30, 60:80] = 255, 255, 20
+    half = synthetic._rail(left, right, disparity.astype(np.float32))(0.5)
+    block = np.zeros((40, 120), bool)
+    block[10:30, 50:70] = True
+    np.testing.assert_array_equal(half[14:26, :, 3] > 127, block[14:26])
+    assert (half[14:26, 51:69] == 255).all()
+    shown = np.broadcast_to(wall[columns + 2], (40, 120))
+    apart = ~block & ~np.roll(block, 2, 1) & ~np.roll(block, -2, 1) & ~np.roll(block, 2, 0) & ~np.roll(block, -2, 0)
+    assert (half[..., 0][apart] == shown[apart]).all()  # where one camera alone sees it, too
+
+
 def test_own_scene_with_occlusion_keeps_ids_exact():
     """Of two cut-outs the upper one hides the lower one; ids stay 0, 1, 2, whatever the blur mixes."""
     _, masks = render_video(Scene("coffee", ("chelsea/head", "coffee/cup")), size=(96, 128), frames=20)
