@@ -92,7 +92,7 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     """Masks of a video from the mask of its first frame.
 
         encoder = load_encoder("davis2016")
-        for ids in segment(video.frames(), mask, partial(encode, encoder=encoder)): ...
+        for ids in segment(video.frames(), mask, lambda frames, settings: encode(frames, encoder, settings)): ...
 
     Arguments:
         frames: (H, W, 3) uint8 RGB of one size.
