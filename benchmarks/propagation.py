@@ -1,4 +1,4 @@
-"""Label propagation of one frame, ours beside the plain way: `python benchmarks/propagation.py [--height 60 --width 107]`.
+"""Label propagation of one frame, ours beside the plain way: `python -m benchmarks.propagation [--height 60 --width 107]`.
 
 The plain way follows the description word by word: affinities of all pairs of cells in chunks of 100 queries, a radius mask, a
 top-k over all keys. Both run in turn on the same features; medians, their ratio and the peak memory above the features are printed.

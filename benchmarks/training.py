@@ -1,4 +1,4 @@
-"""Time and peak memory of a training iteration at the paper's setting: `python benchmarks/training.py DAVIS [--precision fp32]`."""
+"""Time and peak memory of a training iteration at the paper's setting: `python -m benchmarks.training DAVIS [--precision fp32]`."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
     figure = _Figure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for line, (title, images) in zip(figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights), rows):
-        line[0].set_ylabel(title)
+        label, longest = line[0].set_ylabel(title), max(map(len, title.split("\n")))
+        room = (WIDTH - 0.3) / columns * max(image.shape[0] / image.shape[1] for image in images)  # inches
+        label.set_fontsize(min(label.get_fontsize(), 115 * room / max(longest, 1)))  # a letter is about .6 of its size wide
         _pictures(line, images, column_titles)
         column_titles = ()
     return figure
