@@ -70,11 +70,11 @@ def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_
     return space_time + lam * cross_view, space_time, cross_view, labels
 
 
-def shrink(maps: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> (..., h, w), linear between pixels, the corners meeting."""
-    def matrix(large: int, small: int) -> Tensor:
-        at = torch.arange(small, dtype=torch.float64) * (large - 1) / max(small - 1, 1)
-        return (1 - (at[:, None] - torch.arange(large)).abs()).clamp(min=0)
+def resize(maps: Tensor, height: int, width: int) -> Tensor:
+    """(..., H, W) -> (..., height, width), linear between pixels, the corners meeting."""
+    def matrix(old: int, new: int) -> Tensor:
+        at = torch.arange(new, dtype=torch.float64) * (old - 1) / max(new - 1, 1)
+        return (1 - (at[:, None] - torch.arange(old)).abs()).clamp(min=0)
     return matrix(maps.shape[-2], height) @ maps.double() @ matrix(maps.shape[-1], width).T
 
 
@@ -100,7 +100,7 @@ def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tupl
             p[own] += (carried * torch.softmax(best / tau, 0)).sum(1)[own]
         if t in masks:
             mask = torch.from_numpy(masks[t].astype(int))
-            m = shrink(torch.stack([mask == i for i in ids]), height, width).flatten(1)
+            m = resize(torch.stack([mask == i for i in ids]), height, width).flatten(1)
             new = [c for c, i in enumerate(ids) if c and (mask == i).any()]
             if t == start:
                 p, new = m, [0, *new]

@@ -173,7 +173,8 @@ def test_no_video_is_long_enough(frames: int, longest: int) -> None:
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"gap": 0}, "gap=0"), ({"frames": 0}, "frames=0"), ({"scale": (31, 40)}, "scale_min=31"), ({"scale": (40, 39)}, "scale_max=39"),
+    ({"gap": 0}, "gap=0"), ({"frames": 0}, "frames=0"),
+    ({"scale": (31, 40)}, "scale_min=31"), ({"scale": (40, 39)}, "scale_max=39"),
 ])
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dulvos.errors import InputError
 from dulvos.propagation import object_ids, propagate, to_labels
-from tests.oracles import blobs, propagation_oracle, random_features, shrink
+from tests.oracles import blobs, propagation_oracle, random_features, resize
 
 HALF = pytest.mark.xfail(reason="similarities of half-precision features are rounded before the top-k")
 
@@ -28,8 +28,7 @@ def correlated(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Te
 
 def distinct(soft: Tensor, size: tuple[int, int]) -> Tensor:
     """Pixels whose two best channels are more than a rounding error apart: (n, H, W)."""
-    large = F.interpolate(soft, size, mode="bilinear", align_corners=True)
-    best = large.topk(2, 1).values
+    best = resize(soft, *size).topk(2, 1).values
     return best[:, 0] - best[:, 1] > 1e-5
 
 
@@ -183,12 +182,19 @@ def test_masks_are_reduced_as_one_hot_channels() -> None:
     ids = object_ids(mask)
     assert ids == (0, 1, 5)
     soft = next(propagate(random_features(0, 1, 4, 6, 8), mask, topk=1))
-    expected = shrink(torch.stack([torch.from_numpy(mask) == i for i in ids]), 6, 8)
+    expected = resize(torch.stack([torch.from_numpy(mask) == i for i in ids]), 6, 8)
     torch.testing.assert_close(soft.double(), expected, rtol=0, atol=1e-6)
     assert ((soft > 0.01) & (soft < 0.99)).any()
     labels = to_labels(soft, (15, 21), ids)
     assert labels.dtype == torch.int64 and labels.shape == (15, 21)
     assert set(labels.unique().tolist()) == {0, 1, 5}
+
+
+def test_labels_are_chosen_at_full_size() -> None:
+    """Soft masks are enlarged and then compared, and not the other way round."""
+    soft, ids = torch.rand(1, 4, 6, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 3, 9])
+    expected, clear = ids[resize(soft, 41, 75).argmax(1)], distinct(soft, (41, 75))
+    assert torch.equal(to_labels(soft[0], (41, 75), tuple(ids.tolist()))[clear[0]], expected[clear])
 
 
 def test_an_object_that_enters_late_stays() -> None:

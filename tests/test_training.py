@@ -258,7 +258,8 @@ def test_history_and_schedule(whole: Path) -> None:
     assert rows.lr.to_numpy() == pytest.approx(1e-3 * 0.5 ** (np.arange(SMALL.iterations) // SMALL.lr_every))
     assert rows.loss.to_numpy() == pytest.approx((rows.loss_st + 0.1 * rows.loss_cv).to_numpy(), rel=1e-5)
     assert rows.seconds.is_monotonic_increasing
-    assert sorted(file.name for file in whole.iterdir()) == ["checkpoint.pt", "encoder.json", "encoder.safetensors", "history.csv"]
+    files = sorted(file.name for file in whole.iterdir())
+    assert files == ["checkpoint.pt", "encoder.json", "encoder.safetensors", "history.csv"]
 
 
 def test_loss_decreases(videos: list, whole: Path) -> None:
