@@ -1,13 +1,14 @@
 """dulvos: dense unsupervised learning for video segmentation (Araslanov, Schaub-Meyer, Roth; NeurIPS 2021)."""
 
-from dulvos.encoder import Encoder, load_encoder
+from dulvos.checkpoints import load_encoder
+from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.inference import SegmentSettings, segment
+from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.losses import dense_loss, sample_grid
 from dulvos.metrics import score_sequence
 from dulvos.propagation import propagate
 from dulvos.videos import open_video
 
-__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "load_encoder", "open_video", "propagate", "sample_grid",
+__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video", "propagate", "sample_grid",
            "score_sequence", "segment"]
 __version__ = "0.1.0"

@@ -1,14 +1,9 @@
-"""The encoder: a ResNet-18 at stride 8 with a projection head, and its files."""
+"""The encoder: a ResNet-18 at stride 8 with a projection head (Sec. 4, App. B)."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -16,14 +11,13 @@ from torch import Tensor, nn
 
 from dulvos.errors import InputError
 
-__all__ = ["LAYERS", "IMAGE_MEAN", "IMAGE_STD", "Encoder", "Features", "load_encoder", "prepare_frames", "save"]
+__all__ = ["LAYERS", "IMAGE_MEAN", "IMAGE_STD", "STRIDE", "Encoder", "Features", "prepare_frames"]
 
 LAYERS = ("res3", "res4", "key")
 STRIDE = 8
 ARCHITECTURE = "resnet18-stride8"
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in [0, 1]
 IMAGE_STD = (0.229, 0.224, 0.225)
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -100,83 +94,3 @@ def prepare_frames(frames: Tensor) -> Tensor:
     mean, std = (frames.new_tensor(values, dtype=torch.float32)[:, None, None]
                  for values in (IMAGE_MEAN, IMAGE_STD))
     return (frames.float() / 255 - mean) / std
-
-
-def save(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtype = torch.float32, **notes) -> Path:
-    """Write an encoder's weights as safetensors with a JSON sidecar of the same stem.
-
-    Both are written under temporary names, synced and renamed, the weights last.
-
-    Arguments:
-        path: the file, with suffix .safetensors.
-        dtype: of the floating-point weights in the file; float16 halves it.
-        notes: JSON values kept in the sidecar (where the weights come from, their licence).
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: encoders are saved as .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in encoder.state_dict().items()
-    }
-    sidecar = json.dumps({**encoder.config, **notes}, indent=1) + "\n"
-    data = safetensors.torch.save(weights)
-    for file, content in ((path.with_suffix(".json"), sidecar.encode()), (path, data)):
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    return path
-
-
-def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
-    """Load an encoder in evaluation mode, on the CPU, in float32.
-
-    Arguments:
-        path_or_name: a .safetensors file with its JSON sidecar; or "random" (initialised from `seed`), "davis2016"
-            (this study's weights, from CC BY-NC videos), "imagenet" (torchvision's ResNet-18, fetched on first use).
-        seed: of the random initialisation ("random", and the head of "imagenet").
-
-    Raises:
-        InputError: no such name or file, a truncated file, another architecture.
-    """
-    name = os.fspath(path_or_name)
-    if name in ("random", "imagenet"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            encoder = Encoder()
-        if name == "imagenet":
-            weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-            encoder.backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
-        return encoder.eval()
-    path = WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(name)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016' or 'imagenet'")
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: an encoder is a .safetensors file with a .json sidecar beside it")
-    sidecar = path.with_suffix(".json")
-    try:
-        config = json.loads(sidecar.read_text())
-        architecture, dim, norm = config["architecture"], config["dim"], config["norm"]
-    except FileNotFoundError:
-        raise InputError(f"{sidecar}: the checkpoint's sidecar is missing; it lies beside {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; save the encoder again") from None
-    if architecture != ARCHITECTURE:
-        raise InputError(f"{sidecar}: architecture {architecture!r}, but this package builds {ARCHITECTURE!r}")
-    encoder = Encoder(dim, norm)
-    try:
-        state = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); copy or train it again") from None
-    expected = encoder.state_dict()
-    wrong = sorted(k for k in expected.keys() | state.keys()
-                   if k not in state or k not in expected or state[k].shape != expected[k].shape)
-    if wrong:
-        raise InputError(f"{path}: weights of another architecture than {ARCHITECTURE} with dim={dim}, norm={norm!r}: "
-                         f"{wrong[0]} and {len(wrong) - 1} more differ")
-    encoder.load_state_dict(state)
-    return encoder.eval()

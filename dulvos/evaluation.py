@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dulvos import results
+from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions, write_mask
-from dulvos.encoder import load_encoder
+from dulvos.devices import peak_memory
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
 
@@ -62,7 +62,7 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
             scores = score_sequence(sequence.truth(), read_predictions(folder, sequence))
             results.write_json(folder / f"{sequence.name}.json", {
                 "ids": scores.ids, "j": scores.j, "f": scores.f, "seconds": seconds, "frames": len(sequence.video),
-                "peak_memory_mb": results.peak_memory(torch.device(device))})
+                "peak_memory_mb": peak_memory(torch.device(device))})
     finished = [json.loads((folder / f"{sequence.name}.json").read_text()) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float)) for item in finished]
     return scores, {"seconds": sum(item["seconds"] for item in finished), "frames": sum(item["frames"] for item in finished),
@@ -81,12 +81,8 @@ def _predictor(features: str, settings: SegmentSettings, device: str, seed: int)
         source = colour_features
     else:
         encoder = load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last)
-        source = partial(_encode, encoder=encoder)
+        source = partial(encode, encoder)
     return lambda sequence: segment(sequence.video.frames(), sequence.first_masks(), source, settings)
-
-
-def _encode(frames, settings, encoder):
-    return encode(frames, encoder, settings)
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dulvos.devices import autocast
 from dulvos.encoder import LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError
 from dulvos.propagation import object_ids, propagate, to_labels
@@ -43,13 +44,13 @@ class SegmentSettings:
             raise InputError(f"shorter_side must be 0 (keep) or >= {STRIDE}, not {self.shorter_side}")
 
 
-def encode(frames: Iterable[np.ndarray], encoder: Encoder, settings: SegmentSettings = SegmentSettings(), *,
+def encode(encoder: Encoder, frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings(), *,
            batch: int = 4) -> Iterator[Tensor]:
     """Dense features of frames, one by one, on the encoder's device.
 
     Arguments:
-        frames: (H, W, 3) uint8 RGB.
         encoder: in evaluation mode; it runs up to `settings.layer` and no further.
+        frames: (H, W, 3) uint8 RGB.
         batch: frames encoded at once (the features do not depend on it beyond rounding).
 
     Yields:
@@ -60,7 +61,7 @@ def encode(frames: Iterable[np.ndarray], encoder: Encoder, settings: SegmentSett
     while chunk := list(itertools.islice(frames, batch)):
         images = torch.from_numpy(np.stack(chunk)).to(device).permute(0, 3, 1, 2)  # [n, 3, H, W], channels last
         images = prepare_frames(_reduce(images, settings.shorter_side))
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16"):
+        with torch.inference_mode(), autocast(device, settings.precision):
             features = getattr(encoder(images, (settings.layer,)), settings.layer)
         yield from features
 
@@ -92,12 +93,12 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     """Masks of a video from the mask of its first frame.
 
         encoder = load_encoder("davis2016")
-        for ids in segment(video.frames(), mask, lambda frames, settings: encode(frames, encoder, settings)): ...
+        for ids in segment(video.frames(), mask, partial(encode, encoder)): ...
 
     Arguments:
         frames: (H, W, 3) uint8 RGB of one size.
         first_mask: (H, W) ids of frame 0, or a mapping from frame number to the ids that are new (or corrected) there.
-        features: makes (K, h, w) features of frames, such as `encode` with an encoder, or `colour_features`.
+        features: makes (K, h, w) features of frames, such as `partial(encode, encoder)`, or `colour_features`.
 
     Yields:
         (H, W) uint8 ids; where a mask was given, its objects exactly as given.

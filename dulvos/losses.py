@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather
 
 from dulvos.errors import InputError
 from dulvos.views import warp
@@ -123,13 +124,21 @@ def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
     return torch.stack(labels).view(batch, frames, height, width)
 
 
+def _gather_processes(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows (n, K) of all processes, one after another and with gradient, and the number of this process's first."""
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return rows, 0
+    return torch.cat(all_gather(rows.contiguous())), distributed.get_rank() * len(rows)
+
+
 def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor, *,
                tau: float = 0.05, lam: float = 0.1, corrected_stride: int | None = None) -> LossOutput:
     """L = L_ST + λ·L_CV (Eqs. 1-6), exactly, without the B·T·h·w x B·N² affinities.
 
     The main view's K-channel features are warped by 𝒯 instead of its B·N²-channel affinities, which is the same thing for
     nearest-neighbour sampling. Frame 0 is the reference 𝓡: it gives the anchors q, is left out of L_ST and alone enters
-    L_CV. At T = 1, where Eq. 3 has no frame left, L_ST runs over the reference itself (our reading).
+    L_CV. With several processes (torch.distributed), each holding as many clips, anchors and r̂ are those of all, so that the
+    mean of the processes' losses is the loss of all clips. At T = 1, where Eq. 3 has no frame left, L_ST runs over the reference itself (our reading).
 
     Arguments:
         features: (B, T, K, h, w) float, main view, L2-normalised over K.
@@ -155,17 +164,18 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
         raise InputError(f"tau must be positive, not {tau}")
 
     anchors = gather_cells(features[:, 0], anchor_index)  # q [B, N², K]
+    all_anchors, first = _gather_processes(anchors.flatten(0, 1))
     with torch.no_grad():
-        pseudo_labels = _pseudo_labels(features_view2, anchors)
+        pseudo_labels = _pseudo_labels(features_view2, anchors) + first
     warped = warp(features, theta, corrected_stride=corrected_stride)
 
     others = slice(1, None) if frames > 1 else slice(None)  # i ∉ 𝓡
     cells = warped[:, others].movedim(2, -1).reshape(-1, channels)
-    space_time = _AnchorCrossEntropy.apply(cells, anchors.flatten(0, 1), pseudo_labels[:, others].reshape(-1), tau)
+    space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, others].reshape(-1), tau)
 
     r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
-    r_hat = gather_cells(features_view2[:, 0], cross_index).flatten(0, 1)
+    r_hat, first = _gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))
     logits = r @ r_hat.t() / tau
-    cross_view = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))  # Eqs. 4, 5
+    cross_view = F.cross_entropy(logits, first + torch.arange(len(logits), device=logits.device))  # Eqs. 4, 5
 
     return LossOutput(space_time + lam * cross_view, space_time, cross_view, pseudo_labels)

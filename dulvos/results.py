@@ -10,9 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dulvos.checkpoints import replacing
 from dulvos.errors import InputError
 
-__all__ = ["ROOT", "code_hash", "find_row", "peak_memory", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
+__all__ = ["ROOT", "code_hash", "find_row", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("DULVOS_RESULTS", ROOT / "results"))
@@ -32,6 +31,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "accelerate", "pan
 SOURCES = {
     "train": ("encoder", "views", "losses", "clips", "videos", "training"),
     "evaluate": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "evaluation"),
+    "youtube-vos": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "youtube_vos"),
 }
 
 
@@ -44,7 +44,7 @@ def study_folder(study: str) -> Path:
 
 @lru_cache
 def code_hash(*modules: str) -> str:
-    """Short hash of what modules of this package compute: their syntax trees without docstrings and comments."""
+    """Short hash of what modules of this package compute: their syntax trees without docstrings, comments and error messages."""
     digest = hashlib.sha256()
     for module in modules:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
@@ -52,6 +52,8 @@ def code_hash(*modules: str) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
                 body[0].value = ast.Constant(None)
+            if isinstance(node, ast.Raise):
+                node.exc = node.cause = None
         digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -94,14 +96,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak memory in MB: the device's if it is a GPU, else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def write_json(path: Path, content: dict) -> None:
     """Write JSON whole or not at all: a temporary name, synced, then renamed; numpy numbers and paths are converted."""
     def convert(value):
@@ -112,13 +106,8 @@ def write_json(path: Path, content: dict) -> None:
         return str(value)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, indent=1, default=convert)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as stream:
+        stream.write(json.dumps(content, indent=1, default=convert).encode() + b"\n")
 
 
 def write_row(study: str, row: dict) -> Path:

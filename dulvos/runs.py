@@ -7,21 +7,18 @@ import hashlib
 import os
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from dulvos import results, synthetic, training
+from dulvos import devices, results, synthetic
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import summarise
+from dulvos.official import write_davis_csv
+from dulvos.released import locate
 from dulvos.training import TrainSettings, train
 from dulvos.videos import fingerprint
 
 __all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "trained_encoder", "training_run"]
-
-training.tqdm = tqdm  # a bar of text reaches the terminal through papermill, a widget does not
 
 CUTOUTS = results.ROOT / "data" / "cutouts"
 
@@ -105,9 +102,9 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
         features: "trained" (of this study), or what `dulvos.evaluation.evaluate` takes.
         device: None takes a GPU where there is one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(devices.find_device(device))
     dataset = open_data(data, "val")
-    source = str(trained_encoder(study)) if features == "trained" else features
+    source = str(trained_encoder(study)) if features == "trained" else locate(features)
     weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
     mark = dataset_fingerprint(dataset)
     parameters = dataclasses.asdict(settings)
@@ -122,6 +119,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     path = base / "scores" / f"{name}-{key}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, float_format="%.6f")
+    write_davis_csv(dataset, scores, folder)
     row = {"kind": "evaluate", "study": study, "name": name, "key": key, "features": features, "weights": weights,
            "trained_key": Path(source).parent.name.rpartition("-")[2] if features == "trained" else "", "split": "val",
            "scores": summarise(scores), "sequences": len(scores), "objects": len(table), **outcome,

@@ -6,22 +6,24 @@ import contextlib
 import dataclasses
 import math
 import os
-import pickle
+import resource
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from dulvos import clips, encoder, losses, results, views
+from dulvos import clips, devices, encoder, losses, views
+from dulvos.checkpoints import TrainingState, save_encoder
 from dulvos.errors import InputError
 from dulvos.videos import Video, fingerprint
 
@@ -37,7 +39,7 @@ class TrainSettings:
 
     seed: int = 0
     iterations: int = 100_000
-    batch: int = 16  # B, clips a batch
+    batch: int = 16  # B, clips a batch, over all processes
     frames: int = 5  # T, frames a clip
     gap: int = 2  # frames between sampled frames, plus one
     crop: int = 256  # side of the square crops
@@ -134,24 +136,29 @@ def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, secon
         return features, reference
     training = net.training
     net.train(training and second_forward == "train")
+    plain = getattr(net, "module", net)  # without gradient there is nothing to average over processes
     with torch.no_grad(), autocast():
-        rest = net(frames_view2[:, 1:].flatten(0, 1).contiguous(memory_format=torch.channels_last), ("key",)).key
+        rest = plain(frames_view2[:, 1:].flatten(0, 1).contiguous(memory_format=torch.channels_last), ("key",)).key
     net.train(training)
     return features, torch.cat([reference, rest.unflatten(0, (batch, count - 1))], 1)
 
 
 def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, generator: torch.Generator,
-                  autocast: Callable = contextlib.nullcontext) -> losses.LossOutput:
+                  autocast: Callable = contextlib.nullcontext, *, rank: int = 0, processes: int = 1) -> losses.LossOutput:
     """One iteration's loss: draws 𝒯 and the grids, encodes both views, compares.
 
     Arguments:
-        frames: (B, T, 3, S, S) float, as `dulvos.encoder.prepare_frames` gives them.
-        generator: a CPU generator, the source of all that is drawn.
+        net: an Encoder, or DistributedDataParallel around one.
+        frames: (B, T, 3, S, S) float, as `dulvos.encoder.prepare_frames` gives them; with several processes, this one's
+            B / processes clips.
+        generator: a CPU generator, the source of all that is drawn; the same in every process.
+        rank, processes: number of this process, and of all.
     """
-    batch, cells = len(frames), settings.crop // encoder.STRIDE
-    similarity = views.sample_similarity(batch, settings.crop, generator, scale=(settings.view_scale, 1.0))
+    cells, batch = settings.crop // encoder.STRIDE, processes * len(frames)
+    own = slice(rank * len(frames), (rank + 1) * len(frames))  # every process draws for the whole batch
+    similarity = views.sample_similarity(batch, settings.crop, generator, scale=(settings.view_scale, 1.0))[own]
     anchor_index, cross_index = (
-        losses.sample_grid(batch, cells, cells, n, generator, jitter=settings.jitter).to(frames.device)
+        losses.sample_grid(batch, cells, cells, n, generator, jitter=settings.jitter)[own].to(frames.device)
         for n in (settings.grid, settings.cross_grid))
     features, features_view2 = forward_views(net, frames, similarity.frames(frames),
                                              second_forward=settings.second_forward, autocast=autocast)
@@ -181,14 +188,18 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     iteration) and, at the end, `encoder.safetensors`. Every draw is a function of the seed and the iteration, so that a resumed
     run is the uninterrupted one, to the bit on the CPU at a fixed number of threads.
 
+    Started by torchrun, each process takes its share of every batch; anchors and cross-view features are gathered over all of
+    them, so that the loss is that of the whole batch. BatchNorm's statistics are those of each process's clips. Process 0 writes.
+
     Arguments:
         videos: those shorter than T are left out with a line each.
         folder: for this run's files.
-        device: "cpu", "cuda" …; None takes what Accelerate finds.
+        device: "cpu", "cuda" …; None takes what there is.
         data: fingerprint of the videos; None computes it.
 
     Returns:
-        encoder (path), iterations, final losses, seconds, peak_memory_mb, device, seconds_per_iteration.
+        encoder (path), iterations, videos, device, processes; loss, loss_st, loss_cv (means of the last 100 iterations); seconds
+        and cpu_seconds (of this process), seconds_per_iteration, peak_memory_mb.
 
     Raises:
         InputError: wrong input, or a checkpoint that is damaged or of another run.
@@ -196,16 +207,18 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no",
-                              cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise InputError("training runs in one process so far: start it without torchrun or accelerate launch")
+    processes = PartialState(cpu=device == "cpu")
+    count, rank = processes.num_processes, processes.process_index
+    place = processes.device if count > 1 else devices.find_device(device)
+    if settings.batch % count:
+        raise InputError(f"batch={settings.batch} cannot be shared by {count} processes; choose a multiple of {count}")
+    say = print if rank == 0 else (lambda line: None)
     kept, lines = clips.usable_videos(videos, settings.frames)
     for line in lines:
-        print(line)
+        say(line)
     if settings.batch > len(kept):
-        print(f"batch={settings.batch} exceeds the {len(kept)} videos: a batch holds several clips of a video, "
-              "which are false negatives of each other")
+        say(f"batch={settings.batch} exceeds the {len(kept)} videos: a batch holds several clips of a video, "
+            "which are false negatives of each other")
     data = data or fingerprint(kept)
     dataset = clips.Clips(kept, frames=settings.frames, gap=settings.gap, crop=settings.crop,
                           scale=(settings.scale_min, settings.scale_max), centre=settings.centre, ordered=settings.ordered,
@@ -214,109 +227,83 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = encoder.Encoder(settings.dim, settings.norm)
-    net = net.to(accelerator.device, memory_format=torch.channels_last)
+    net = net.to(place, memory_format=torch.channels_last)
     groups = parameter_groups(net, settings)
     optimiser = (torch.optim.Adam(groups, betas=(0.5, 0.999)) if settings.optimiser == "adam"
                  else torch.optim.SGD(groups, momentum=0.9))
     scheduler = torch.optim.lr_scheduler.StepLR(optimiser, settings.lr_every, settings.lr_decay)
-    state = _Run(folder / "checkpoint.pt", settings, data, net, optimiser, scheduler)
+    # the settings left out change no number up to a given iteration
+    determining = {name: value for name, value in dataclasses.asdict(settings).items()
+                   if name not in ("iterations", "workers", "checkpoint_minutes")} | ({"processes": count} if count > 1 else {})
+    state = TrainingState(folder / "checkpoint.pt", determining, data, settings.iterations,
+                          {"net": net, "optimiser": optimiser, "scheduler": scheduler})
     state.resume()
-
-    loader = DataLoader(dataset, batch_sampler=_batches(state.iteration, settings), num_workers=settings.workers,
-                        persistent_workers=settings.workers > 0, multiprocessing_context="spawn" if settings.workers else None)
     net.train()
-    before, started = state.seconds, time.monotonic()
-    saved = started
-    bar = tqdm(total=settings.iterations, initial=state.iteration, desc="training", unit="it", mininterval=5.0)
+    # local statistics: each process keeps its own, and those of process 0 are saved
+    model = net if count == 1 else DistributedDataParallel(net, broadcast_buffers=False)
+
+    def save() -> None:
+        if not all(value.isfinite().all() for value in net.state_dict().values()):
+            raise diverged("weights are NaN or infinite")
+        state.peak = max(state.peak, devices.peak_memory(place))
+        if rank == 0:
+            state.save()
+
+    def diverged(what: str) -> FloatingPointError:
+        names = sorted({dataset.video_of(state.iteration * settings.batch + i).name for i in range(settings.batch)})
+        kept = f"the last good checkpoint is {state.path}" if state.path.exists() else "no checkpoint was written yet"
+        return FloatingPointError(f"{what} at iteration {state.iteration}, clips of {', '.join(names)}; {kept}; lr="
+                                  f"{settings.lr} may be too high: start again with a lower one, in another folder")
+
+    batches = _batches(settings, state.iteration, settings.batch // count, rank)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=settings.workers, persistent_workers=settings.workers > 0,
+                        multiprocessing_context="spawn" if settings.workers else None)
+    autocast = partial(devices.autocast, place, settings.precision)
+    before, worked = (state.seconds, state.cpu_seconds), (time.monotonic(), _cpu_seconds())
+    saved = worked[0]
+    bar = tqdm(total=settings.iterations, initial=state.iteration, desc="training", unit="it", mininterval=5.0, disable=rank > 0)
     for batch in loader:
-        frames = encoder.prepare_frames(batch.to(accelerator.device))
-        output = training_loss(net, frames, settings, _generator(settings.seed, 2, state.iteration), accelerator.autocast)
-        total, space_time, cross_view = torch.stack([output.total, output.space_time, output.cross_view]).tolist()
+        frames = encoder.prepare_frames(batch.to(place))
+        generator = _generator(settings.seed, 2, state.iteration)
+        output = training_loss(model, frames, settings, generator, autocast, rank=rank, processes=count)
+        values = torch.stack([output.total.detach(), output.space_time.detach(), output.cross_view.detach()])
+        total, space_time, cross_view = reduce(values, "mean").tolist()
         if not math.isfinite(total):
-            names = sorted({dataset.video_of(state.iteration * settings.batch + i).name for i in range(settings.batch)})
-            raise FloatingPointError(f"loss {total} at iteration {state.iteration}, clips of {', '.join(names)}; "
-                                     f"the last good checkpoint is {state.path}; lower lr={settings.lr}?")
+            raise diverged(f"loss {total}")
         lr = optimiser.param_groups[0]["lr"]
         optimiser.zero_grad()
-        accelerator.backward(output.total)
+        output.total.backward()
         optimiser.step()
         scheduler.step()
         now = time.monotonic()
         state.iteration += 1
-        state.seconds = before + now - started
+        state.seconds, state.cpu_seconds = before[0] + now - worked[0], before[1] + _cpu_seconds() - worked[1]
         state.history.append((state.iteration, total, space_time, cross_view, lr, state.seconds))
         bar.update()
         bar.set_postfix(loss=f"{total:.3f}", st=f"{space_time:.3f}", cv=f"{cross_view:.3f}", refresh=False)
         if now - saved > 60 * settings.checkpoint_minutes and state.iteration < settings.iterations:
-            state.save()
+            save()
             saved = now
     bar.close()
-    state.save()
-    path = encoder.save(net, folder / "encoder.safetensors", settings=dataclasses.asdict(settings), data=data)
-    last = state.history_frame().tail(100)
+    save()
+    path = folder / "encoder.safetensors"
+    if rank == 0:
+        save_encoder(net, path, settings=dataclasses.asdict(settings), data=data)
+    processes.wait_for_everyone()
+    last = state.table().tail(100)
     return {"encoder": path, "iterations": state.iteration, "loss": last.loss.mean(), "loss_st": last.loss_st.mean(),
-            "loss_cv": last.loss_cv.mean(), "seconds": state.seconds, "seconds_per_iteration": state.seconds / state.iteration,
-            "peak_memory_mb": state.peak, "device": str(accelerator.device), "videos": len(kept)}
+            "loss_cv": last.loss_cv.mean(), "seconds": state.seconds, "cpu_seconds": state.cpu_seconds,
+            "seconds_per_iteration": state.seconds / state.iteration, "peak_memory_mb": state.peak, "device": str(place),
+            "processes": count, "videos": len(kept)}
 
 
-def _batches(first: int, settings: TrainSettings) -> Iterator[list[int]]:
-    """Clip numbers of each iteration's batch: batches cross epochs, nothing is dropped."""
-    return [list(range(i * settings.batch, (i + 1) * settings.batch)) for i in range(first, settings.iterations)]
+def _batches(settings: TrainSettings, first: int, share: int, rank: int) -> list[range]:
+    """Clip numbers of this process's share of each iteration's batch: batches cross epochs, nothing is dropped."""
+    starts = (i * settings.batch + rank * share for i in range(first, settings.iterations))
+    return [range(start, start + share) for start in starts]
 
 
-class _Run:
-    """What a run must remember to go on exactly: weights, optimiser, schedule, count; no generator has a state to keep."""
-
-    def __init__(self, path: Path, settings: TrainSettings, data: str, net: nn.Module, optimiser, scheduler):
-        self.path, self.data = path, data
-        # the others change no number up to a given iteration, so that a run can also be prolonged
-        self.settings = {name: value for name, value in dataclasses.asdict(settings).items()
-                         if name not in ("iterations", "workers", "checkpoint_minutes")}
-        self.last = settings.iterations
-        self.parts = {"net": net, "optimiser": optimiser, "scheduler": scheduler}
-        self.device = next(net.parameters()).device
-        self.iteration, self.seconds, self.peak, self.history = 0, 0.0, 0.0, []
-
-    def history_frame(self) -> pd.DataFrame:
-        return pd.DataFrame(self.history, columns=["iteration", "loss", "loss_st", "loss_cv", "lr", "seconds"])
-
-    def save(self) -> None:
-        self.peak = max(self.peak, results.peak_memory(self.device))
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"settings": self.settings, "data": self.data, "iteration": self.iteration, "seconds": self.seconds,
-                  "peak": self.peak, "history": torch.tensor(self.history, dtype=torch.float64)}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.path)
-        temporary = self.path.with_name(".history.csv.tmp")
-        self.history_frame().to_csv(temporary, index=False, float_format="%.7g")
-        os.replace(temporary, self.path.with_name("history.csv"))
-
-    def resume(self) -> None:
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location=self.device, weights_only=True)
-            saved = {name: state[name] for name in ("settings", "data", "iteration", "seconds", "peak", "history", *self.parts)}
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to start anew "
-                             f"({type(error).__name__})") from None
-        for name, ours in (("settings", self.settings), ("data", self.data)):
-            theirs = saved[name] if name == "data" else {k: saved[name].get(k) for k in ours}
-            if theirs != ours:
-                if name == "settings":
-                    theirs = {k: v for k, v in theirs.items() if v != ours[k]}
-                raise InputError(f"{self.path}: of a run with other {name} ({theirs}); give another folder or delete it")
-        if saved["iteration"] > self.last:
-            raise InputError(f"{self.path}: has {saved['iteration']} iterations already, more than iterations={self.last}")
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(saved[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path}: weights of another architecture; delete it to start anew "
-                             f"({str(error).splitlines()[0]})") from None
-        self.iteration, self.seconds, self.peak = saved["iteration"], saved["seconds"], saved["peak"]
-        self.history = [tuple(row) for row in saved["history"].tolist()]
+def _cpu_seconds() -> float:
+    """Processor time of this process and of the workers that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

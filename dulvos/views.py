@@ -30,6 +30,10 @@ class Similarity:
     left: Tensor
     side: Tensor
 
+    def __getitem__(self, clips: slice) -> Similarity:
+        """The transforms of some of the clips."""
+        return Similarity(self.size, self.flip[clips], self.top[clips], self.left[clips], self.side[clips])
+
     def theta(self) -> Tensor:
         """𝒯 as (B, 2, 3) float32 matrices from view-2 to main-view coordinates.
 

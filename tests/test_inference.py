@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dulvos.encoder import load_encoder
+from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 
@@ -32,7 +32,7 @@ def frames():
 
 def test_encode_gives_a_map_for_each_frame_whatever_the_batch(encoder, frames):
     settings = SegmentSettings(precision="fp32")
-    together, single = (list(encode(frames[0], encoder, settings, batch=batch)) for batch in (4, 1))
+    together, single = (list(encode(encoder, frames[0], settings, batch=batch)) for batch in (4, 1))
     assert len(together) == 5 and together[0].shape == (512, 8, 11)  # ⌈61 / 8⌉, ⌈83 / 8⌉
     for a, b in zip(together, single):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -40,25 +40,25 @@ def test_encode_gives_a_map_for_each_frame_whatever_the_batch(encoder, frames):
 
 def test_encode_reads_no_further_than_its_batch(encoder, frames):
     read = []
-    stream = encode((read.append(1) or frame for frame in frames[0]), encoder, batch=2)
+    stream = encode(encoder, (read.append(1) or frame for frame in frames[0]), batch=2)
     next(stream)
     assert len(read) == 2
 
 
 @pytest.mark.parametrize(("layer", "channels"), [("res3", 256), ("key", 128)])
 def test_layers(encoder, frames, layer, channels):
-    assert next(encode(frames[0], encoder, SegmentSettings(layer=layer))).shape[0] == channels
+    assert next(encode(encoder, frames[0], SegmentSettings(layer=layer))).shape[0] == channels
 
 
 def test_shorter_side_reduces_the_map_and_not_the_masks(encoder, frames):
     settings = SegmentSettings(shorter_side=32)
-    assert next(encode(frames[0], encoder, settings)).shape[1:] == (4, 6)
+    assert next(encode(encoder, frames[0], settings)).shape[1:] == (4, 6)
     masks = list(segment(frames[0], frames[1][0], partial(encode_with, encoder), settings))
     assert all(mask.shape == (61, 83) for mask in masks)
 
 
 def encode_with(encoder, frames, settings):
-    return encode(frames, encoder, settings)
+    return encode(encoder, frames, settings)
 
 
 def test_colour_tells_a_bright_object_from_a_dark_ground(frames):

@@ -1,0 +1,75 @@
+"""Chooses crop, scale and batch on the training split alone: `python -m benchmarks.choose_training DAVIS NAME [NAME ...]`.
+
+Trains each candidate for the same few iterations on four fifths of DAVIS's training videos and scores it on the rest, enlarged to
+480p, which the evaluation has. Rows go to results/selection. One process a candidate and core keeps them comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+
+from dulvos.datasets import load_davis, write_mask
+from dulvos.inference import SegmentSettings
+from dulvos.results import ROOT
+from dulvos.runs import evaluation_run, training_run
+from dulvos.training import TrainSettings
+
+COMMON = {"frames": 5, "lr": 3e-4, "lr_every": 10_000}
+CANDIDATES = {
+    "small": {"crop": 128, "scale_min": 144, "scale_max": 288, "batch": 8, "gap": 4},
+    "near": {"crop": 128, "scale_min": 256, "scale_max": 384, "batch": 8, "gap": 4},
+    "wide": {"crop": 192, "scale_min": 192, "scale_max": 320, "batch": 4, "gap": 4},
+    "slow": {"crop": 128, "scale_min": 144, "scale_max": 288, "batch": 8, "gap": 2},
+}
+FRAMES, EVERY = 40, 5  # frames of a held-out video; every fifth video is held out
+
+
+def split(davis: str, folder: Path) -> Path:
+    """A data set in DAVIS's layout made of the training split: symbolic links, and enlarged held-out videos."""
+    lists = {"train": [], "val": []}
+    for number, sequence in enumerate(load_davis(davis, "train").sequences):
+        held_out = number % EVERY == 0
+        lists["val" if held_out else "train"].append(sequence.name)
+        places = [folder / kind / "480p" / sequence.name for kind in ("JPEGImages", "Annotations")]
+        if all(place.exists() for place in places):
+            continue
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        if not held_out:
+            places[0].symlink_to(sequence.video.path.resolve())
+            places[1].symlink_to(next(iter(sequence.masks.values())).resolve().parent)
+            continue
+        places[0].mkdir()
+        for index in range(min(FRAMES, len(sequence.video))):
+            frame = sequence.video.read(index)[..., ::-1]
+            size = (round(480 * frame.shape[1] / frame.shape[0]), 480)
+            name = sequence.video.frame_name(index)
+            cv2.imwrite(str(places[0] / f"{name}.jpg"), cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC))
+            write_mask(places[1] / f"{name}.png", cv2.resize(sequence.mask(index), size, interpolation=cv2.INTER_NEAREST))
+    (folder / "ImageSets" / "480p").mkdir(parents=True, exist_ok=True)
+    for name, sequences in lists.items():
+        lines = [f"/JPEGImages/480p/{s}/00000.jpg /Annotations/480p/{s}/00000.png\n" for s in sequences]
+        (folder / "ImageSets" / "480p" / f"{name}.txt").write_text("".join(lines))
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("davis", help="folder in DAVIS's layout")
+    parser.add_argument("names", nargs="+", choices=CANDIDATES)
+    parser.add_argument("--iterations", type=int, default=300)
+    options = parser.parse_args()
+    data = str(split(options.davis, ROOT / "data" / "selection"))
+    for name in options.names:
+        settings = TrainSettings(iterations=options.iterations, **COMMON, **CANDIDATES[name])
+        row = training_run("selection", name, data, settings)
+        encoder = ROOT / "results" / "selection" / row["encoder"]
+        result = evaluation_run("selection", name, data, str(encoder), SegmentSettings())
+        print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, J&F {100 * result['scores']['J&F-Mean']:.1f}")
+
+
+if __name__ == "__main__":
+    main()

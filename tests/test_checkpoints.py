@@ -1,0 +1,104 @@
+"""Encoders on disk: what is written comes back, and what is damaged is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dulvos.checkpoints import load_encoder, save_encoder
+from dulvos.encoder import Encoder
+from dulvos.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("random", seed=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def file(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(encoder, tmp_path_factory.mktemp("saved") / "own.safetensors")
+
+
+@pytest.fixture
+def saved(file: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    shutil.copytree(file.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / file.name
+
+
+def test_random_depends_on_the_seed_alone(encoder: Encoder) -> None:
+    before = torch.get_rng_state()
+    again, other = load_encoder("random", seed=1), load_encoder("random", seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not again.training
+    ours = encoder.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in again.state_dict().items())
+    assert not torch.equal(other.head[0].weight, encoder.head[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_round_trip(encoder: Encoder, tmp_path: Path, dtype: torch.dtype) -> None:
+    path = save_encoder(encoder, tmp_path / "new" / "own.safetensors", dtype=dtype, licence="CC0-1.0")
+    loaded = load_encoder(path)
+    assert not loaded.training
+    for name, value in encoder.state_dict().items():
+        expected = value.to(dtype).float() if value.is_floating_point() else value
+        assert loaded.state_dict()[name].dtype == value.dtype
+        assert torch.equal(loaded.state_dict()[name], expected), name
+    assert path.stat().st_size < 1.02 * 11_520_000 * dtype.itemsize
+    assert json.loads(path.with_suffix(".json").read_text())["licence"] == "CC0-1.0"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["own.json", "own.safetensors"]
+
+
+def test_round_trip_of_another_head(tmp_path: Path) -> None:
+    loaded = load_encoder(save_encoder(Encoder(dim=16, norm="layer"), tmp_path / "own.safetensors"))
+    assert loaded.head[3].out_channels == 16
+    assert isinstance(loaded.head[1], nn.GroupNorm)
+
+
+@pytest.mark.parametrize("length", [0, 4, 1000, -1000])
+def test_truncated_weights(saved: Path, length: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"own\.safetensors.*truncated"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'"text"', b'{"dim": 128}', b"\xff\xfe\x00"])
+def test_missing_or_garbled_sidecar(saved: Path, content: bytes | None) -> None:
+    sidecar = saved.with_suffix(".json")
+    sidecar.unlink() if content is None else sidecar.write_bytes(content)
+    with pytest.raises(InputError, match=r"own\.json.*sidecar"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"architecture": "resnet50"}, r"own\.json.*resnet50.*resnet18-stride8"),
+    ({"dim": 64}, r"own\.safetensors.*another architecture.*head\.3"),
+    pytest.param({"dim": "wide"}, r"own\.json.*dim"),
+    pytest.param({"norm": "instance"}, r"own\.json.*norm"),
+])
+def test_other_architecture(saved: Path, change: dict, message: str) -> None:
+    sidecar = saved.with_suffix(".json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        load_encoder(saved)
+
+
+def test_no_such_encoder(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent.safetensors: no such.*'random'.*'imagenet'"):
+        load_encoder(tmp_path / "absent.safetensors")
+    with pytest.raises(InputError, match=r"own\.json.*\.safetensors"):
+        load_encoder(saved.with_suffix(".json"))
+    with pytest.raises(InputError, match=r"own\.pt.*\.safetensors"):
+        save_encoder(Encoder(), tmp_path / "own.pt")
