@@ -1,28 +1,78 @@
-"""Time and peak memory of a training iteration at the paper's setting: `python -m benchmarks.training DAVIS [--precision fp32]`."""
+"""A training iteration at the paper's setting, ours beside the plain way: `python -m benchmarks.training DAVIS [--runs 2]`.
+
+B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last, the losses on warped features. Plain: float32,
+NCHW, the losses on warped affinities. Each runs in a process of its own, so that each has its own peak memory.
+"""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
+import subprocess
+import sys
+import time
 
-import pandas as pd
+import torch
 
+from benchmarks.loss import plain as plain_loss
+from benchmarks.measure import peak, report
+from dulvos import devices, encoder, losses, views
+from dulvos.clips import Clips
 from dulvos.datasets import load_davis
-from dulvos.training import TrainSettings, train
+from dulvos.training import TrainSettings, parameter_groups, training_loss
+
+
+def iteration(way: str, davis: str) -> dict:
+    settings = TrainSettings()
+    dataset = Clips([s.video for s in load_davis(davis, "train").sequences], frames=settings.frames, gap=settings.gap,
+                    crop=settings.crop, scale=(settings.scale_min, settings.scale_max))
+    net, device = encoder.Encoder().train(), torch.device("cpu")
+    if way == "ours":
+        net = net.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(parameter_groups(net, settings), betas=(0.5, 0.999))
+    times = []
+    for number in range(2):  # the first one warms up
+        started = time.perf_counter()
+        batch = torch.stack([dataset[number * settings.batch + i] for i in range(settings.batch)])
+        frames = encoder.prepare_frames(batch)
+        generator = torch.Generator().manual_seed(number)
+        optimiser.zero_grad()
+        if way == "ours":
+            training_loss(net, frames, settings, generator, lambda: devices.autocast(device, "bf16")).total.backward()
+        else:
+            similarity = views.sample_similarity(len(frames), settings.crop, generator)
+            cells = settings.crop // encoder.STRIDE
+            grids = [losses.sample_grid(len(frames), cells, cells, n, generator) for n in (settings.grid, settings.cross_grid)]
+            view2 = similarity.frames(frames)
+            key = net(torch.cat([frames.flatten(0, 1), view2[:, 0]]).contiguous(), ("key",)).key
+            count = frames.shape[0] * frames.shape[1]
+            features = key[:count].unflatten(0, frames.shape[:2])
+            with torch.no_grad():
+                rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key.unflatten(0, (len(frames), -1))
+            plain_loss(features, torch.cat([key[count:, None], rest], 1), similarity.theta(), *grids).backward()
+        optimiser.step()
+        times.append(time.perf_counter() - started)
+    return {"seconds": times[-1], "mb": peak()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("davis", help="folder in DAVIS's layout")
-    parser.add_argument("--iterations", type=int, default=4)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--way", choices=("ours", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    videos = [sequence.video for sequence in load_davis(options.davis, "train").sequences]
-    with tempfile.TemporaryDirectory() as folder:
-        row = train(TrainSettings(iterations=options.iterations, precision=options.precision), videos, folder)
-        seconds = pd.read_csv(f"{folder}/history.csv").seconds.diff().dropna()
-    print(f"B=16, T=5, 256², N=8, M=4, {options.precision} on {row['device']}: median {seconds.median():.1f} s an iteration, "
-          f"peak {row['peak_memory_mb']:.0f} MB")
+    if options.way:
+        print(json.dumps(iteration(options.way, options.davis)))
+        return
+    times, memory = {"ours": [], "plain": []}, {}
+    for _ in range(options.runs):
+        for way in times:
+            done = subprocess.run([sys.executable, "-m", "benchmarks.training", options.davis, "--way", way], stdout=subprocess.PIPE,
+                                  text=True, check=True)
+            outcome = json.loads(done.stdout)
+            times[way].append(outcome["seconds"])
+            memory[way] = outcome["mb"]
+    report("training iteration (peak of the process)", "B=16, T=5, 256² crops, N=8, M=4", times, memory)
 
 
 if __name__ == "__main__":

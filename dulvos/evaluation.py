@@ -18,6 +18,7 @@ from dulvos.datasets import Dataset, Sequence, read_predictions, write_mask
 from dulvos.devices import peak_memory
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
+from dulvos.results import write_json
 
 __all__ = ["BASELINES", "evaluate", "object_table"]
 
@@ -60,7 +61,7 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
                 bar.update()
             seconds = time.monotonic() - started
             scores = score_sequence(sequence.truth(), read_predictions(folder, sequence))
-            results.write_json(folder / f"{sequence.name}.json", {
+            write_json(folder / f"{sequence.name}.json", {
                 "ids": scores.ids, "j": scores.j, "f": scores.f, "seconds": seconds, "frames": len(sequence.video),
                 "peak_memory_mb": peak_memory(torch.device(device))})
     finished = [json.loads((folder / f"{sequence.name}.json").read_text()) for sequence in dataset.sequences]

@@ -19,11 +19,37 @@ TILE = 16  # side of a tile of queries, in cells: larger tiles look at more cell
 
 
 @dataclass(frozen=True)
+class _Keys:
+    """Cells to compare with: exactly, and coarsely in half the bits with their mean taken out.
+
+    Taking the mean out changes a query's similarities by one constant, and makes numbers of half the bits more exact.
+    """
+
+    exact: Tensor  # [F, h, w, K]
+    coarse: Tensor  # [F, h, w, K], of exact - mean
+    norm: Tensor  # [F], greatest norm of exact - mean in each frame
+    residual: Tensor  # [F], greatest norm of what coarse leaves of it
+
+    @classmethod
+    def room(cls, frames: int, like: Tensor, dtype: torch.dtype) -> _Keys:
+        """Room for frames [h, w, K] such as `like`."""
+        return cls(like.new_empty(frames, *like.shape), like.new_empty(frames, *like.shape, dtype=dtype),
+                   like.new_zeros(frames), like.new_zeros(frames))
+
+    def put(self, slot: int, keys: Tensor, mean: Tensor) -> None:
+        self.exact[slot] = keys
+        centred = keys - mean
+        self.coarse[slot] = centred
+        self.norm[slot] = centred.norm(dim=-1).max()
+        self.residual[slot] = centred.sub_(self.coarse[slot]).norm(dim=-1).max()
+
+
+@dataclass(frozen=True)
 class _Reference:
     """An annotated frame: one context of propagation (Sec. 4.2; App. C, footnote)."""
 
     frame: int
-    keys: Tensor  # [h·w, K]
+    keys: _Keys  # of one frame
 
 
 def object_ids(first_mask: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]) -> tuple[int, ...]:
@@ -80,10 +106,14 @@ def propagate(features: Iterable[Tensor], first_mask: Tensor | np.ndarray | Mapp
                          f"radius={radius}, tau={tau}")
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     masks = {int(t): torch.as_tensor(np.asarray(mask).astype(np.int64)) for t, mask in masks.items()}
-    if not masks or min(masks) < 0 or len({mask.shape for mask in masks.values()}) > 1:
-        raise InputError("first_mask needs at least one mask, at frame numbers >= 0 and of one size, not "
+    if (not masks or min(masks) < 0 or any(mask.ndim != 2 for mask in masks.values())
+            or len({mask.shape for mask in masks.values()}) > 1):
+        raise InputError("first_mask needs at least one mask (H, W) of ids, at frame numbers >= 0 and of one size, not "
                          + str({t: tuple(mask.shape) for t, mask in masks.items()}))
-    return _propagate(features, masks, object_ids(masks), context, radius, topk, tau)
+    ids = object_ids(masks)
+    if ids[0] < 0:
+        raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
+    return _propagate(features, masks, ids, context, radius, topk, tau)
 
 
 def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[int, ...],
@@ -91,7 +121,7 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
     start = min(masks)
     references: list[_Reference] = []
     owner = torch.full((len(ids),), -1)  # number of the reference that carries a channel
-    shape = ring = table = scratch = None
+    shape = None
     t = -1
     for t, frame in enumerate(features):
         if shape is None:
@@ -99,21 +129,24 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             if topk > height * width:
                 raise InputError(f"topk={topk} exceeds the {height}x{width} cells of a frame")
             cells = height * width
-            ring = frame.new_empty(context, height, width, channels)
-            # a fresh allocation for each tile's keys would cost more than filling it
-            scratch = frame.new_empty(context * (TILE + 2 * int(np.ceil(radius))) ** 2 * channels)
-            # masks of the ring's frames, then those of the references
-            table = frame.new_zeros(context + len(masks), cells, len(ids), dtype=torch.float32)
+            dtype = _coarse_dtype(frame.device, channels)
         if frame.shape != shape:
             raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, frame 0 of {tuple(shape)}")
-        keys = frame.permute(1, 2, 0).contiguous()  # [h, w, K]
+        # similarities rounded to half precision, by the features or by autocast, would choose other cells
+        keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()  # [h, w, K]
+        if t == 0:
+            mean = keys.mean((0, 1))
+            ring = _Keys.room(context, keys, dtype)
+            # masks of the ring's frames, then those of the references
+            table = keys.new_zeros(context + len(masks), cells, len(ids), dtype=torch.float32)
+            scratch = _Scratch(keys, dtype, context, radius)
 
         soft = table.new_zeros(cells, len(ids))
         if t < start:
             soft[:, 0] = 1
         for number, reference in enumerate(references):
-            reference_table = table[context + number]
-            carried = _attend(keys, ring, scratch, table[:context], reference, reference_table, t, start, radius, topk, tau)
+            with torch.autocast(frame.device.type, enabled=False):
+                carried = _attend(keys, ring, reference, table, context + number, scratch, t, start, radius, topk, tau)
             soft += carried * (owner == number).to(soft)
         if t in masks:
             annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
@@ -127,10 +160,12 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
                 held[0], soft = True, annotated
             owner[held] = len(references)
             table[context + len(references)] = soft
-            references.append(_Reference(t, keys.flatten(0, 1)))
+            references.append(_Reference(t, _Keys.room(1, keys, dtype)))
+            references[-1].keys.put(0, keys, mean)
         if t >= start:
             slot = (t - start) % context
-            ring[slot], table[slot] = keys, soft
+            ring.put(slot, keys, mean)
+            table[slot] = soft
         yield soft.t().reshape(len(ids), height, width)
     if t < max(masks):
         raise InputError(f"a mask is given for frame {max(masks)}, but the video has {t + 1} frames (numbered from 0)")
@@ -142,65 +177,102 @@ def _one_hot(mask: Tensor, ids: tuple[int, ...], height: int, width: int) -> Ten
     return F.interpolate(one_hot[None], (height, width), mode="bilinear", align_corners=True)[0].flatten(1).t()
 
 
-def _attend(query: Tensor, ring: Tensor, scratch: Tensor, ring_table: Tensor, reference: _Reference, reference_table: Tensor,
+def _coarse_dtype(device: torch.device, channels: int) -> torch.dtype:
+    """bfloat16 where the processor multiplies it fast with sums in float32, and where there is enough to multiply."""
+    fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.bfloat16 if fast and channels >= 64 else torch.float32
+
+
+class _Scratch:
+    """Room for a tile's keys and affinities: fresh allocations of this size would cost more than filling them."""
+
+    def __init__(self, keys: Tensor, dtype: torch.dtype, context: int, radius: float):
+        height, width, channels = keys.shape
+        window = min(height, TILE + 2 * _reach(radius, height)) * min(width, TILE + 2 * _reach(radius, width))
+        self.keys = keys.new_empty(context * window * channels, dtype=dtype)
+        self.products = [keys.new_empty(count * TILE**2, dtype=dtype) for count in (context * window, height * width)]
+
+    def product(self, keys: Tensor, queries: Tensor, number: int) -> Tensor:
+        """(n, K) times (Q, K): [n, Q] in room of that number."""
+        shape = len(keys), len(queries)
+        return torch.mm(keys, queries.t(), out=self.products[number][: shape[0] * shape[1]].view(shape))
+
+
+def _attend(query: Tensor, ring: _Keys, reference: _Reference, table: Tensor, reference_slot: int, scratch: _Scratch,
             t: int, start: int, radius: float, topk: int, tau: float) -> Tensor:
-    """One context's prediction for frame t: (h·w, M)."""
-    context, height, width, channels = ring.shape
+    """One context's prediction for frame t: (h·w, M).
+
+    A tile of queries is compared coarsely with all that it may look at. Cells that by a bound on the error of that cannot be among
+    the topk of any of its queries are left out, and the rest is compared exactly: the result is that of comparing all exactly.
+    """
+    context, height, width, channels = ring.exact.shape
     cells = height * width
     used = min(t - start, context)
-    first = t - used  # oldest frame in the ring
-    age = torch.arange(first, t)
+    age = torch.arange(t - used, t)  # frames in the ring
     slots = ((age[age >= reference.frame] - start) % context).sort().values
     leading = len(slots) == int(slots[-1]) + 1  # a plain slice will do
     # how often the reference stands among the recent entries: frames max(j, t₀) for j <= t₀
     repeats = reference.frame - (t - context) + 1
     home = int((reference.frame - start) % context)
-    out = query.new_empty(height, width, ring_table.shape[-1], dtype=torch.float32)
-    table = torch.cat([ring_table.flatten(0, 1), reference_table])
+    where = slots.to(query.device)
+    norm = torch.stack([ring.norm[where].max(), reference.keys.norm[0]]).max()
+    residual = torch.stack([ring.residual[where].max(), reference.keys.residual[0]]).max()
+    rounding = torch.finfo(ring.coarse.dtype).eps
+    table = table.flatten(0, 1)
+    out = query.new_empty(height, width, table.shape[-1], dtype=torch.float32)
 
     for rows, columns in _tiles(height, width):
         tile = query[rows, columns].reshape(-1, channels)  # [Q, K]
-        top, left, window, far = _window(rows, columns, height, width, radius)
-        size = far.shape[1]
-        near = ring[:, window[0], window[1]]
-        near = near[: len(slots)] if leading else near[slots]
-        near = scratch[: near.numel()].view(near.shape).copy_(near).view(-1, channels)  # [F·W, K]
-        affinity = (tile @ near.t()).view(len(tile), len(slots), size)  # [Q, F, W]
+        window, far = _window(rows, columns, height, width, radius, query.device)
+        near = ring.coarse[:, window[0], window[1]]
+        near = near[: len(slots)] if leading else near[where]
+        near = scratch.keys[: near.numel()].view(near.shape).copy_(near).view(-1, channels)  # [F·W, K]
+        coarse = tile.to(near.dtype)
+        recent = scratch.product(near, coarse, 0).view(len(slots), *far.shape)  # [F, W, Q]
+        to_reference = scratch.product(reference.keys.coarse.view(cells, channels), coarse, 1).view(height, width, -1)  # [h, w, Q]
 
-        # the best cells lie among those whose best frame is best, so the mask and the selection see F times fewer numbers
-        best = affinity.amax(1).masked_fill_(far.to(affinity.device), -torch.inf)
-        best, cell = best.topk(min(topk, size), 1, sorted=False)  # [Q, k]
-        value = affinity.gather(2, cell[:, None].expand(-1, len(slots), -1))  # [Q, F, k]
-        value = value.masked_fill(best[:, None] == -torch.inf, -torch.inf)
-        y, x = top + cell // (window[1].stop - left), left + cell % (window[1].stop - left)
-        index = slots.to(cell.device)[:, None] * cells + (y * width + x)[:, None]  # [Q, F, k] into table
-        values, indices = [value.flatten(1)], [index.flatten(1)]
+        # a lower bound on the topk-th similarity: the best entries lie in the cells whose best frame is best
+        best, best_column = recent.amax(0).masked_fill_(far, -torch.inf), to_reference.amax(0)
+        cell = best.t().contiguous().topk(min(topk, len(far)), 1, sorted=False).indices.t()  # [k, Q]
+        high = recent.gather(1, cell.expand(len(slots), -1, -1)).masked_fill(far.gather(0, cell), -torch.inf)
+        high = torch.cat([high.flatten(0, 1), best_column]).float()
+        high = high.topk(min(topk, len(high)), 0).values  # [k, Q]
+        least = high[-1] if len(high) == topk else high[-1] - torch.inf
+        # |coarse - exact| <= error where coarse >= least: rounded queries, rounded keys, sums in float32, rounded results
+        lost, size = (tile - coarse).norm(dim=1), tile.norm(dim=1)
+        error = lost * norm + (size + lost) * residual + size * norm * channels * 2**-23
+        error += rounding / 2 * torch.maximum(high[0].abs(), least.abs())
+        least = (least - 2 * error - rounding / 4 * least.abs()).nan_to_num(nan=-torch.inf).to(near.dtype)
+        slot, cell = _survivors(recent, best, least, far)
+        row, column = _survivors(to_reference, best_column, least)
+
+        wide = window[1].stop - window[1].start
+        index = where[slot] * cells + (window[0].start + cell // wide) * width + window[1].start + cell % wide
+        index_reference = row * width + column
+        keys = torch.cat([ring.exact.view(-1, channels)[index], reference.keys.exact.view(-1, channels)[index_reference]])
+        value = tile @ keys.t()  # [Q, n]
+        value[:, : len(index)].masked_fill_(far[cell].t(), -torch.inf)
+        index = torch.cat([index, reference_slot * cells + index_reference])
         if repeats > 1:
-            position = int((slots == home).nonzero())
-            copies = min(repeats, topk) - 1
-            values.append(value[:, position].repeat(1, copies))
-            indices.append(index[:, position].repeat(1, copies))
+            copies = (where[slot] == home).nonzero()[:, 0].repeat(min(repeats, topk) - 1)
+            value, index = torch.cat([value, value[:, copies]], 1), torch.cat([index, index[copies]])
 
-        value, cell = _grouped_topk((tile @ reference.keys.t()).view(len(tile), height, width), topk)
-        values.append(value)
-        indices.append(cell + context * cells)
-
-        value, chosen = torch.cat(values, 1).topk(topk, 1, sorted=False)
+        value, chosen = value.topk(topk, 1, sorted=False)
         weight = (value / tau).softmax(1).float()
-        index = torch.cat(indices, 1).gather(1, chosen)
-        out[rows, columns] = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum").view(
+        out[rows, columns] = F.embedding_bag(index[chosen], table, per_sample_weights=weight, mode="sum").view(
             rows.stop - rows.start, columns.stop - columns.start, -1)
     return out.flatten(0, 1)
 
 
-def _grouped_topk(affinity: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """Top-k over (Q, h, w) by columns first: the k greatest lie in the k columns with the greatest maxima."""
-    queries, height, width = affinity.shape
-    _, column = affinity.amax(1).topk(min(topk, width), 1, sorted=False)  # [Q, k]
-    value = affinity.gather(2, column[:, None].expand(-1, height, -1)).flatten(1)  # [Q, h·k]
-    value, chosen = value.topk(topk, 1, sorted=False)
-    count = column.shape[1]
-    return value, chosen // count * width + column.gather(1, chosen % count)
+def _survivors(affinity: Tensor, best: Tensor, least: Tensor, far: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Entries (first, second) of affinity [A, W, Q] that reach `least` [Q] for any query; `best` [W, Q] is the maximum over A."""
+    cell = (best >= least).any(1).nonzero()[:, 0]  # first by cells, since few of them have such an entry
+    bound = least.expand(len(cell), -1)
+    if far is not None:
+        bound = bound.masked_fill(far[cell], torch.inf)
+    # a difference and its maximum cost less than a comparison and any()
+    first, second = ((affinity.index_select(1, cell) - bound).amax(2) >= 0).nonzero().unbind(1)
+    return first, cell[second]
 
 
 def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -212,21 +284,26 @@ def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(rows, columns) for rows in cut(height) for columns in cut(width)]
 
 
+def _reach(radius: float, side: int) -> int:
+    """Cells to either side that d < radius reaches, no more than there are."""
+    return int(min(np.ceil(radius) - 1, side))
+
+
 @lru_cache(maxsize=1024)
-def _far(tile: tuple[int, int], offset: tuple[int, int], window: tuple[int, int], radius: float) -> Tensor:
-    """(Q, W) bool: which window cells lie at d >= radius from which tile cells."""
+def _far(tile: tuple[int, int], offset: tuple[int, int], window: tuple[int, int], radius: float, device: torch.device) -> Tensor:
+    """(W, Q) bool: which window cells lie at d >= radius from which tile cells."""
     y, x = torch.arange(tile[0]) + offset[0], torch.arange(tile[1]) + offset[1]
-    dy = (y[:, None] - torch.arange(window[0])[None]).square()[:, None, :, None]
-    dx = (x[:, None] - torch.arange(window[1])[None]).square()[None, :, None, :]
-    return (dy + dx >= radius**2).view(tile[0] * tile[1], window[0] * window[1])
+    dy = (y[None] - torch.arange(window[0])[:, None]).square()[:, None, :, None]
+    dx = (x[None] - torch.arange(window[1])[:, None]).square()[None, :, None, :]
+    return (dy + dx >= radius**2).view(window[0] * window[1], tile[0] * tile[1]).to(device)
 
 
-def _window(rows: slice, columns: slice, height: int, width: int,
-            radius: float) -> tuple[int, int, tuple[slice, slice], Tensor]:
-    """The box of cells that a tile can reach, its corner, and which of its cells are too far from which query."""
-    reach = int(np.ceil(radius)) - 1
-    top, bottom = max(0, rows.start - reach), min(height, rows.stop + reach)
-    left, right = max(0, columns.start - reach), min(width, columns.stop + reach)
+def _window(rows: slice, columns: slice, height: int, width: int, radius: float,
+            device: torch.device) -> tuple[tuple[slice, slice], Tensor]:
+    """The box of cells that a tile can reach, and which of its cells are too far from which query."""
+    reach = _reach(radius, height), _reach(radius, width)
+    top, bottom = max(0, rows.start - reach[0]), min(height, rows.stop + reach[0])
+    left, right = max(0, columns.start - reach[1]), min(width, columns.stop + reach[1])
     far = _far((rows.stop - rows.start, columns.stop - columns.start), (rows.start - top, columns.start - left),
-               (bottom - top, right - left), radius)
-    return top, left, (slice(top, bottom), slice(left, right)), far
+               (bottom - top, right - left), radius, device)
+    return (slice(top, bottom), slice(left, right)), far

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.propagation import plain
+from dulvos import propagation
 from dulvos.errors import InputError
 from dulvos.propagation import object_ids, propagate, to_labels
 from tests.oracles import blobs, propagation_oracle, random_features, resize
 
-HALF = pytest.mark.xfail(reason="similarities of half-precision features are rounded before the top-k")
 
-
-def correlated(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def correlated(seed: int, *shape: int, change: float = 0.7, dtype: torch.dtype = torch.float64) -> Tensor:
     """Features (T, K, h, w) that change a little from frame to frame, as a video's do."""
     noise = random_features(seed, *shape)
-    return F.normalize(noise[:1] + 0.7 * noise, dim=1).to(dtype)
+    return F.normalize(noise[:1] + change * noise, dim=1).to(dtype)
 
 
 def distinct(soft: Tensor, size: tuple[int, int]) -> Tensor:
@@ -66,14 +66,20 @@ CASES = {  # h, w, T, context, radius, topk, objects annotated at each frame
     "first mask late": (11, 8, 25, 20, 3, 10, {2: (4,), 4: (2, 9)}),
     "corrections": (8, 11, 14, 20, 12, 10, {0: (1, 2), 4: (1,), 6: (3, 1), 9: (2,)}),
     "a reference without objects": (8, 11, 8, 4, 12, 10, {0: (1, 2), 3: ()}),
+    "t = 1 to 25, ten objects": (9, 20, 26, 20, 4, 10, {0: tuple(range(1, 11))}),
 }
 
 
+@pytest.mark.parametrize("coarse", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_a_dense_oracle(case: str) -> None:
-    """In float64, where no two similarities are so close that rounding could choose between them."""
+def test_agrees_with_a_dense_oracle(case: str, coarse: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, where no two similarities are so close that rounding could choose between them.
+
+    In bfloat16 hundreds of entries of a nearly still video look alike; none that counts may be left out.
+    """
+    monkeypatch.setattr(propagation, "_coarse_dtype", lambda *_: coarse)
     height, width, frames, context, radius, topk, objects = CASES[case]
-    features = correlated(len(case), frames, 8, height, width)
+    features = correlated(len(case), frames, 8, height, width, change=0.7 if coarse == torch.float32 else 0.02)
     masks = {t: blobs(t, ids, 8 * height - 3, 8 * width + 5) for t, ids in objects.items()}
     ids = object_ids(masks)
     assert ids == tuple(sorted({0}.union(*objects.values())))
@@ -83,7 +89,15 @@ def test_agrees_with_a_dense_oracle(case: str) -> None:
     torch.testing.assert_close(soft.double(), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.xfail(reason="the scratch grows with the radius, whatever the map's size")
+def test_agrees_with_the_plain_way_at_720p(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagation, "_coarse_dtype", lambda *_: torch.bfloat16)
+    features, mask = correlated(0, 3, 16, 90, 160, change=0.05), blobs(0, (1, 2), 720, 1280)
+    soft = list(propagate(features, mask, context=2))
+    cells = torch.arange(0, 90 * 160, 7)
+    expected = plain([features[j] for j in (0, 0, 1)], [soft[j].double() for j in (0, 0, 1)], features[2], cells=cells)
+    torch.testing.assert_close(soft[2].flatten(1)[:, cells].double(), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("radius", [1e5, float("inf")])
 def test_a_radius_beyond_the_map_restricts_nothing(radius: float) -> None:
     features, mask = correlated(1, 5, 8, 6, 9), blobs(0, (1,), 48, 72)
@@ -109,7 +123,7 @@ def test_float32_is_exact() -> None:
     torch.testing.assert_close(soft[:, clear].double(), expected[:, clear], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=HALF), pytest.param(torch.float16, marks=HALF)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_compared_exactly(dtype: torch.dtype) -> None:
     features, mask, _ = precision_case()
     features = features.to(dtype)
@@ -117,7 +131,6 @@ def test_half_precision_features_are_compared_exactly(dtype: torch.dtype) -> Non
         torch.testing.assert_close(ours, exact, rtol=0, atol=1e-5)
 
 
-@HALF
 def test_autocast_does_not_reach_the_top_k() -> None:
     features, mask, _ = precision_case()
     exact = list(propagate(features, mask))
@@ -301,7 +314,6 @@ def test_more_neighbours_than_cells() -> None:
         list(propagate(FRAMES, MASK, topk=43))
 
 
-@pytest.mark.xfail(reason="such masks are not looked at yet")
 @pytest.mark.parametrize("mask", [np.zeros((12, 14, 3), np.uint8), np.full((12, 14), -1)])
 def test_masks_are_flat_and_ids_not_negative(mask: np.ndarray) -> None:
     with pytest.raises(InputError, match="ids"):

@@ -1,0 +1,85 @@
+"""Two ways of one computation timed in turn, and the row that is left in results/benchmarks.csv."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dulvos.results import RESULTS, provenance
+
+COLUMNS = ("benchmark", "case", "ours", "ours_low", "ours_high", "plain", "plain_low", "plain_high", "unit", "ratio", "ours_mb",
+           "plain_mb", "difference", "runs", "threads", "torch", "commit", "dirty", "date", "command")
+
+
+def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *, runs: int = 5,
+            difference: Callable | None = None, per: float = 1, unit: str = "s", ours_mb: float | None = None) -> dict:
+    """Run both once, then `runs` times in turn; print and write medians, spread, ratio and peak memory.
+
+    Memory is what the first call adds to the process's peak, ours first, so that the plain way's is right where it is greater.
+
+    Arguments:
+        ours, plain: without arguments; what they return goes to `difference` once.
+        per: divides the seconds (frames, objects …), as `unit` says.
+    """
+    ways, memory, outcome = {"ours": ours, "plain": plain}, {}, {}
+    ways = {name: way for name, way in ways.items() if way}
+    for name, way in ways.items():
+        before = peak()
+        outcome[name] = way()
+        memory[name] = peak() - before
+    apart = difference(outcome["ours"], outcome["plain"]) if difference else None
+    del outcome
+    times = {name: [] for name in ways}
+    for _ in range(runs):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            times[name].append((time.perf_counter() - started) / per)
+    return report(benchmark, case, times, memory | ({} if ours_mb is None else {"ours": ours_mb}), unit, apart)
+
+
+def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dict[str, float], unit: str = "s",
+           difference: float | None = None) -> dict:
+    """Print one comparison and replace its row in results/benchmarks.csv."""
+    came = provenance("train", seed=0, data="", fingerprint="")
+    row = {"benchmark": benchmark, "case": case, "unit": unit, "runs": len(times["ours"]), "threads": torch.get_num_threads(),
+           "torch": came["versions"]["torch"], "commit": came["commit"][:10], "dirty": came["dirty"], "date": came["date"],
+           "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
+    for name, values in times.items():
+        row |= {name: f"{statistics.median(values):.4g}", f"{name}_low": f"{min(values):.4g}", f"{name}_high": f"{max(values):.4g}"}
+        row[f"{name}_mb"] = f"{memory[name]:.0f}" if name in memory else ""
+        print(f"{benchmark}, {case}: {name:5s} {row[name]} {unit} ({row[f'{name}_low']} to {row[f'{name}_high']}), "
+              f"+{row[f'{name}_mb'] or '?'} MB", flush=True)
+    if "plain" in times:
+        row["ratio"] = f"{statistics.median(times['plain']) / statistics.median(times['ours']):.3g}"
+        print(f"{benchmark}, {case}: {row['ratio']} times faster", flush=True)
+    if difference is not None:
+        row["difference"] = f"{difference:.1e}"
+        print(f"{benchmark}, {case}: greatest difference {difference:.1e}", flush=True)
+    _replace(row)
+    return row
+
+
+def peak() -> float:
+    """Peak memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _replace(row: dict) -> None:
+    path = RESULTS / "benchmarks.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if path.exists():
+        with open(path, newline="") as stream:
+            rows = [old for old in csv.DictReader(stream) if (old["benchmark"], old["case"]) != (row["benchmark"], row["case"])]
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
