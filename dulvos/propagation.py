@@ -15,33 +15,40 @@ from dulvos.errors import InputError
 
 __all__ = ["object_ids", "propagate", "to_labels"]
 
-TILE = 16  # side of a tile of queries, in cells: larger tiles look at more cells in vain, smaller ones feed the GEMM badly
+TILE = 12  # side of a tile of queries, in cells: larger tiles look at more cells in vain, smaller ones feed the GEMM badly
 
 
 @dataclass(frozen=True)
 class _Keys:
-    """Cells to compare with: exactly, and coarsely in half the bits with their mean taken out.
+    """Cells to compare with: exactly, and coarsely in half the bits with a mean μ taken out of keys and queries.
 
-    Taking the mean out changes a query's similarities by one constant, and makes numbers of half the bits more exact.
+    q·(k - μ) ranks the keys of a query as q·k does. It is (q - μ)·(k - μ) + μ·(k - μ): shorter vectors, whose roundings are
+    smaller, and a number a key, which stands in two further channels (what the first leaves of it in the second).
     """
 
     exact: Tensor  # [F, h, w, K]
-    coarse: Tensor  # [F, h, w, K], of exact - mean
-    norm: Tensor  # [F], greatest norm of exact - mean in each frame
+    coarse: Tensor  # [F, h, w, K + 2 and padding]
+    norm: Tensor  # [F], greatest norm of k - μ in each frame
     residual: Tensor  # [F], greatest norm of what coarse leaves of it
 
     @classmethod
     def room(cls, frames: int, like: Tensor, dtype: torch.dtype) -> _Keys:
         """Room for frames [h, w, K] such as `like`."""
-        return cls(like.new_empty(frames, *like.shape), like.new_empty(frames, *like.shape, dtype=dtype),
+        channels = like.shape[-1] + 2
+        channels += -channels % 32 if dtype == torch.bfloat16 else 0  # what the processor multiplies at once
+        return cls(like.new_empty(frames, *like.shape), like.new_zeros(frames, *like.shape[:2], channels, dtype=dtype),
                    like.new_zeros(frames), like.new_zeros(frames))
 
     def put(self, slot: int, keys: Tensor, mean: Tensor) -> None:
+        channels = len(mean)
         self.exact[slot] = keys
-        centred = keys - mean
-        self.coarse[slot] = centred
+        centred, coarse = keys - mean, self.coarse[slot]
+        constant = centred @ mean
+        coarse[..., :channels] = centred
+        coarse[..., channels] = constant
+        coarse[..., channels + 1] = constant - coarse[..., channels]
         self.norm[slot] = centred.norm(dim=-1).max()
-        self.residual[slot] = centred.sub_(self.coarse[slot]).norm(dim=-1).max()
+        self.residual[slot] = centred.sub_(coarse[..., :channels]).norm(dim=-1).max()
 
 
 @dataclass(frozen=True)
@@ -139,14 +146,14 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             ring = _Keys.room(context, keys, dtype)
             # masks of the ring's frames, then those of the references
             table = keys.new_zeros(context + len(masks), cells, len(ids), dtype=torch.float32)
-            scratch = _Scratch(keys, dtype, context, radius)
+            scratch = _Scratch(keys, ring.coarse.shape[-1], dtype, context, radius)
 
         soft = table.new_zeros(cells, len(ids))
         if t < start:
             soft[:, 0] = 1
         for number, reference in enumerate(references):
             with torch.autocast(frame.device.type, enabled=False):
-                carried = _attend(keys, ring, reference, table, context + number, scratch, t, start, radius, topk, tau)
+                carried = _attend(keys, mean, ring, reference, table, context + number, scratch, t, start, radius, topk, tau)
             soft += carried * (owner == number).to(soft)
         if t in masks:
             annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
@@ -186,10 +193,12 @@ def _coarse_dtype(device: torch.device, channels: int) -> torch.dtype:
 class _Scratch:
     """Room for a tile's keys and affinities: fresh allocations of this size would cost more than filling them."""
 
-    def __init__(self, keys: Tensor, dtype: torch.dtype, context: int, radius: float):
-        height, width, channels = keys.shape
+    def __init__(self, keys: Tensor, channels: int, dtype: torch.dtype, context: int, radius: float):
+        height, width, _ = keys.shape
         window = min(height, TILE + 2 * _reach(radius, height)) * min(width, TILE + 2 * _reach(radius, width))
         self.keys = keys.new_empty(context * window * channels, dtype=dtype)
+        self.queries = keys.new_zeros(TILE**2, channels, dtype=dtype)
+        self.queries[:, keys.shape[-1]: keys.shape[-1] + 2] = 1
         self.products = [keys.new_empty(count * TILE**2, dtype=dtype) for count in (context * window, height * width)]
 
     def product(self, keys: Tensor, queries: Tensor, number: int) -> Tensor:
@@ -198,8 +207,8 @@ class _Scratch:
         return torch.mm(keys, queries.t(), out=self.products[number][: shape[0] * shape[1]].view(shape))
 
 
-def _attend(query: Tensor, ring: _Keys, reference: _Reference, table: Tensor, reference_slot: int, scratch: _Scratch,
-            t: int, start: int, radius: float, topk: int, tau: float) -> Tensor:
+def _attend(query: Tensor, mean: Tensor, ring: _Keys, reference: _Reference, table: Tensor, reference_slot: int,
+            scratch: _Scratch, t: int, start: int, radius: float, topk: int, tau: float) -> Tensor:
     """One context's prediction for frame t: (h·w, M).
 
     A tile of queries is compared coarsely with all that it may look at. Cells that by a bound on the error of that cannot be among
@@ -226,10 +235,12 @@ def _attend(query: Tensor, ring: _Keys, reference: _Reference, table: Tensor, re
         window, far = _window(rows, columns, height, width, radius, query.device)
         near = ring.coarse[:, window[0], window[1]]
         near = near[: len(slots)] if leading else near[where]
-        near = scratch.keys[: near.numel()].view(near.shape).copy_(near).view(-1, channels)  # [F·W, K]
-        coarse = tile.to(near.dtype)
+        near = scratch.keys[: near.numel()].view(near.shape).copy_(near).flatten(0, 2)  # [F·W, K and more]
+        centred = tile - mean
+        coarse = scratch.queries[: len(tile)]
+        coarse[:, :channels] = centred
         recent = scratch.product(near, coarse, 0).view(len(slots), *far.shape)  # [F, W, Q]
-        to_reference = scratch.product(reference.keys.coarse.view(cells, channels), coarse, 1).view(height, width, -1)  # [h, w, Q]
+        to_reference = scratch.product(reference.keys.coarse.view(cells, -1), coarse, 1).view(height, width, -1)  # [h, w, Q]
 
         # a lower bound on the topk-th similarity: the best entries lie in the cells whose best frame is best
         best, best_column = recent.amax(0).masked_fill_(far, -torch.inf), to_reference.amax(0)
@@ -239,8 +250,8 @@ def _attend(query: Tensor, ring: _Keys, reference: _Reference, table: Tensor, re
         high = high.topk(min(topk, len(high)), 0).values  # [k, Q]
         least = high[-1] if len(high) == topk else high[-1] - torch.inf
         # |coarse - exact| <= error where coarse >= least: rounded queries, rounded keys, sums in float32, rounded results
-        lost, size = (tile - coarse).norm(dim=1), tile.norm(dim=1)
-        error = lost * norm + (size + lost) * residual + size * norm * channels * 2**-23
+        size, lost = centred.norm(dim=1), centred.sub_(coarse[:, :channels]).norm(dim=1)
+        error = lost * norm + (size + lost) * residual + (size + mean.norm()) * norm * (channels * 2**-23 + 2**-16)
         error += rounding / 2 * torch.maximum(high[0].abs(), least.abs())
         least = (least - 2 * error - rounding / 4 * least.abs()).nan_to_num(nan=-torch.inf).to(near.dtype)
         slot, cell = _survivors(recent, best, least, far)
