@@ -13,6 +13,7 @@ import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -21,11 +22,13 @@ from matplotlib.patches import Circle, ConnectionPatch, Polygon
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
+from dulvos.correspondence import principal_components
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
 
-__all__ = ["OBJECT_COLOURS", "anchor_colours", "anchors", "cell_maps", "frame_strip", "montage", "neighbourhood", "overlay"]
-__all__ += ["principal_colours", "save", "scores_by_sequence", "similarity", "style", "training_curves", "view_pair"]
+__all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
+__all__ += ["frame_strip", "montage", "neighbourhood", "overlay", "principal_colours", "save", "scores_by_sequence"]
+__all__ += ["show_pictures", "similarity", "style", "training_curves", "view_pair"]
 
 WIDTH = 7.0  # inches, across a page
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision
@@ -42,7 +45,7 @@ def style() -> AbstractContextManager:
     return matplotlib.rc_context(STYLE)
 
 
-class _Figure(Figure):
+class NotebookFigure(Figure):
     """A Figure that a notebook shows without pyplot, and small: photographs as JPEG, the rest as PNG."""
 
     def _repr_mimebundle_(self, **_) -> dict[str, str]:
@@ -54,12 +57,13 @@ class _Figure(Figure):
 
 
 @style()
-def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False) -> Figure:
+def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False, credit: str = "") -> Figure:
     """Write a figure whole or not at all, and return it, so that a notebook's cell may end here and show it.
 
-    `path` is the PNG's (150 dpi), with or without .png, and its folder is made; `vector` adds a PDF: not for photographs.
+    `path` is the PNG's (150 dpi), and its folder is made; `vector` adds a PDF, not for photographs; `credit` goes small below.
     """
     path = Path(path)
+    figure.text(1, -0.005, credit, ha="right", va="top", fontsize=5, color="0.4")
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf")[: 1 + vector]:
         file = path.with_name(f"{path.name.removesuffix('.png')}.{suffix}")
@@ -99,12 +103,7 @@ def anchor_colours(n: int) -> np.ndarray:
 
 def principal_colours(features: np.ndarray) -> np.ndarray:
     """The first three principal components of all cells as RGB: (n, K, h, w) float -> (n, h, w, 3) uint8."""
-    cells = np.moveaxis(np.asarray(features, float), 1, -1)  # [n, h, w, K]
-    cells = cells - cells.mean((0, 1, 2))
-    axes = np.linalg.eigh(np.einsum("nhwk,nhwl->kl", cells, cells, optimize=True))[1][:, :-4:-1]  # [K, 3]
-    values = cells @ (axes * np.sign(axes.sum(0)))  # an eigenvector's sign is arbitrary
-    low, high = np.percentile(values, (1, 99), axis=(0, 1, 2))
-    return np.rint(255 * np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(np.uint8)
+    return principal_components(torch.as_tensor(features)).mul(255).round().byte().movedim(1, -1).numpy()
 
 
 @style()
@@ -112,13 +111,13 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
     """Rows (title, images (H, W, 3) uint8) as in the paper's Fig. 4; they may differ in length and size."""
     columns = max(len(images) for _, images in rows)
     heights = [max(image.shape[0] / image.shape[1] for image in images) for _, images in rows]
-    figure = _Figure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
+    figure = NotebookFigure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for line, (title, images) in zip(figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights), rows):
         label, longest = line[0].set_ylabel(title), max(map(len, title.split("\n")))
         room = (WIDTH - 0.3) / columns * max(image.shape[0] / image.shape[1] for image in images)  # inches
         label.set_fontsize(min(label.get_fontsize(), 115 * room / max(longest, 1)))  # a letter is about .6 of its size wide
-        _pictures(line, images, column_titles)
+        show_pictures(line, images, column_titles)
         column_titles = ()
     return figure
 
@@ -126,7 +125,7 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
 @style()
 def training_curves(history: pd.DataFrame) -> Figure:
     """L_ST, L_CV (raw, and running medians over 2 % of the run) and learning rate; columns as in `history.csv`."""
-    figure = _Figure((WIDTH, 2.1))
+    figure = NotebookFigure((WIDTH, 2.1))
     *axes, rate = figure.subplots(1, 3)
     window = max(5, len(history) // 50)
     titles = r"space-time loss $\mathcal{L}_{ST}$ (Eq. 3)", r"cross-view loss $\mathcal{L}_{CV}$ (Eq. 5)"
@@ -145,7 +144,7 @@ def scores_by_sequence(table: pd.DataFrame) -> Figure:
     """J&F of sequences (index) by methods (columns), all in [0, 1] or all in percent, NaN where not run; dotted: means."""
     table = table * (100 if np.nanmax(table.to_numpy(float)) <= 1 else 1)
     table = table.sort_values(table.columns[-1])
-    figure = _Figure((WIDTH * 0.75, 0.9 + 0.19 * len(table)))
+    figure = NotebookFigure((WIDTH * 0.75, 0.9 + 0.19 * len(table)))
     axis, places = figure.subplots(), np.arange(len(table))
     axis.hlines(places, table.min(axis=1), table.max(axis=1), color="0.8", linewidth=1, zorder=1)
     for method, colour, marker in zip(table, COLOURS[::-1] * 4, "osD^vPX<" * 4):
@@ -165,14 +164,14 @@ def frame_strip(frames: Sequence[np.ndarray], j: np.ndarray, f: np.ndarray, *, s
     picked = np.unique(np.linspace(0, len(frames) - 1, shown).round().astype(int))
     height, width = frames[0].shape[:2]
     tall = WIDTH / len(picked) * height / width + 0.3
-    figure = _Figure((WIDTH, tall + 1.4))
+    figure = NotebookFigure((WIDTH, tall + 1.4))
     top, bottom = figure.subfigures(2, 1, height_ratios=[tall, 1.4])
     axis, places = bottom.subplots(), top.subplots(1, len(picked), squeeze=False)[0]
     for name, values, colour, line in (("J", j, BLUE, "-"), ("F", f, VERMILLION, "--")):
         axis.plot(values, line, color=colour, label=f"{name}: mean {100 * np.nanmean(values):.1f} %")
     axis.set(xlim=(-0.5, len(frames) - 0.5), ylim=(0, 1.02), xlabel="frame", ylabel="score")
     axis.legend(loc="lower left", ncols=2)
-    _pictures(places, [frames[index] for index in picked], [f"frame {index}" for index in picked])
+    show_pictures(places, [frames[index] for index in picked], [f"frame {index}" for index in picked])
     for place, index in zip(places, picked):
         axis.axvline(index, color="0.8", linewidth=0.8, zorder=0)
         figure.add_artist(ConnectionPatch((width / 2, height), (index, 1.02), place.transData, axis.transData, color="0.8"))
@@ -182,17 +181,18 @@ def frame_strip(frames: Sequence[np.ndarray], j: np.ndarray, f: np.ndarray, *, s
 @style()
 def anchors(frames: Sequence[np.ndarray], index: np.ndarray) -> Figure:
     """Anchors (B, n, n), flat cell indices, in their colours, with all cells and the grid's blocks, on B frames (𝒢)."""
-    height, width = np.divide(frames[0].shape[:2], STRIDE).astype(int)
-    n, side = index.shape[1], WIDTH / max(2, len(frames))
-    axes = (figure := _Figure((side * len(frames), side * height / width + 0.2))).subplots(1, len(frames), squeeze=False)[0]
+    (height, width), n = (-(-side // STRIDE) for side in frames[0].shape[:2]), index.shape[1]
+    side = WIDTH / max(2, len(frames))
+    figure = NotebookFigure((side * len(frames), side * height / width + 0.2))
+    axes = figure.subplots(1, len(frames), squeeze=False)[0]
     offsets = [divmod(int(cells[0, 0]), width) for cells in index]
-    _pictures(axes, frames, [f"{n} x {n} anchors, offset by {y} down and {x} right" for y, x in offsets])
+    show_pictures(axes, frames, [f"{n} x {n} anchors, offset by {y} down and {x} right" for y, x in offsets])
     for axis, cells in zip(axes, index):
-        axis.scatter(*_centres(range(height * width), width), s=0.8, color="white", linewidths=0)
+        axis.scatter(*cell_centres(range(height * width), width), s=0.8, color="white", linewidths=0)
         for k in range(1, n):
             axis.axvline((k * width / n - 0.5) * STRIDE, color="white", linewidth=0.6)
             axis.axhline((k * height / n - 0.5) * STRIDE, color="white", linewidth=0.6)
-        axis.scatter(*_centres(cells, width), s=30, c=anchor_colours(n) / 255, edgecolor="white", clip_on=False, zorder=3)
+        axis.scatter(*cell_centres(cells, width), s=30, c=anchor_colours(n) / 255, edgecolor="white", clip_on=False, zorder=3)
     return figure
 
 
@@ -209,16 +209,16 @@ def cell_maps(frames: Sequence[np.ndarray], maps: Sequence[np.ndarray], titles: 
     """
     columns = min(len(maps), 5)
     rows, side = -(-len(maps) // columns), min((WIDTH - 0.5) / columns, 2.4)
-    figure = _Figure((side * columns + 0.5, rows * (side * frames[0].shape[0] / frames[0].shape[1] + 0.25)))
+    figure = NotebookFigure((side * columns + 0.5, rows * (side * frames[0].shape[0] / frames[0].shape[1] + 0.25)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     values = np.concatenate([np.ravel(m) for m in maps if m.ndim == 2] or [[0, 1]])
     scale, half = Normalize(np.nanmin(values), np.nanmax(values)), STRIDE / 2
-    _pictures(axes, frames, titles)
+    show_pictures(axes, frames, titles)
     for axis, cells, marked in zip(axes, maps, marks or [()] * len(maps)):
         bottom, right = np.multiply(cells.shape[:2], STRIDE) - half
         axis.imshow(cells, "viridis", scale, alpha=alpha, interpolation="nearest", extent=(-half, right, bottom, -half))
         for colour, linewidth in (("black", 2.4), ("white", 1.2)):
-            axis.scatter(*_centres(marked, cells.shape[1]), s=36, facecolor="none", edgecolor=colour, linewidth=linewidth)
+            axis.scatter(*cell_centres(marked, cells.shape[1]), s=36, facecolor="none", edgecolor=colour, linewidth=linewidth)
     if label:
         figure.colorbar(ScalarMappable(scale, "viridis"), ax=list(axes[: len(maps)]), label=label, shrink=0.9, pad=0.01)
     return figure
@@ -230,16 +230,16 @@ def view_pair(main: np.ndarray, view2: np.ndarray, theta: np.ndarray, pairs: np.
 
     `theta` (2, 3) leads from view-2 to main-view coordinates (x, y) in [-1, 1]; `pairs` (2, n, n) are flat indices, main first.
     """
-    figure = _Figure((WIDTH * 0.85, WIDTH * 0.4 + 0.1))
+    figure = NotebookFigure((WIDTH * 0.85, WIDTH * 0.4 + 0.1))
     axes = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
-    _pictures(axes, [main, view2], ["main view", "view 2 (regularising branch)"])
+    show_pictures(axes, [main, view2], ["main view", "view 2 (regularising branch)"])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     for axis, place in zip(axes, (corners @ theta[:, :2].T + theta[:, 2], corners)):
         place = ((place + 1) * len(main) - 1) / 2  # pixels, align_corners=False
         axis.add_patch(Polygon(place, fill=False, edgecolor="white", linewidth=2, clip_on=False))
         axis.scatter(*place.T, s=50, c=COLOURS[:4], edgecolor="white", zorder=3, clip_on=False)
     if pairs is not None:
-        colours, places = anchor_colours(pairs.shape[1]) / 255, [_centres(p, len(main) // STRIDE) for p in pairs]
+        colours, places = anchor_colours(pairs.shape[1]) / 255, [cell_centres(p, len(main) // STRIDE) for p in pairs]
         for axis, place in zip(axes, places):
             axis.scatter(*place, s=30, c=colours, edgecolor="white", linewidth=0.8, zorder=3)
         for a, b, colour in zip(*(np.transpose(place) for place in places), colours):
@@ -250,7 +250,7 @@ def view_pair(main: np.ndarray, view2: np.ndarray, theta: np.ndarray, pairs: np.
 @style()
 def similarity(matrix: np.ndarray, clips: int, *, title: str = "", xlabel: str = "", ylabel: str = "") -> Figure:
     """A matrix of cosines (n, n) between the features of `clips` clips, with lines between the clips."""
-    figure = _Figure((WIDTH * 0.55, WIDTH * 0.45))
+    figure = NotebookFigure((WIDTH * 0.55, WIDTH * 0.45))
     axis = figure.subplots()
     figure.colorbar(axis.imshow(matrix, "viridis", vmax=1), label="cosine similarity", pad=0.02)
     for k in range(1, clips):
@@ -267,25 +267,24 @@ def neighbourhood(query: tuple[str, np.ndarray], cell: int,
 
     Arguments:
         query: title and frame (H, W, 3) uint8. cell: its flat index.
-        entries: context frames: title, frame, flat indices (n,) and weights (n,) of the cells copied from, and the radius
-            of the circle it may look at, in cells; infinite in the reference frame.
+        entries: title, frame, flat indices (n,) and weights (n,) of cells copied from; radius looked at in cells, or infinite.
     """
     panels = [(*query, [], np.empty(0), np.inf), *entries]
     rows, cells, (height, width) = -(-len(panels) // 3), -(-query[1].shape[1] // STRIDE), query[1].shape[:2]
-    figure = _Figure((WIDTH, rows * (WIDTH / 3 * height / width + 0.2)))
+    figure = NotebookFigure((WIDTH, rows * (WIDTH / 3 * height / width + 0.2)))
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
-    _pictures(axes, [panel[1] for panel in panels], [panel[0] for panel in panels])
-    (x,), (y,) = _centres([cell], cells)
+    show_pictures(axes, [panel[1] for panel in panels], [panel[0] for panel in panels])
+    (x,), (y,) = cell_centres([cell], cells)
     for axis, (_, _, index, weights, radius) in zip(axes, panels):
         if np.isfinite(radius):
             axis.add_patch(Circle((x, y), radius * STRIDE, fill=False, edgecolor="white", linewidth=1.5))
-        axis.scatter(*_centres(index, cells), s=10 + 400 * weights, color=YELLOW, edgecolor="black", alpha=0.8)
+        axis.scatter(*cell_centres(index, cells), s=10 + 400 * weights, color=YELLOW, edgecolor="black", alpha=0.8)
         for colour, size, linewidth in (("black", 11, 3), ("white", 10, 1.5)):
             axis.plot(x, y, "+", color=colour, markersize=size, markeredgewidth=linewidth)
     return figure
 
 
-def _pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> None:
+def show_pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> None:
     """A picture on each axis, without ticks; axes left over go."""
     for axis in axes[len(images):]:
         axis.remove()
@@ -295,7 +294,7 @@ def _pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Sequen
         axis.set(xticks=[], yticks=[], title=title, frame_on=False)
 
 
-def _centres(index: np.ndarray | Sequence[int], width: int) -> tuple[np.ndarray, np.ndarray]:
+def cell_centres(index: np.ndarray | Sequence[int], width: int) -> tuple[np.ndarray, np.ndarray]:
     """(x, y) in pixels of the centres of cells, given by flat indices."""
     y, x = np.divmod(np.ravel(np.asarray(index, int)), width)
     return x * STRIDE, y * STRIDE

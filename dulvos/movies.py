@@ -1,0 +1,71 @@
+"""Movies: frames written as an mp4 that every browser plays, and the frame rate of a video file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace
+
+from dulvos.checkpoints import replacing
+from dulvos.errors import InputError
+from dulvos.videos import Video
+
+__all__ = ["frame_rate", "write_mp4"]
+
+FPS = 24.0  # of what has no rate of its own; DAVIS's
+_BT601 = 6  # SMPTE 170M in H.264's table of matrices (ITU-T H.264, Table E-5)
+
+
+def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *, quality: int = 20) -> Path:
+    """Write frames as H.264 in yuv420p with the index in front, whole or not at all; makes the folders above it.
+
+    Frames are taken one by one, so a generator of any length will do. Sides of odd length, which yuv420p does not know, get
+    their last row or column twice.
+
+    Arguments:
+        path: the file, with suffix .mp4.
+        frames: (H, W, 3) uint8 RGB of one size.
+        fps: frames a second, in 0.1..1000.
+        quality: x264's constant rate factor in 0..51; lower is better and larger.
+
+    Raises:
+        InputError: another suffix, no frames, frames of differing size, fps or quality out of range.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise InputError(f"{path}: movies are mp4 files; expected a name that ends in .mp4")
+    if not 0.1 <= fps <= 1000 or not 0 <= quality <= 51:
+        raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, quality={quality}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = None
+    # FFmpeg puts the index in front by opening the file a second time, so it needs a name, not a stream
+    with replacing(path) as stream, av.open(stream.name, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",
+                                     options={"crf": str(quality), "preset": "veryfast"})
+        for number, frame in enumerate(frames):
+            if shape is None:
+                shape = frame.shape
+                track.height, track.width = (side + side % 2 for side in shape[:2])
+                track.codec_context.colorspace = _BT601
+            if frame.shape != shape:
+                raise InputError(f"{path}: frame {number} is {frame.shape}, frame 0 {shape}; a movie's frames have one size")
+            even = np.pad(frame, [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)], mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
+            container.mux(track.encode(picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
+        if shape is None:
+            raise InputError(f"{path}: no frames to write; a movie needs at least one")
+        container.mux(track.encode())
+    return path
+
+
+def frame_rate(video: Video) -> float:
+    """Frames a second of a video file, as its container states it; 24 of a folder of frames or where nothing is stated."""
+    if video.files:
+        return FPS
+    with av.open(str(video.path)) as container:
+        return float(container.streams.video[0].average_rate or FPS)

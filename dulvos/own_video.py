@@ -1,0 +1,166 @@
+"""A video of yours: its masks read and checked, carried through it, and written beside a movie of what was found."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dulvos.checkpoints import load_encoder
+from dulvos.datasets import read_mask, write_mask
+from dulvos.devices import find_device
+from dulvos.encoder import Encoder
+from dulvos.errors import InputError
+from dulvos.figures import overlay
+from dulvos.inference import SegmentSettings, encode, segment
+from dulvos.propagation import propagate
+from dulvos.videos import Video
+
+__all__ = ["MOVIE", "carry", "check_folder", "corrected", "given_masks", "look", "prepare_encoder"]
+
+MOVIE = "overlay.mp4"
+
+
+def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, np.ndarray]:
+    """The masks that a user gives, {frame number: (H, W) uint8 ids}, read and compared with the video.
+
+    Arguments:
+        given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, numbered from 0), or a folder whose PNGs are
+            called as the video's frames are. A mask after the first one holds the objects that are new or corrected there.
+
+    Raises:
+        InputError: a file is missing, unreadable, of another size, of no frame or of a frame that has one; no object at all.
+    """
+    files: list[tuple[int, Path]] = []
+    for item in map(os.fspath, given):
+        frame, equals, name = item.partition("=")
+        if equals and re.fullmatch("[0-9]+", frame) and not Path(item).exists():
+            files.append((int(frame), Path(name)))
+        elif Path(item).is_dir():
+            files += _named(video, Path(item))
+        else:
+            files.append((0, Path(item)))
+    masks: dict[int, np.ndarray] = {}
+    for frame, path in files:
+        if frame >= len(video):
+            raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to {len(video) - 1}")
+        if frame in masks:
+            raise InputError(f"{path}: a second mask of frame {frame}; give one for each frame, as FRAME=PNG")
+        masks[frame] = read_mask(path)
+        if masks[frame].shape != tuple(video.size):
+            mask, size = (f"{shape[1]}x{shape[0]}" for shape in (masks[frame].shape, video.size))
+            raise InputError(f"{path} is {mask} (width x height), frames of {video.path} are {size}; they must have one size")
+    if not any(ids.any() for ids in masks.values()):
+        raise InputError(f"{', '.join(str(path) for _, path in files)}: no object in it; expected ids 1 to 254 somewhere, 0 is "
+                         "background")
+    return dict(sorted(masks.items()))
+
+
+def _named(video: Video, folder: Path) -> list[tuple[int, Path]]:
+    numbers = {video.frame_name(index): index for index in range(len(video))}
+    files = sorted(folder.glob("[!.]*.png"))
+    for file in files:
+        if file.stem not in numbers:
+            raise InputError(f"{file}: a mask of no frame of {video.path}; expected names such as {video.frame_name(0)}.png")
+    if not files:
+        raise InputError(f"{folder}: no masks in this folder; expected {video.frame_name(0)}.png")
+    return [(numbers[file.stem], file) for file in files]
+
+
+def corrected(given: Mapping[int, np.ndarray], frame: int, carried: np.ndarray, ids: np.ndarray) -> Mapping[int, np.ndarray]:
+    """The given masks after a frame was corrected: there, each object that was touched is given anew; `given` if none was.
+
+    `segment` takes every object of a later mask as corrected, and its channel is carried from there on; so objects that nobody
+    touched stay out. An object that was erased altogether does too: its end cannot be given.
+
+    Arguments:
+        given: what `carried` was made from.
+        carried: (H, W) uint8 ids of that frame before, `ids`: after.
+    """
+    touched = set(np.unique(carried[carried != ids]).tolist()) | set(np.unique(ids[carried != ids]).tolist())
+    if not touched:
+        return given
+    if frame in given:
+        touched |= set(np.unique(given[frame]).tolist())
+    return dict(sorted({**given, frame: np.where(np.isin(ids, list(touched - {0})), ids, 0).astype(np.uint8)}.items()))
+
+
+def prepare_encoder(checkpoint: str | os.PathLike[str], device: str | None = None) -> Encoder:
+    """An encoder as `load_encoder` finds it, on that device (None takes a GPU where there is one); raises as both do."""
+    try:
+        return load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
+    except OSError as error:
+        raise InputError(f"checkpoint={os.fspath(checkpoint)!r} cannot be had ({error}); give 'davis2016' or a .safetensors "
+                         "file") from None
+
+
+def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str | os.PathLike[str]] = ()) -> Path:
+    """Make the folder for the results and see that they can be written there without touching what they are made from.
+
+    Raises:
+        InputError: not a folder, not writable, the video's own folder, or one in which a given mask lies.
+    """
+    out = Path(out)
+    own = out.resolve()
+    if own == video.path.resolve():
+        raise InputError(f"{out}: holds the video's frames, which masks of the same names would replace; give another folder")
+    for item in map(os.fspath, given):
+        path = Path(item if Path(item).exists() else item.partition("=")[2])
+        if own in (path.resolve(), path.resolve().parent):
+            raise InputError(f"{out}: holds the given {path.name}, which results may replace; give another folder")
+    probe = out / f".probe.{os.getpid()}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written to ({error.strerror}); give a folder that can") from None
+    return out
+
+
+def carry(video: Video, masks: Mapping[int, np.ndarray], encoder: Encoder, settings: SegmentSettings,
+          out: Path) -> Iterator[np.ndarray]:
+    """Carry masks through a video, writing `out/<frame>.png` as they come; what an earlier run left there goes first.
+
+    Propagation is sequential and remembers soft masks, which no PNG holds: it always starts at frame 0.
+
+    Arguments:
+        masks: as `given_masks` gives them.
+        out: as `check_folder` gives it.
+
+    Yields:
+        (H, W, 3) uint8: each frame with its mask over it, after its mask was written.
+
+    Raises:
+        InputError: what `segment` raises; wrong settings at once, before the first frame is read.
+    """
+    if not any(ids.any() for ids in masks.values()):
+        raise InputError(f"{video.path}: no object is marked in frame {', '.join(map(str, masks)) or 0}; paint or give one")
+    propagate((), masks, context=settings.context, radius=settings.radius, topk=settings.topk, tau=settings.tau)
+    return _carry(video, masks, encoder, settings, out)
+
+
+def _carry(video: Video, masks: Mapping[int, np.ndarray], encoder: Encoder, settings: SegmentSettings,
+           out: Path) -> Iterator[np.ndarray]:
+    names = [f"{video.frame_name(index)}.png" for index in range(len(video))]
+    shown, encoded = itertools.tee(video.frames())
+    results = segment(encoded, masks, partial(encode, encoder), settings)
+    for index, (ids, frame) in enumerate(zip(results, shown)):
+        if index == 0:  # nothing is wrong with the settings, then
+            for name in (MOVIE, *names):
+                (out / name).unlink(missing_ok=True)
+        write_mask(out / names[index], ids)
+        yield overlay(frame, ids)
+
+
+def look(video: Video, out: Path, count: int = 5) -> tuple[list[np.ndarray], list[str]]:
+    """Evenly picked frames with the masks in `out` over them, (H, W, 3) uint8, and their titles."""
+    numbers = np.unique(np.linspace(0, len(video) - 1, count).round().astype(int)).tolist()
+    pictures = [overlay(video.read(number), read_mask(out / f"{video.frame_name(number)}.png")) for number in numbers]
+    return pictures, [f"frame {number}" for number in numbers]
