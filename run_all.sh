@@ -18,10 +18,15 @@ Commands
            the same on DAVIS: trains on the frames of the train split without their labels, evaluates on the
            validation split. DIR holds JPEGImages/, Annotations/ and ImageSets/. cpu, the default, is
            sized for a CPU; paper is the paper's setting and wants a GPU
+  paper --data DIR [--dry-run] [--rows ROW ...]
+           the rows of the paper's Tables 1 and 2: training on YouTube-VOS, OxUvA, TrackingNet and Kinetics-400,
+           released weights, DAVIS-2017 val, YouTube-VOS 2018 val; wants a GPU. Checks data, weights, disk and
+           memory first and names what is missing; --dry-run stops there, with the plan and its estimated hours
+  grid     the ablation study of Fig. 3, from the command `python -m dulvos grid`
   test     the tests; what follows goes to pytest: bash run_all.sh test -k losses
   help     this text, as do -h and --help
-Other options are passed on to `python -m dulvos study`, which says first what it will run, on what data, and
-about how long it takes.
+Other options are passed on to `python -m dulvos`, whose commands say first what they will run, on what data, and
+about how long it takes; `bash run_all.sh paper --help` lists those of paper.
 
 Where results go
   results/<study>/  rows, tables, figures and executed notebooks; below it, in runs/, masks/ and logs/,
@@ -162,15 +167,15 @@ absolute() { # PATH
 }
 
 main() {
-  local command=${1:-demo} left word before="" davis=""
+  local command=${1:-demo} left word before="" davis="" data="" help=""
   if (($#)); then shift; fi
   case $command in
     help | -h | --help)
       usage
       return
       ;;
-    demo | davis | test) ;;
-    *) die "no command '$command': give demo, davis or test, then options (--help tells all)" ;;
+    demo | davis | test | paper | grid) ;;
+    *) die "no command '$command': give demo, davis, paper, grid or test, then options (--help tells all)" ;;
   esac
 
   # All that can be said without an environment is said before the minutes that making one takes.
@@ -178,15 +183,23 @@ main() {
     for ((left = $#; left > 0; left--)); do
       word=$1
       shift
-      if [[ $word == -h || $word == --help ]]; then
+      if [[ $word == -h || $word == --help ]] && [[ $command == demo || $command == davis ]]; then
         usage
         return
+      elif [[ $word == -h || $word == --help ]]; then
+        help=1
       elif [[ $before == --davis ]]; then
         word=$(absolute "$word")
         davis=$word
       elif [[ $word == --davis=* ]]; then
         davis=$(absolute "${word#--davis=}")
         word=--davis=$davis
+      elif [[ $before == --data ]]; then
+        word=$(absolute "$word")
+        data=$word
+      elif [[ $word == --data=* ]]; then
+        data=$(absolute "${word#--data=}")
+        word=--data=$data
       fi
       before=$word
       set -- "$@" "$word"
@@ -194,13 +207,18 @@ main() {
     if [[ $command == davis && -z $davis ]]; then
       die "davis needs --davis DIR, the folder that holds JPEGImages/ and Annotations/"
     fi
+    if [[ $command == paper && -z $data && -z $help ]]; then
+      die "paper needs --data DIR, the folder that holds davis-2017/, youtube-vos/ and the other data sets"
+    fi
     if [[ -n $davis && ! -d $davis ]]; then die "--davis $davis: no such folder"; fi
+    if [[ $command == paper && -n $data && ! -d $data ]]; then die "--data $data: no such folder"; fi
   fi
 
   if [[ $command == test ]]; then choose_python test; else choose_python ""; fi
   check_opencv
   export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
   if [[ $command == test ]]; then exec "$PY" -m pytest -q "$@"; fi
+  if [[ $command == paper || $command == grid ]]; then exec "$PY" -m dulvos "$command" "$@"; fi
   exec "$PY" -m dulvos study "$command" "$@"
 }
 

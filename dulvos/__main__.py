@@ -1,4 +1,4 @@
-"""`python -m dulvos`: the study from the command line."""
+"""`python -m dulvos`: the study, and a video of yours, from the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("name", choices=("demo", "davis"), nargs="?", default="demo")
     study.add_argument("--davis", metavar="DIR", help="folder of DAVIS-2016 or -2017: JPEGImages, Annotations, ImageSets")
     study.add_argument("--setting", choices=("cpu", "paper"), default="cpu")
+    _add_segment(commands)
+    _add_data(commands)
+    _add_paper(commands)
+    _add_grid(commands)
     options = parser.parse_args(arguments)
     try:
-        return _study(options)
+        run = {"segment": _segment, "index": _index, "download": _download, "paper": _paper,
+               "grid": _grid}.get(options.command, _study)
+        return run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues from here", file=sys.stderr)
+        goes_on = "starts again at the first frame" if options.command == "segment" else "continues from here"
+        print(f"\nstopped; the same command {goes_on}", file=sys.stderr)
         return 130
 
 
@@ -42,6 +49,178 @@ def _study(options: argparse.Namespace) -> int:
     os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
     steps = davis_steps(options.setting)
     return run_study(steps[0].parameters["study"], steps, "davis")
+
+
+def _add_grid(commands) -> None:
+    parser = commands.add_parser(
+        "grid", help="the ablation grid of Fig. 3: list it, run what is missing",
+        description="Say what of the ablation grid is done, running, missing and failed, and the time left; --run runs what is "
+        "missing, then notebook 03_ablation, which draws Fig. 3. Stopped in any way, the same command continues.")
+    parser.add_argument("--study", choices=("demo", "davis", "paper"), default="demo", help="scale of the grid (default demo)")
+    parser.add_argument("--run", action="store_true", help="run what is missing")
+    parser.add_argument("--davis", metavar="DIR", help="folder of DAVIS-2016 or -2017: JPEGImages, Annotations, ImageSets")
+    parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: one a GPU, else as many as cores and "
+                        "memory allow)")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker's computations (default 1)")
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a running Dask scheduler: its workers run")
+    parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help="these runs alone, by the names in the list")
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from dulvos import grid, grid_states
+
+    if options.davis:
+        if not Path(options.davis).is_dir():
+            raise InputError(f"{options.davis}: no such folder; --davis names the folder that holds JPEGImages and Annotations")
+        os.environ["DULVOS_DAVIS"] = str(Path(options.davis).resolve())
+    found = grid.find_study(options.study)
+    if not options.run:
+        print(grid_states.listing(found, grid_states.grid_runs(found)))
+        return 0
+    from dulvos.grid_work import draw, run_grid
+
+    if options.workers < 0 or options.threads < 1:
+        raise InputError(f"--workers must be >= 0 and --threads >= 1, not {options.workers} and {options.threads}")
+    status = run_grid(found, workers=options.workers, threads=options.threads, scheduler=options.scheduler,
+                      only=tuple(options.only))
+    return max(status, draw(options.study))  # what is not run says so in the figure
+
+
+def _add_segment(commands) -> None:
+    parser = commands.add_parser(
+        "segment", help="carry the objects of one frame through a video", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Carry the objects that MASK marks in one frame through the rest of a video, by features alone.",
+        epilog="""examples:
+  python -m dulvos segment clip.mp4 first.png masks
+  python -m dulvos segment clip.mp4 first.png 40=corrected.png masks --shorter-side 240
+
+Ids are kept (1 to 254, gaps allowed; a mask of 0 and 255 is object 1). OUT gets a palette PNG for each frame, as they come,
+and at the end overlay.mp4. Propagation is sequential and remembers more than the PNGs hold: stopped in the middle, the same
+command starts again at the first frame, and what an earlier run wrote is replaced. --shorter-side is what makes it faster.""")
+    parser.add_argument("video", metavar="VIDEO", help="folder of frames (jpg, png, ...) or a video file (mp4, mkv, ...)")
+    parser.add_argument("masks", metavar="MASK", nargs="+", help="PNG of the first frame's objects; FRAME=PNG for objects that "
+                        "are new or corrected in a later frame (numbered from 0); or a folder of PNGs called as the frames are")
+    parser.add_argument("out", metavar="OUT", help="folder for the results, made if it is not there")
+    parser.add_argument("--checkpoint", default="davis2016", help="davis2016 (the default: trained weights that come with "
+                        "this package), random, imagenet, a .safetensors file, or one that the authors released (.pth)")
+    parser.add_argument("--layer", default="res4", help="features compared: res3, res4 (default), key")
+    parser.add_argument("--context", type=int, default=20, help="recent frames to copy from, beside the given one (default 20)")
+    parser.add_argument("--radius", type=float, default=12.0, help="how far to look there, in cells of 8 pixels (default 12)")
+    parser.add_argument("--topk", type=int, default=10, help="cells that a label is copied from (default 10)")
+    parser.add_argument("--tau", type=float, default=0.05, help="temperature of their weights (default 0.05)")
+    parser.add_argument("--shorter-side", type=int, default=0, metavar="PIXELS", help="features are made of frames reduced to "
+                        "this shorter side; masks keep the frames' size (default 0: not reduced)")
+    parser.add_argument("--precision", default="bf16", help="of the network: bf16 (default), fp32")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--fps", type=float, help="of overlay.mp4 (default: the video's; 24 for a folder)")
+    parser.add_argument("--no-mp4", action="store_true", help="write no overlay.mp4")
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from collections import deque
+
+    from tqdm import tqdm
+
+    from dulvos import movies, own_video
+    from dulvos.inference import SegmentSettings
+    from dulvos.videos import open_video
+
+    names = ("layer", "context", "radius", "topk", "tau", "shorter_side", "precision")
+    settings = SegmentSettings(**{name: getattr(options, name) for name in names})
+    video = open_video(options.video)
+    masks = own_video.given_masks(video, options.masks)
+    video.verify()
+    encoder = own_video.prepare_encoder(options.checkpoint, options.device)
+    fps = movies.frame_rate(video) if options.fps is None else options.fps
+    if not 0.1 <= fps <= 1000:
+        raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
+    out = own_video.check_folder(options.out, video, options.masks)
+    pictures = own_video.carry(video, masks, encoder, settings, out)
+    with tqdm(pictures, desc=video.name, total=len(video), unit="frame") as bar:
+        if options.no_mp4:
+            deque(bar, maxlen=0)
+        else:
+            movies.write_mp4(out / own_video.MOVIE, bar, fps)
+    seconds = bar.format_dict["elapsed"]
+    print(f"{len(video)} frames in {seconds:.0f} s ({seconds / len(video):.2f} s each): {out}/<frame>.png"
+          + ("" if options.no_mp4 else f" and {out / own_video.MOVIE}"))
+    return 0
+
+
+def _add_data(commands) -> None:
+    index = commands.add_parser("index", help="look at the paper's training collections, or list what is expected of them")
+    index.add_argument("names", metavar="NAME", nargs="*", help="youtube-vos, oxuva, trackingnet, kinetics-400, davis-2017, or "
+                       "any folder of videos; without a name, the table of what is expected and where it comes from")
+    index.add_argument("--data", metavar="DIR", help="folder that holds youtube-vos, oxuva, ... (or DULVOS_DATA_DIR)")
+    index.add_argument("--decode", action="store_true", help="count the frames of video files by decoding them all (hours for "
+                       "Kinetics-400), which also leaves out those that do not decode")
+    download = commands.add_parser("download", help="fetch DAVIS from its site (CC BY-NC 4.0), check and unpack it")
+    download.add_argument("name", choices=("davis2017", "davis2016"))
+    download.add_argument("--to", metavar="DIR", required=True, help="folder in which davis-2017 or davis-2016 will lie")
+
+
+def _index(options: argparse.Namespace) -> int:
+    from dulvos import runs, sources
+    from dulvos.training import TrainSettings
+
+    if options.data:
+        os.environ["DULVOS_DATA_DIR"] = str(Path(options.data).resolve())
+    if not options.names:
+        print(sources.sources_table())
+    miscounted = False
+    for name in options.names:
+        collection = runs.open_training(name, decode=options.decode)
+        lengths = [len(video) for video in collection.videos]
+        print(f"{collection.name}: {len(lengths):,} videos, {sum(lengths):,} frames, fingerprint {collection.fingerprint}")
+        if name in sources.SOURCES and sources.SOURCES[name].schedule:
+            settings = sources.paper_settings(name, sum(length >= TrainSettings.frames for length in lengths))
+            print(f"  the paper's schedule: {settings.iterations:,} iterations of B = {settings.batch}, T = {settings.frames}")
+        for line in collection.notes:
+            print(f"  {line}")
+        miscounted |= bool(collection.miscounted)
+    return 1 if miscounted else 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from dulvos.download import download
+
+    download(options.name, options.to)
+    return 0
+
+
+def _add_paper(commands) -> None:
+    parser = commands.add_parser(
+        "paper", help="the rows of the paper's Tables 1 and 2", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run the rows of the paper's Tables 1 and 2 that can be run. Checks first data, weights, disk and memory, "
+        "prints the plan with estimated hours, and runs nothing (exit status 1) if something is missing.",
+        epilog="""examples:
+  python -m dulvos paper --data DIR --dry-run                  # what is missing, and how long it would take
+  python -m dulvos paper --data DIR --rows random crw          # no training
+  python -m dulvos paper --data DIR --rows youtube-vos         # train on YouTube-VOS, evaluate on DAVIS-2017 val
+  python -m dulvos paper --data DIR --dry-run --probe 50       # 50 iterations a collection: Table 3's estimates
+
+DIR holds davis-2017, youtube-vos, oxuva, trackingnet and kinetics-400 (python -m dulvos index lists their layouts), and
+weights: the files that the paper's authors and CRW released.""")
+    parser.add_argument("--data", metavar="DIR", required=True, help="folder that holds davis-2017, youtube-vos, ...")
+    parser.add_argument("--rows", metavar="ROW", nargs="+", help="which (default: all); table2-* are for YouTube-VOS' server")
+    parser.add_argument("--dry-run", action="store_true", help="check and plan only")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--probe", type=int, default=2, metavar="N", help="iterations that probe time and memory (default 2)")
+    parser.add_argument("--released", action="store_true", help="train as long as the authors' snapshots, not to the end")
+    parser.add_argument("--miniature", action="store_true", help="tiny settings and incomplete data: tries the whole path; "
+                        "its numbers mean nothing and belong to studies called miniature-*")
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from dulvos.paper_runs import ROWS, Machine, run_paper
+
+    unknown = sorted(set(options.rows or []) - set(ROWS))
+    if unknown:
+        raise InputError(f"--rows {unknown[0]}: no such row; the rows are {', '.join(ROWS)}")
+    if options.probe < 1:
+        raise InputError(f"--probe must be >= 1, not {options.probe}")
+    machine = Machine(Path(options.data), options.device, options.probe, options.released, options.miniature)
+    return run_paper([ROWS[name] for name in options.rows or ROWS], machine, dry=options.dry_run)
 
 
 if __name__ == "__main__":

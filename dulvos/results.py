@@ -31,7 +31,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "accelerate", "pan
 SOURCES = {
     "train": ("encoder", "views", "losses", "clips", "videos", "training"),
     "evaluate": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "evaluation"),
-    "youtube-vos": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "youtube_vos"),
+    "youtube-vos": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "local_split", "submission",
+                    "youtube_vos"),
 }
 
 

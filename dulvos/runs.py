@@ -12,15 +12,19 @@ from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
 from dulvos.inference import SegmentSettings
+from dulvos.local_split import LOCAL, local_split
 from dulvos.metrics import summarise
 from dulvos.official import write_davis_csv
 from dulvos.released import locate
+from dulvos.sources import SOURCES, Collection, open_collection
 from dulvos.training import TrainSettings, train
 from dulvos.videos import fingerprint
 
-__all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "trained_encoder", "training_run"]
+__all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "open_training", "trained_encoder", "training_run"]
 
 CUTOUTS = results.ROOT / "data" / "cutouts"
+INDEXES = results.ROOT / "data" / "indexes"
+LOCAL_TRAINING = "youtube-vos-local"
 
 
 def open_data(data: str, split: str) -> Dataset:
@@ -28,7 +32,9 @@ def open_data(data: str, split: str) -> Dataset:
 
     Arguments:
         data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (the folder that the environment variable
-            DULVOS_DAVIS names), or a folder in DAVIS's layout.
+            DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.sources.SOURCES`, such as
+            "youtube-vos" (the folder of that name in the one that DULVOS_DATA_DIR names), "youtube-vos-local" (its videos
+            without the classes and videos that `dulvos.local_split` keeps back), or any folder of videos.
         split: "train" or "val".
 
     Raises:
@@ -42,9 +48,40 @@ def open_data(data: str, split: str) -> Dataset:
             raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that holds JPEGImages, "
                              "Annotations and ImageSets (or: bash run_all.sh davis --davis DIR)")
         return load_davis(folder, split)
+    collected = data in (*SOURCES, LOCAL_TRAINING)
+    if collected and split != "train":
+        raise InputError(f"data={data!r} is for training; evaluate on 'davis' or a folder in DAVIS's layout")
+    if collected or split == "train" and Path(data).is_dir() and not (Path(data) / "ImageSets").is_dir():
+        return open_training(data)
     if not Path(data).is_dir():
-        raise InputError(f"data={data!r}: neither 'cutouts' nor 'davis' nor a folder in DAVIS's layout")
+        raise InputError(f"data={data!r}: neither 'cutouts' nor 'davis' nor a folder in DAVIS's layout; for training also one "
+                         f"of {', '.join(SOURCES)}, or a folder of videos")
     return load_davis(data, split)
+
+
+def open_training(data: str, *, decode: bool = False) -> Collection:
+    """A training collection, or any folder of videos, by its index; what `open_data` gives for these.
+
+    Arguments:
+        data: a key of `dulvos.sources.SOURCES`, "youtube-vos-local", or a folder.
+        decode: count the frames of video files by decoding them, see `dulvos.indexing.index_videos`.
+
+    Raises:
+        InputError: DULVOS_DATA_DIR is not set, or the videos are not there.
+    """
+    if data == LOCAL_TRAINING:
+        whole = open_training("youtube-vos", decode=decode)
+        names = set(local_split(whole.root).train)
+        sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
+        mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
+        return dataclasses.replace(whole, name=LOCAL, sequences=sequences, fingerprint=mark)
+    if data not in SOURCES:
+        return open_collection("", data, INDEXES, decode=decode)
+    base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
+    if not base:
+        raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that holds "
+                         f"{data}/{source.layout} (from {source.origin})")
+    return open_collection(data, Path(base) / data, INDEXES, decode=decode)
 
 
 def training_run(study: str, name: str, data: str, settings: TrainSettings, *, device: str | None = None) -> dict:
@@ -54,9 +91,15 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
-    for video in videos:
-        video.verify()
-    mark = fingerprint(videos)
+    notes = dataset.notes if isinstance(dataset, Collection) else []
+    for line in notes:
+        print(line)
+    if isinstance(dataset, Collection):  # too many frames to look at each before training
+        mark = dataset.fingerprint
+    else:
+        for video in videos:
+            video.verify()
+        mark = fingerprint(videos)
     parameters = dataclasses.asdict(settings)
     determining = {k: v for k, v in parameters.items() if k not in ("workers", "checkpoint_minutes")}
     key = results.run_key("train", determining, mark)
@@ -71,20 +114,20 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
     history.write_bytes((folder / "history.csv").read_bytes())
     row = {"kind": "train", "study": study, "name": name, "key": key, **outcome,
            "encoder": str(outcome["encoder"].relative_to(base)), "frames": sum(map(len, videos)), "split": "train",
-           "parameters": parameters,
+           "parameters": parameters, "notes": notes,
            **results.provenance("train", seed=settings.seed, data=dataset.name, fingerprint=mark)}
     results.write_row(study, row)
     return row
 
 
 def trained_encoder(study: str, name: str = "trained") -> Path:
-    """The encoder of the newest training run of that name.
+    """The encoder of the newest training run of that name, or of the run with that key.
 
     Raises:
         InputError: there is none.
     """
     rows = results.read_rows(study, "train")
-    for row in rows[rows.name == name].sort_values(["current", "date"]).to_dict("records")[::-1]:
+    for row in rows[(rows.name == name) | (rows.key == name)].sort_values(["current", "date"]).to_dict("records")[::-1]:
         path = results.study_folder(study) / row["encoder"]
         if path.exists():
             return path
@@ -99,12 +142,14 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     Masks go to `results/<study>/masks/<name>-<key>`, a row an object to `results/<study>/scores/<name>-<key>.csv`.
 
     Arguments:
-        features: "trained" (of this study), or what `dulvos.evaluation.evaluate` takes.
+        features: "trained" (this study's run of that name), "trained:KEY" (its run with that key), or what
+            `dulvos.evaluation.evaluate` takes.
         device: None takes a GPU where there is one.
     """
     device = str(devices.find_device(device))
     dataset = open_data(data, "val")
-    source = str(trained_encoder(study)) if features == "trained" else locate(features)
+    trained = features.split(":")[0] == "trained"
+    source = str(trained_encoder(study, features.rpartition(":")[2])) if trained else locate(features)
     weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
     mark = dataset_fingerprint(dataset)
     parameters = dataclasses.asdict(settings)
@@ -121,7 +166,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     table.to_csv(path, index=False, float_format="%.6f")
     write_davis_csv(dataset, scores, folder)
     row = {"kind": "evaluate", "study": study, "name": name, "key": key, "features": features, "weights": weights,
-           "trained_key": Path(source).parent.name.rpartition("-")[2] if features == "trained" else "", "split": "val",
+           "trained_key": Path(source).parent.name.rpartition("-")[2] if trained else "", "split": "val",
            "scores": summarise(scores), "sequences": len(scores), "objects": len(table), **outcome,
            "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
            **results.provenance("evaluate", seed=None if features in BASELINES else seed, data=dataset.name, fingerprint=mark)}
@@ -130,7 +175,10 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """Short fingerprint of the frames and the masks, by names and sizes."""
-    masks = [(sequence.name, path.name, path.stat().st_size) for sequence in dataset.sequences for path in sequence.masks.values()]
+    """Short fingerprint of the frames and the masks, by names and sizes; of a collection, that of its index."""
+    if isinstance(dataset, Collection):
+        return dataset.fingerprint
+    masks = [(sequence.name, path.name, path.stat().st_size)
+             for sequence in dataset.sequences for path in sequence.masks.values()]
     content = f"{fingerprint([sequence.video for sequence in dataset.sequences])} {masks}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,11 @@ import nbformat
 import papermill
 
 from dulvos import results, runs, tables
+from dulvos.datasets import Dataset
 from dulvos.errors import InputError
 
-__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "refuse_unknown", "run_study"]
+__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
+__all__ += ["run_study"]
 
 NOTEBOOKS = results.ROOT / "notebooks"
 METHODS = ("copy", "colour", "random", "trained")
@@ -104,22 +106,25 @@ def refuse_unknown(notebook: str, names: dict) -> None:
     check_parameters(notebook, given)
 
 
-def run_study(study: str, steps: list[Step], data: str) -> int:
+def run_study(study: str, steps: list[Step], data: str | Sequence[Dataset]) -> int:
     """Say what will run, run what is not done, and print the summary; the exit status counts failed steps as 1.
 
     A step is done when its executed copy carries the key of its notebook, parameters, data and code, and its row is there.
+
+    Arguments:
+        data: what the steps read: data sets, or the name of one whose train and val splits they are.
     """
     for step in steps:
         check_parameters(step.notebook, step.parameters)
     folder = results.study_folder(study)
-    with _lock(folder):
-        train, val = (runs.open_data(data, split) for split in ("train", "val"))
-        marks = [runs.dataset_fingerprint(dataset) for dataset in (train, val)]
+    with lock(folder):
+        read = [runs.open_data(data, split) for split in ("train", "val")] if isinstance(data, str) else data
+        marks = [runs.dataset_fingerprint(dataset) for dataset in read]
         keys: dict[str, str] = {}
         for step in steps:
             keys[step.name] = _key(step, marks, keys)
         done = {step.name for step in steps if _is_done(study, step, keys[step.name])}
-        _announce(study, steps, done, train, val)
+        _announce(study, steps, done, read)
         failed: list[str] = []
         for step in steps:
             if step.name in done:
@@ -128,7 +133,7 @@ def run_study(study: str, steps: list[Step], data: str) -> int:
             if lacking:
                 print(f"[{step.name}] left out: it needs {', '.join(lacking)}")
                 failed.append(step.name)
-            elif not _execute(study, step, keys[step.name]):
+            elif not execute(study, step, keys[step.name]):
                 failed.append(step.name)
         print("\n" + tables.summary(study))
         if failed:
@@ -136,11 +141,13 @@ def run_study(study: str, steps: list[Step], data: str) -> int:
         return 1 if failed else 0
 
 
-def _announce(study: str, steps: list[Step], done: set[str], train, val) -> None:
-    count = [f"{len(dataset.sequences)} videos, {sum(len(s.video) for s in dataset.sequences)} frames" for dataset in (train, val)]
-    print(f"study {study!r} on {train.name}: train on {count[0]} (without masks), evaluate on {count[1]}")
+def _announce(study: str, steps: list[Step], done: set[str], read: Sequence[Dataset]) -> None:
+    for dataset in read:
+        frames = sum(len(sequence.video) for sequence in dataset.sequences)
+        use = "train without masks" if dataset.split == "train" else "evaluate"
+        print(f"study {study!r}: {use} on {dataset.name} {dataset.split}, {len(dataset.sequences)} videos, {frames} frames")
     for step in steps:
-        state = "done already" if step.name in done else f"about {step.minutes:g} min on two cores"
+        state = "done already" if step.name in done else f"about {step.minutes:.3g} min"
         print(f"  {step.name:28s} {state}")
     minutes = sum(step.minutes for step in steps if step.name not in done)
     print(f"to run: about {minutes:.0f} min; results in results/{study}; Ctrl-C is safe, the same command continues", flush=True)
@@ -155,7 +162,7 @@ def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
 
 
 def _is_done(study: str, step: Step, key: str) -> bool:
-    path = _executed(study, step)
+    path = executed_copy(study, step)
     if not path.is_file() or nbformat.read(path, as_version=4).metadata.get("dulvos", {}).get("key") != key:
         return False
     if step.row is None:
@@ -164,21 +171,22 @@ def _is_done(study: str, step: Step, key: str) -> bool:
     rows = rows[(rows.name == step.row[1]) & rows.current]
     folder = results.study_folder(study)
     # the row is committed; what it speaks of is not
-    product = folder / (f"masks/{step.row[1]}-{rows.key.iloc[-1]}" if step.row[0] == "evaluate" else rows.encoder.iloc[-1]) \
+    product = folder / (rows.encoder.iloc[-1] if step.row[0] == "train" else f"masks/{step.row[1]}-{rows.key.iloc[-1]}") \
         if len(rows) else None
     return product is not None and product.exists()
 
 
-def _executed(study: str, step: Step) -> Path:
+def executed_copy(study: str, step: Step) -> Path:
+    """Where the executed notebook of a step lies."""
     return results.study_folder(study) / "notebooks" / f"{step.name}.ipynb"
 
 
-def _execute(study: str, step: Step, key: str) -> bool:
-    """Run one notebook; True if it ran to its end."""
-    final = _executed(study, step)
+def execute(study: str, step: Step, key: str) -> bool:
+    """Run one notebook; True if it ran to its end. Its executed copy carries the key; that of a failure ends in .failed.ipynb."""
+    final = executed_copy(study, step)
     final.parent.mkdir(parents=True, exist_ok=True)
     running, failure = final.with_name(f"{step.name}.running.ipynb"), final.with_name(f"{step.name}.failed.ipynb")
-    print(f"\n[{step.name}] {time.strftime('%H:%M:%S')}, about {step.minutes:g} min", flush=True)
+    print(f"\n[{step.name}] {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", flush=True)
     started, environment = time.monotonic(), dict(os.environ)
     os.environ["DULVOS_SOURCE"] = f"notebooks/{step.notebook}.ipynb"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(results.ROOT), os.environ.get("PYTHONPATH")]))
@@ -201,10 +209,10 @@ def _execute(study: str, step: Step, key: str) -> bool:
 
 
 class _Progress(io.TextIOBase):
-    """What a notebook writes to stderr, shown at once: a progress bar ends no line."""
+    """What a notebook writes to stderr, shown at once: a progress bar ends no line; but not what its kernel says of itself."""
 
     def write(self, text: str) -> int:
-        sys.stderr.write(text)
+        sys.stderr.write("" if text.startswith("[IPKernelApp]") else text)
         sys.stderr.flush()
         return len(text)
 
@@ -224,16 +232,17 @@ def _tidy(path: Path, mark: dict | None = None) -> None:
     if mark:
         notebook.metadata["dulvos"] = mark
     text = nbformat.writes(notebook)
-    for private in (os.environ.get("DULVOS_DAVIS"), str(results.ROOT), str(Path.home())):
-        if private:
-            text = text.replace(json.dumps(private)[1:-1], "DAVIS" if private == os.environ.get("DULVOS_DAVIS") else ".")
+    private = {os.environ.get(f"DULVOS_{name}"): name for name in ("DAVIS", "WEIGHTS", "DATA_DIR")}
+    private |= {str(results.ROOT): ".", str(Path.home()): "."}
+    for folder in sorted(filter(None, private), key=len, reverse=True):  # one may lie in another
+        text = text.replace(json.dumps(folder)[1:-1], private[folder])
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """One study at a time in a folder; the system frees the lock when its holder dies, however it dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

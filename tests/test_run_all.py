@@ -103,7 +103,7 @@ def test_help_needs_no_environment(words: list[str]) -> None:
     done = subprocess.run(["bash", str(ROOT / "run_all.sh"), *words], env={"PATH": "/usr/bin:/bin"},
                           capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    for named in ("demo", "davis --davis DIR", "--setting cpu|paper", "test", "DULVOS_PYTHON", "Ctrl-C"):
+    for named in ("demo", "davis --davis DIR", "paper --data DIR", "grid", "--setting cpu|paper", "test", "DULVOS_PYTHON", "Ctrl-C"):
         assert named in done.stdout
 
 
@@ -113,6 +113,8 @@ def test_help_needs_no_environment(words: list[str]) -> None:
     (["davis"], "--davis DIR"),
     (["davis", "--davis", "absent"], "absent: no such folder"),
     (["davis", "--davis=absent"], "absent: no such folder"),
+    (["paper"], "--data DIR"),
+    (["paper", "--data", "absent", "--dry-run"], "absent: no such folder"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_words_give_one_line_at_once(checkout: Checkout, words: list[str], said: str) -> None:
     done = checkout.run(*words)
@@ -220,23 +222,55 @@ def test_a_folder_is_meant_from_where_the_caller_stands(checkout: Checkout, tmp_
         assert f"|study|davis|--davis{'|='[len(words) == 1]}{tmp_path}/my DAVIS|--setting|paper|" in call
 
 
-@pytest.mark.parametrize("libraries, installs", [
-    ("libGL.so.1 libgthread-2.0.so.0", 0), ("libGL.so.1", 2), ("", 2),
-], ids=["both", "one", "none"])
-def test_ci_adds_the_system_libraries_where_they_lack(
-    checkout: Checkout, libraries: str, installs: int
+def test_paper_and_grid_are_commands_of_their_own(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "all data").mkdir()
+    for words in (["--data", "all data", "--dry-run"], ["--data=all data", "--dry-run"]):
+        assert checkout.run("paper", *words, cwd=tmp_path, RUN_STATUS="1").returncode == 1
+        call = checkout.calls()[-1]
+        assert f"|-m|dulvos|paper|--data{'|='[len(words) == 2]}{tmp_path}/all data|--dry-run|" in call
+    for words in (["grid", "--study", "demo"], ["paper", "--help"]):
+        assert checkout.run(*words).returncode == 0
+        assert f"|-m|dulvos|{'|'.join(words)}|" in checkout.calls()[-1]
+
+
+@pytest.mark.parametrize("libraries, browser, packages", [
+    ("libGL.so.1 libgthread-2.0.so.0", True, []),
+    ("libGL.so.1", True, ["libgl1 libglib2.0-0"]),
+    ("libGL.so.1 libgthread-2.0.so.0", False, ["chromium"]),
+    ("", False, ["libgl1 libglib2.0-0", "chromium"]),
+], ids=["all", "a library lacks", "the browser lacks", "none"])
+def test_ci_adds_the_system_packages_that_lack(
+    checkout: Checkout, libraries: str, browser: bool, packages: list[str]
 ) -> None:
+    _stand_in_for_ci(checkout, {"ldconfig": f"echo {libraries}", "apt-get": f'echo "apt $*" >>"{checkout.log}"'})
+    if browser:
+        (checkout.python.parent / "chromium").symlink_to("/bin/true")
+    assert checkout.run(script=".ci/run", RUN_STATUS="3").returncode == 3
+    *apt, tests = checkout.calls()
+    installed = [call.partition("--no-install-recommends ")[2] for call in apt if " install " in call]
+    assert installed == packages and len(apt) == 2 * len(packages)
+    assert "|-m|pytest|" in tests and "|-rs|" in tests
+
+
+def test_ci_goes_on_without_a_browser_and_says_so(checkout: Checkout) -> None:
+    _stand_in_for_ci(checkout, {"ldconfig": "echo libGL.so.1 libgthread-2.0.so.0", "apt-get": "exit 100"})
+    done = checkout.run(script=".ci/run")
+    assert done.returncode == 0 and "WARNING" in done.stderr and "|-m|pytest|" in checkout.calls()[-1]
+
+
+def test_ci_stops_where_a_library_cannot_be_had(checkout: Checkout) -> None:
+    _stand_in_for_ci(checkout, {"ldconfig": "", "apt-get": "exit 100"})
+    assert checkout.run(script=".ci/run").returncode == 100 and not checkout.log.exists()
+
+
+def _stand_in_for_ci(checkout: Checkout, tools: dict[str, str]) -> None:
     for needed in FOR_TESTS:
         checkout.put(needed.name)
     (checkout.root / ".ci").mkdir()
     shutil.copy(SCRIPTS[1], checkout.root / ".ci")
-    for tool, does in (("ldconfig", f"echo {libraries}"), ("apt-get", f'echo "apt $*" >>"{checkout.log}"')):
+    for tool, does in tools.items():
         (checkout.python.parent / tool).write_text(f"#!/bin/sh\n{does}\n")
         (checkout.python.parent / tool).chmod(0o755)
-    assert checkout.run(script=".ci/run", RUN_STATUS="3").returncode == 3
-    *apt, tests = checkout.calls()
-    assert len(apt) == installs and all(call.startswith("apt ") for call in apt)
-    assert "|-m|pytest|" in tests
 
 
 def _pins() -> dict[str, list[Requirement]]:

@@ -56,7 +56,7 @@ def test_an_unknown_parameter_ends_it_before_anything_runs(bench):
 
 def test_two_at_once_on_one_folder_the_second_says_who_holds_it(bench):
     folder = results.study_folder("s")
-    code = f"import sys, pathlib; from dulvos.study import _lock\nwith _lock(pathlib.Path({str(folder)!r})): print('held', flush=True); input()"
+    code = f"import sys, pathlib; from dulvos.study import lock\nwith lock(pathlib.Path({str(folder)!r})): print('held', flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                               cwd=results.ROOT)
     try:
@@ -70,14 +70,17 @@ def test_two_at_once_on_one_folder_the_second_says_who_holds_it(bench):
         holder.kill()
 
 
-def test_executed_copies_name_no_path_of_this_machine_and_keep_one_line_a_bar(bench):
+def test_executed_copies_name_no_path_of_this_machine_and_keep_one_line_a_bar(bench, monkeypatch):
+    monkeypatch.setenv("DULVOS_DATA_DIR", "/disk/of/mine")
+    monkeypatch.setenv("DULVOS_DAVIS", "/disk/of/mine/davis-2017")
     notebook = nbformat.read(bench / "good.ipynb", as_version=4)
-    notebook.cells[1].source = (f"print({str(results.ROOT)!r})\nimport sys\n"
+    notebook.cells[1].source = (f"print({str(results.ROOT)!r}, '/disk/of/mine/davis-2017/a /disk/of/mine/b')\nimport sys\n"
                                 "for i in range(3): print(f'\\rbar {i}', end='', file=sys.stderr)")
     nbformat.write(notebook, bench / "good.ipynb")
     assert run_study("s", [Step("good", "first")], "x") == 0
     text = (results.study_folder("s") / "notebooks/first.ipynb").read_text()
     assert str(results.ROOT) not in text and "bar 2" in text and "bar 1" not in text
+    assert "DAVIS/a DATA_DIR/b" in text
 
 
 def test_the_real_studies_give_their_notebooks_only_what_they_know():

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dulvos import paper, results, tables
+from dulvos import paper, results, tables, youtube_vos
 from dulvos.inference import SegmentSettings
+from dulvos.local_split import LOCAL
 from dulvos.training import TrainSettings
 
 SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}
@@ -216,3 +217,60 @@ def test_a_failure_is_where_the_score_falls():
     scores[17:-1] = 0.2
     assert tables.failure_frame(scores) == 17
     assert tables.failure_frame(scores[:3]) == 0
+
+
+def test_released_weights_and_lengths_have_lines_of_their_own():
+    """The authors' weights, and ours trained as long as theirs, never stand for ours trained to the end of the schedule."""
+    write("evaluate", "crw", "e1", settings={"layer": "res3"}, scores={**SCORES, "J&F-Mean": 0.676})
+    write("evaluate", "araslanov-youtube-vos", "e2", scores={**SCORES, "J&F-Mean": 0.693})
+    write("train", "trained", "t1", videos=3471, iterations=13_017)  # 60 epochs
+    write("evaluate", "trained", "e3", trained_key="t1", scores={**SCORES, "J&F-Mean": 0.65})
+    write("evaluate", "imagenet", "e4")
+    assert ours()["ours J&F_m"] == "not run"
+    assert ours("CRW", "Kinetics-400")["ours J&F_m"] == 67.6 and ours("CRW", "Kinetics-400")["difference"] == 0.0
+    table = tables.table1(tables.all_rows()).iloc[10:].set_index("method")
+    assert table["ours J&F_m"].to_dict() == {
+        "the paper's method, released length": 65.0, "the paper's method, released weights": 69.3,
+        "ImageNet ResNet-18 (supervised)": 50.0}
+    assert table["paper J&F_m"].tolist() == [69.3, 69.3, None]
+    assert "1 of its 10 lines" in tables.summary("study")
+
+
+def test_crws_weights_count_at_their_own_layer_only():
+    write("evaluate", "crw", "e1")
+    write("evaluate", "araslanov-oxuva", "e2", settings={"layer": "res3"})
+    assert filled() == 0
+
+
+def test_table2_says_what_can_be_handed_in_and_keeps_local_scores_apart(folder):
+    valid = {"split": "valid", "data": "YouTube-VOS", "sequences": 474, "every_frame": True, "masks": 3, "scores": None}
+    write("youtube-vos", "crw", "y1", settings={"layer": "res3"}, **valid)
+    write("youtube-vos", "araslanov-kinetics", "y2", **valid)
+    write("youtube-vos", "araslanov-trackingnet", "y3", **{**valid, "every_frame": False})
+    local = dict(zip(youtube_vos.CLASS_COLUMNS, (0.6, 0.5, 0.4, 0.3, 0.45)))
+    write("youtube-vos", "random", "y4", split="local", data=LOCAL, scores=local)
+    (folder / "study/masks/crw-y1").mkdir(parents=True)
+    (folder / "study/masks/crw-y1/submission.zip").touch()
+    table = tables.table2(tables.all_rows())
+    states = table[table["state"] != "not run"].set_index(["method", "train data"])["state"]
+    assert states.iloc[0] == "run (released weights): hand in results/study/masks/crw-y1/submission.zip"
+    assert states.loc[("the paper's method", "Kinetics-400")] == "run (released weights): its masks are not on this machine"
+    assert len(states) == 3 and table.iloc[-1]["state"] == "run: YouTube-VOS local split, not the server's"
+    assert table.iloc[-1]["local mean"] == 45.0 and table.iloc[-1]["paper mean"] is None
+    assert table["local mean"].notna().sum() == 1
+
+
+def test_table3_estimates_what_was_probed_and_says_so():
+    probe = {"data": "TrackingNet", "probed": 50, "iterations": 200_000, "seconds": 72_000.0, "peak_memory_mb": 9000.2,
+             "device": "a GPU", "parameters": dataclasses.asdict(TrainSettings())}
+    results.write_json(results.RESULTS / "paper/probes/trackingnet.json", probe)
+    small = {**probe, "data": "OxUvA", "parameters": {**probe["parameters"], "batch": 2}}
+    results.write_json(results.RESULTS / "miniature/probes/trackingnet.json", {**small, "data": "YouTube-VOS"})
+    table = tables.table3(tables.all_rows())
+    line = table[(table["train data"] == "TrackingNet") & (table["method"] == "the paper's method")].iloc[0]
+    assert line["our time"] == "20.0 h (estimate)" and line["our peak memory (MB)"] == 9000 and line["device"] == "a GPU"
+    assert line["state"] == "not run: an estimate from 50 iterations" and line["our iterations"] == 200_000
+    assert (table["state"] == "not run").sum() == 5
+    write("train", "trained", "t1", data="TrackingNet")
+    table = tables.table3(tables.all_rows())
+    assert not table["our time"].astype(str).str.contains("estimate").any()

@@ -1,0 +1,130 @@
+"""`python -m dulvos segment`: a video and a mask in, masks and a movie out; bad input is one line before any work."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dulvos import datasets, movies, own_video, results, videos
+from dulvos.__main__ import main
+
+SIZE, LENGTH = (49, 80), 5
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of odd height, as a file and as a folder, and a mask of its first frame."""
+    frames = np.random.default_rng(2).integers(0, 255, (LENGTH, *SIZE, 3), np.uint8)
+    (tmp_path / "clip").mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{index:05d}.jpg")
+    movies.write_mp4(tmp_path / "clip.mp4", [frame[:48] for frame in frames], 12)
+    for name, size in (("mask", SIZE), ("even", (48, 80))):
+        ids = np.zeros(size, np.uint8)
+        ids[10:30, 20:50], ids[30:40, 60:] = 1, 3
+        datasets.write_mask(tmp_path / f"{name}.png", ids)
+    return tmp_path
+
+
+def run(*arguments):
+    return main(["segment", *map(str, arguments), "--checkpoint", "random", "--device", "cpu"])
+
+
+def test_a_folder_of_frames_gives_masks_and_a_movie(clip, capsys):
+    assert run(clip / "clip", clip / "mask.png", clip / "out") == 0
+    assert sorted(file.name for file in (clip / "out").iterdir()) == [*(f"{t:05d}.png" for t in range(LENGTH)), "overlay.mp4"]
+    for t in range(LENGTH):
+        ids = datasets.read_mask(clip / "out" / f"{t:05d}.png")
+        assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 3}
+    assert np.array_equal(datasets.read_mask(clip / "out" / "00000.png"), datasets.read_mask(clip / "mask.png"))
+    movie = videos.open_video(clip / "out" / "overlay.mp4")
+    assert len(movie) == LENGTH and movie.size == (50, 80) and movies.frame_rate(movie) == 24
+    assert f"{LENGTH} frames" in capsys.readouterr().out
+
+
+def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
+    assert run(clip / "clip.mp4", clip / "even.png", f"3={clip / 'even.png'}", clip / "out", "--shorter-side", 24) == 0
+    assert np.array_equal(datasets.read_mask(clip / "out" / "00003.png"), datasets.read_mask(clip / "even.png"))
+    assert movies.frame_rate(videos.open_video(clip / "out" / "overlay.mp4")) == 12
+    assert run(clip / "clip.mp4", clip / "even.png", clip / "plain", "--no-mp4") == 0
+    assert not (clip / "plain" / "overlay.mp4").exists() and len(list((clip / "plain").iterdir())) == LENGTH
+
+
+def test_settings_reach_the_propagation(clip):
+    other = ("--layer", "res3", "--topk", 1, "--context", 1, "--radius", 2.5, "--precision", "fp32")
+    for name, options in (("a", ()), ("b", other)):
+        assert run(clip / "clip", clip / "mask.png", clip / name, "--no-mp4", *options) == 0
+    a, b = (datasets.read_mask(clip / name / "00004.png") for name in "ab")
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(("wrong", "match"), [
+    ({"video": "absent.mp4"}, "absent.mp4"), ({"video": "mask.png"}, "not a video"), ({"mask": "absent.png"}, "absent.png"),
+    ({"mask": "even.png"}, "80x48"), ({"mask": "empty.png"}, "no object"), ({"mask": "text.png"}, "text.png"),
+    ({"mask": "9=mask.png"}, "0 to 4"), ({"out": "text.png"}, "text.png"), ({"out": "clip"}, "video's frames"),
+    ({"options": ["--checkpoint", "davis2099"]}, "davis2099"), ({"options": ["--layer", "res9"]}, "res9"),
+    ({"options": ["--topk", "0"]}, "topk"), ({"options": ["--fps", "0"]}, "fps"),
+    ({"options": ["--device", "abacus"]}, "abacus"),
+    ({"options": ["--shorter-side", "3"]}, "shorter_side"), ({"options": ["--precision", "fp8"]}, "fp8"),
+    ({"options": ["--topk", "1000"]}, "topk")])
+def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, monkeypatch, wrong, match):
+    monkeypatch.chdir(clip)
+    datasets.write_mask("empty.png", np.zeros(SIZE, np.uint8))
+    (clip / "text.png").write_text("no picture")
+    out = wrong.get("out", "out")
+    datasets.write_mask("out/00004.png", np.ones(SIZE, np.uint8))  # of an earlier run
+    arguments = [wrong.get("video", "clip"), wrong.get("mask", "mask.png"), out, *wrong.get("options", [])]
+    assert main(["segment", "--checkpoint", "random", *arguments]) == 2
+    lines = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert lines[-1].startswith("error: ") and match in lines[-1]
+    assert len(lines) == 1 or "1000" in arguments  # that one shows once the first frame's cells are counted
+    assert os.listdir("out") == ["00004.png"]
+
+
+def test_help_says_what_goes_in_and_what_a_stopped_run_does(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for words in ("FRAME=PNG", "overlay.mp4", "starts again at the first frame", "--shorter-side", "davis2016"):
+        assert words in text
+
+
+def test_ctrl_c_keeps_the_masks_so_far_and_says_what_the_same_command_does(clip, capsys, monkeypatch):
+    carry = own_video.carry
+
+    def stopped(*arguments):
+        yield from itertools.islice(carry(*arguments), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own_video, "carry", stopped)
+    assert run(clip / "clip", clip / "mask.png", clip / "out") == 130
+    assert capsys.readouterr().err.endswith("stopped; the same command starts again at the first frame\n")
+    assert sorted(os.listdir(clip / "out")) == ["00000.png", "00001.png"]
+
+
+def test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_well(clip):
+    long = clip / "long"
+    long.mkdir()
+    for index in range(30):
+        os.link(clip / "clip" / f"{index % LENGTH:05d}.jpg", long / f"{index:05d}.jpg")
+    command = [sys.executable, "-m", "dulvos", "segment", long, clip / "mask.png", clip / "out", "--checkpoint", "random"]
+    process = subprocess.Popen(command, cwd=results.ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (clip / "out" / "00001.png").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = sorted((clip / "out").glob("[0-9]*.png"))
+    assert 2 <= len(written) < 30 and all(datasets.read_mask(file).shape == SIZE for file in written)
+    assert not (clip / "out" / "overlay.mp4").exists()
+    assert main([str(part) for part in command[3:]]) == 0
+    assert len(list((clip / "out").glob("[0-9]*.png"))) == 30 and (clip / "out" / "overlay.mp4").exists()
