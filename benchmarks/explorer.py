@@ -20,7 +20,7 @@ from PIL import Image
 
 from dulvos.datasets import write_mask
 from dulvos.encoder import STRIDE
-from dulvos.explorer import Explorer
+from dulvos.interactive.explorer import Explorer
 
 SETTINGS = ((5, (256, 256)), (21, (480, 854)))  # frames, (H, W)
 

@@ -67,7 +67,7 @@ def _add_grid(commands) -> None:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from dulvos import grid, grid_states
+    from dulvos.ablation import grid, states
 
     if options.davis:
         if not Path(options.davis).is_dir():
@@ -75,9 +75,9 @@ def _grid(options: argparse.Namespace) -> int:
         os.environ["DULVOS_DAVIS"] = str(Path(options.davis).resolve())
     found = grid.find_study(options.study)
     if not options.run:
-        print(grid_states.listing(found, grid_states.grid_runs(found)))
+        print(states.listing(found, states.grid_runs(found)))
         return 0
-    from dulvos.grid_work import draw, run_grid
+    from dulvos.ablation.work import draw, run_grid
 
     if options.workers < 0 or options.threads < 1:
         raise InputError(f"--workers must be >= 0 and --threads >= 1, not {options.workers} and {options.threads}")

@@ -156,7 +156,9 @@ def _announce(study: str, steps: list[Step], done: set[str], read: Sequence[Data
 def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
     notebook = nbformat.read(NOTEBOOKS / f"{step.notebook}.ipynb", as_version=4)
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
-    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("study", "__main__"))
+    package = Path(__file__).parent
+    modules = sorted(path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py"))
+    modules = [module for module in modules if module not in ("study", "__main__")]
     content = [cells, step.parameters, marks, results.code_hash(*modules), [keys[name] for name in step.needs]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

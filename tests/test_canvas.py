@@ -7,8 +7,8 @@ from importlib import util
 import numpy as np
 import pytest
 
-from dulvos.canvas import MARKS, Canvas
 from dulvos.errors import InputError
+from dulvos.interactive.canvas import MARKS, Canvas
 
 needs_ipympl = pytest.mark.skipif(util.find_spec("ipympl") is None, reason="ipympl is not installed")
 NONE = np.zeros((0, 2)), np.zeros((0, 3))
@@ -71,7 +71,7 @@ def test_on_a_dense_screen_the_picture_grows_and_clicks_keep_their_place():
 
 def test_interactive_needs_ipympl(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ipympl", None)
-    monkeypatch.delitem(__import__("sys").modules, "dulvos.live", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "dulvos.interactive.live", raising=False)
     monkeypatch.delitem(__import__("sys").modules, "ipympl.backend_nbagg", raising=False)
     assert not Canvas().interactive
     with pytest.raises(InputError, match="ipympl"):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dulvos import correspondence
-from dulvos.contrast import Contrast, anchor_features, chosen_anchor, log_sum
 from dulvos.errors import InputError
+from dulvos.interactive.contrast import Contrast, anchor_features, chosen_anchor, log_sum
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from dulvos import correspondence, inference
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
-from dulvos.explorer import Explorer
-from dulvos.scene import View, clip_indices, encode_clip, seen_size, stretch
+from dulvos.interactive.explorer import Explorer
+from dulvos.interactive.scene import View, clip_indices, encode_clip, seen_size, stretch
 from dulvos.videos import open_video
 
 SIZE, CELLS = (64, 96), (8, 12)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dulvos.datasets import PALETTE
 from dulvos.errors import InputError
-from dulvos.painter import MaskEditor, Painter
+from dulvos.interactive.painter import MaskEditor, Painter
 
 
 def editor(height=40, width=60):

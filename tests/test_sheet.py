@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dulvos.figures import anchor_colours
-from dulvos.sheet import QUERY, TIME, Pictures, Sheet, tint, tint_labels
+from dulvos.interactive.sheet import QUERY, TIME, Pictures, Sheet, tint, tint_labels
 
 RNG = np.random.default_rng(0)
 SHAPES = [(5, (256, 256), (32, 32), 1), (5, (192, 256), (24, 32), 2), (21, (480, 854), (60, 107), 2), (1, (80, 50), (10, 7), 1)]

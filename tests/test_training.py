@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import dulvos
 from dulvos import losses, training
-from dulvos.clips import Clips
 from dulvos.checkpoints import load_encoder
+from dulvos.clips import Clips
 from dulvos.encoder import Encoder, Features, prepare_frames
 from dulvos.errors import InputError
 from dulvos.training import TrainSettings, forward_views, parameter_groups, train, training_loss

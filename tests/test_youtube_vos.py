@@ -12,8 +12,8 @@ from dulvos import results, youtube_vos
 from dulvos.datasets import load_youtube_vos, read_mask
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.metrics import score_sequence
 from dulvos.local_split import LOCAL, local_split
+from dulvos.metrics import score_sequence
 from dulvos.miniature import FRAMES, STEP, write_youtube_vos
 from dulvos.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
 

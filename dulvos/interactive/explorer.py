@@ -15,12 +15,12 @@ import ipywidgets
 from IPython.display import Image
 from torch import Tensor
 
-from dulvos.canvas import Canvas
 from dulvos.checkpoints import replacing
 from dulvos.encoder import LAYERS
 from dulvos.errors import InputError
+from dulvos.interactive.canvas import Canvas
+from dulvos.interactive.scene import Scene, View, encode_clip
 from dulvos.runs import open_data
-from dulvos.scene import Scene, View, encode_clip
 from dulvos.videos import open_video
 
 __all__ = ["Explorer"]
@@ -46,9 +46,9 @@ class Explorer:
         shorter_side: to which frames are reduced for the encoder; 0 keeps them.
         width: of the picture in pixels.
         device: None takes a GPU where there is one. seed: of random features.
-        interactive: see `dulvos.canvas.Canvas`.
-        features: makes features as `dulvos.scene.encode_clip` does.
-        view: fields of `dulvos.scene.View`.
+        interactive: see `dulvos.interactive.canvas.Canvas`.
+        features: makes features as `dulvos.interactive.scene.encode_clip` does.
+        view: fields of `dulvos.interactive.scene.View`.
 
     Fields:
         view: what is shown. message: the line that says what is wrong, "" if nothing is.

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dulvos import correspondence, sheet
+from dulvos import correspondence
 from dulvos.checkpoints import load_encoder
-from dulvos.contrast import Contrast
 from dulvos.devices import find_device
 from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
 from dulvos.figures import anchor_colours
 from dulvos.inference import SegmentSettings, encode
-from dulvos.sheet import QUERY, TIME, Sheet
+from dulvos.interactive import sheet
+from dulvos.interactive.contrast import Contrast
+from dulvos.interactive.sheet import QUERY, TIME, Sheet
 from dulvos.videos import Video
 
 __all__ = ["CLIPS", "SHOWS", "Picture", "Scene", "View", "clip_indices", "encode_clip", "seen_size", "stretch"]
@@ -125,7 +126,7 @@ class Picture:
     Fields:
         maps: for each encoder (T, h, w) float32: cosines, shares, or confidences of the dominant anchors.
         anchor: number of the anchor that the cell stands for.
-        pixels, marks, dots, captions: see `dulvos.canvas.Canvas.update`.
+        pixels, marks, dots, captions: see `dulvos.interactive.canvas.Canvas.update`.
     """
 
     maps: list[np.ndarray]

@@ -53,7 +53,7 @@ class Canvas:
         self.interactive, self.widget, self._background = interactive is not False, None, None
         if self.interactive:
             try:
-                from dulvos.live import LiveCanvas
+                from dulvos.interactive.live import LiveCanvas
             except ModuleNotFoundError as error:
                 if interactive:
                     raise InputError(f"interactive=True needs the package {error.name}: install it, or give None") from None

@@ -16,7 +16,7 @@ from matplotlib.widgets import PolygonSelector
 from dulvos.datasets import read_mask
 from dulvos.errors import InputError
 from dulvos.figures import OBJECT_COLOURS, overlay
-from dulvos.player import fit, jpeg
+from dulvos.interactive.player import fit, jpeg
 
 __all__ = ["MaskEditor", "Painter"]
 

@@ -1,0 +1,1 @@
+"""Widgets for the notebooks, and the pure functions that they show."""

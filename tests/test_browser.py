@@ -1,0 +1,287 @@
+"""Notebooks in a real JupyterLab and a real browser: formulas, clicks, and that nothing goes wrong out of sight.
+
+The README's pictures: DULVOS_SCREENSHOTS=results/screenshots bash run_all.sh test tests/test_browser.py
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from pathlib import Path
+
+import av
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+
+from dulvos import results
+from dulvos.checkpoints import load_encoder
+from dulvos.correspondence import affinity
+from dulvos.datasets import read_mask
+from dulvos.inference import SegmentSettings, encode
+from dulvos.runs import open_data
+from tests import browser
+
+FOLDER = results.ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
+
+pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with browser.serve(tmp_path_factory.mktemp("lab") / "served") as served:
+        yield served
+
+
+def _notebook(*cells: str) -> nbformat.NotebookNode:
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return new_notebook(cells=[new_markdown_cell("# Made by a test"), *map(new_code_cell, cells)], metadata=kernel)
+
+
+CLICKABLE = """%matplotlib widget
+import matplotlib.pyplot as plt
+import numpy as np
+clicked = []
+figure, axes = plt.subplots(figsize=(4, 3))
+picture = axes.imshow(np.zeros((6, 8)), vmin=0, vmax=1)
+def colour(event):
+    clicked.append([round(event.ydata), round(event.xdata)])
+    picture.set_data(np.ones((6, 8)))
+    figure.canvas.draw_idle()
+figure.canvas.mpl_connect("button_press_event", colour)"""
+CANVAS = browser.canvas("clicked = []")
+PIXEL = "(lambda p: (p[0], figure.bbox.height - p[1]))(axes.transData.transform(({x}, {y})))"
+
+
+def test_the_harness_clicks_where_it_says_and_sees_the_answer(lab):
+    with lab.open(_notebook(CLICKABLE), "clickable") as notebook:
+        notebook.run(120)
+        assert notebook.red_cells() == [] and notebook.console == []
+        first, last = notebook.click(CANVAS, *notebook.evaluate(PIXEL.format(y=2, x=5)))
+        assert 0 < first <= last
+        assert notebook.click(CANVAS, *notebook.evaluate(PIXEL.format(y=4, x=0)), limit=1500) is None  # already coloured
+        assert notebook.wait_for("clicked if len(clicked) == 2 else None") == [[2, 5], [4, 0]]
+
+
+def test_the_harness_finds_red_cells_console_errors_and_requests_that_leave_the_machine(lab):
+    script = "from IPython.display import Javascript\nJavascript(\"console.error('seen'); fetch('https://example.org')\")"
+    with lab.open(_notebook(script, "value = 6 * 7", "1 / 0", "'never'"), "failing") as notebook:
+        notebook.run(120)
+        assert notebook.red_cells() == ["ZeroDivisionError: division by zero", "not run: 'never'"]
+        assert notebook.evaluate("value") == 42
+        with pytest.raises(RuntimeError, match="NameError"):
+            notebook.evaluate("values")
+        notebook.page.wait_for_timeout(500)
+        errors = "\n".join(notebook.console)
+        assert "seen" in errors and "example.org" in errors
+
+
+def test_formulas_of_all_notebooks_are_typeset(lab):
+    """All prose in one page, before anything is run: what a reader sees first."""
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    prose = [new_markdown_cell(cell.source) for cell in cells if cell.cell_type == "markdown"]
+    together = _notebook()
+    together.cells = prose
+    with lab.open(together, "prose") as notebook:
+        rendered = notebook.page.locator(".jp-MarkdownOutput")
+        for i in range(len(prose)):
+            rendered.nth(i).scroll_into_view_if_needed()  # offscreen, nothing is typeset
+        for _ in range(50):  # typesetting comes after rendering
+            if "$" not in "".join(rendered.all_text_contents()):
+                break
+            notebook.page.wait_for_timeout(200)
+        assert [text for text in rendered.all_text_contents() if "$" in text] == [], "formulas stand there as they were typed"
+        formulas = notebook.page.locator(".jp-MarkdownOutput mjx-container").all_text_contents()
+        assert len(formulas) > 20
+        # a backslash too many breaks the line, and the command's name is set as if it were a product of letters
+        assert [formula for formula in formulas if re.search("mathcal|hat|frac|lambda|tau|theta|cdot|sum", formula)] == []
+        assert notebook.page.locator("mjx-merror, [data-mjx-error]").all_text_contents() == []
+        assert notebook.console == []
+
+
+def _keep(notebook, cell: str) -> None:
+    """A picture of the window with a cell's output at its top."""
+    if SCREENSHOTS:
+        output = notebook.page.locator(f".jp-CodeCell:has-text({cell!r}) .jp-Cell-outputWrapper")
+        output.evaluate("element => element.scrollIntoView()")
+        notebook.page.wait_for_timeout(500)
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+        notebook.page.screenshot(path=str(Path(SCREENSHOTS) / f"{notebook.path.stem}.jpg"), quality=88)
+
+
+def _seen(notebook, selector: str) -> np.ndarray:
+    """A canvas's pixels as the browser holds them, (H, W, 3) int."""
+    url = notebook.page.locator(selector).first.evaluate("canvas => canvas.toDataURL()")
+    return _decode(url.partition(",")[2])
+
+
+def _changes(notebook, selector: str, before: np.ndarray, seconds: float = 10) -> bool:
+    """Whether a canvas comes to show something else than before."""
+    for _ in range(round(10 * seconds)):
+        if (_seen(notebook, selector) != before).any():
+            return True
+        notebook.page.wait_for_timeout(100)
+    return False
+
+
+def _decode(picture: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(int)
+
+
+PARAMETERS = {"05_explore_anchors": {}, "06_your_video": {"frames": 6, "out": "own"}}  # out lies in the lab's folder
+explores = pytest.mark.parametrize("opened", ["05_explore_anchors"], indirect=True)
+paints = pytest.mark.parametrize("opened", ["06_your_video"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def opened(lab, request):
+    """A notebook that was run from top to bottom; pytest ends it, and frees its memory, before the next one."""
+    with lab.open(FOLDER / f"{request.param}.ipynb", request.param, PARAMETERS[request.param]) as notebook:
+        notebook.run(300)
+        yield notebook
+
+
+EXPLORER = browser.canvas("explorer = Explorer(")
+
+
+@explores
+def test_explorer_runs_from_top_to_bottom(opened):
+    assert opened.red_cells() == [] and opened.console == []
+
+
+@explores
+def test_a_click_in_the_explorer_shows_the_affinity_of_the_cell_under_the_mouse(opened):
+    frame, y, x = 2, 13, 24
+    times = opened.click(EXPLORER, *opened.evaluate(f"explorer.pixel_of({frame}, {y}, {x})"))
+    state = opened.wait_for(f"explorer.state() if explorer.state()['query'] == ({frame}, {y}, {x}) else None")
+    assert state, "another cell was asked about"
+    assert times, "the kernel answered, and nothing changed to be seen"
+    assert times[1] < 5000, f"half a second is meant, on an idle machine; it took {times[1]:.0f} ms"
+
+    video = next(sequence.video for sequence in open_data("cutouts", "val").sequences if sequence.name == state["video"])
+    frames = [video.read(state["start"] + state["gap"] * i) for i in range(state["frames"])]
+    features = torch.stack(list(encode(load_encoder(state["checkpoint"]), frames, SegmentSettings(shorter_side=256))))
+    np.testing.assert_allclose(state["affinity"], affinity(features, frame, y, x).numpy(), atol=0.03)
+
+    drawn = _decode(opened.evaluate("__import__('base64').b64encode(explorer.canvas.jpeg()).decode()"))
+    seen = _seen(opened, EXPLORER)
+    assert seen.shape == drawn.shape and np.abs(seen - drawn).mean() < 3
+    _keep(opened, "explorer = Explorer(")
+
+
+@explores
+def test_the_explorer_obeys_keys_buttons_and_sliders(opened):
+    page = opened.page
+    opened.click(EXPLORER, *opened.evaluate("explorer.pixel_of(0, 11, 20)"))  # which gives the canvas the keyboard, too
+    for key in ("ArrowRight", "ArrowDown", "."):
+        page.keyboard.press(key)
+    assert opened.wait_for("[explorer.view.y, explorer.view.x] == [12, 21] and explorer.view.time != 2")
+    for button, field, value in (("share of its anchor", "show", "share"), ("all clips", "clips", "all"),
+                                 ("res3", "layer", "res3"), ("anchor grid", "grid", True)):
+        before = _seen(opened, EXPLORER)
+        page.get_by_role("button", name=button, exact=True).click()
+        assert opened.wait_for(f"explorer.view.{field} == {value!r} and explorer.message == ''", 60)
+        assert _changes(opened, EXPLORER, before), f"{button} changed nothing to be seen"
+    page.locator('.widget-hslider:has-text("cell: row") [role=slider]').press("ArrowRight")
+    assert opened.wait_for("explorer.view.y == 13")
+    assert opened.console == []
+
+
+@explores
+def test_a_wrong_path_in_the_explorer_is_one_line_and_no_traceback(opened):
+    box = opened.page.get_by_placeholder("your own")
+    box.fill("no/such/video.mp4")
+    box.press("Enter")
+    message = opened.wait_for("explorer.message")
+    assert "no/such/video.mp4" in message and "\n" not in message
+    opened.page.get_by_text(message).first.wait_for(timeout=10_000)
+    assert "Traceback" not in opened.page.content()
+
+
+PAINTER, CORRECTOR = browser.canvas("painter = Painter("), browser.canvas("corrector = Painter(")
+
+
+@paints
+def test_own_video_runs_from_top_to_bottom(opened):
+    assert opened.red_cells() == [] and opened.console == []
+    assert len(list((opened.lab.folder / "own").glob("*.png"))) == 6
+
+
+def _stroke(notebook, selector: str, painter: str, points: list[tuple[float, float]]) -> None:
+    """Draw with the mouse through points [y, x] of the painter's frame; one point is a click."""
+    notebook.drag(selector, notebook.evaluate(f"[{painter}.pixel_of(y, x) for y, x in {points}]"))
+
+
+def _choose(notebook, cell: str, tool: str, number: int | None = None) -> None:
+    """A tool of the painter that a cell shows, and the object to paint."""
+    tools = notebook.page.locator(f".jp-CodeCell:has-text({cell!r})")
+    tools.get_by_role("button", name=tool, exact=True).click()
+    if number is not None:
+        tools.locator("input[type=number]").first.fill(str(number))
+        tools.locator("input[type=number]").first.press("Enter")
+
+
+@paints
+def test_masks_are_painted_with_the_mouse(opened):
+    """Object 3 with the brush, object 4 with the polygon, a hole with the eraser."""
+    cell, before = "painter = Painter(", np.array(opened.evaluate("painter.ids"))
+    height, width = before.shape
+    zigzag = (0.25, 0.1), (0.33, 0.05), (0.33, 0.18), (0.43, 0.08), (0.43, 0.18), (0.5, 0.12)
+    line = [(y * height, x * width) for y, x in zigzag]
+    _choose(opened, cell, "brush", 3)
+    seen = _seen(opened, PAINTER)
+    _stroke(opened, PAINTER, "painter", line)
+    assert opened.wait_for(f"all(painter.ids[round(y), round(x)] == 3 for y, x in {line})")
+    ids = np.array(opened.evaluate("painter.ids"))
+    assert (ids == before)[round(0.65 * height):].all() and (ids == before)[:, round(0.3 * width):].all()
+    assert _changes(opened, PAINTER, seen)
+
+    _choose(opened, cell, "undo")
+    assert opened.wait_for("not (painter.ids == 3).any()") and opened.evaluate("painter.ids") == before.tolist()
+    _choose(opened, cell, "redo")
+    assert opened.wait_for("bool((painter.ids == 3).any())") and opened.evaluate("painter.ids") == ids.tolist()
+    _keep(opened, cell)
+
+    corners = [(y * height, x * width) for y, x in ((0.7, 0.05), (0.95, 0.05), (0.95, 0.25))]
+    _choose(opened, cell, "polygon", 4)
+    for corner in [*corners, corners[0]]:
+        _stroke(opened, PAINTER, "painter", [corner])
+        opened.page.wait_for_timeout(300)
+    middle = np.rint(np.mean(corners, 0)).astype(int).tolist()
+    assert opened.wait_for(f"bool(painter.ids[{middle[0]}, {middle[1]}] == 4)"), "the polygon was not filled"
+
+    _choose(opened, cell, "erase")
+    _stroke(opened, PAINTER, "painter", [line[3]])
+    assert opened.wait_for(f"bool(painter.ids[{round(line[3][0])}, {round(line[3][1])}] == 0)")
+    assert opened.console == []
+
+
+@paints
+def test_painted_masks_are_carried_and_a_later_frame_is_put_right(opened):
+    """Needs what the test before has painted."""
+    folder = opened.lab.folder / "own"
+    first = np.array(opened.evaluate("painter.ids"))
+    opened.run(300, "player = Player(")
+    assert opened.red_cells() == [] and opened.console == []
+    names = sorted(folder.glob("*.png"))
+    masks = [read_mask(name) for name in names]
+    assert (masks[0] == first).all() and {3, 4} <= set(np.unique(masks[-1]))
+    with av.open(str(folder / "overlay.mp4")) as movie:
+        assert sum(1 for _ in movie.decode(video=0)) == len(masks) == 6
+
+    height, width = first.shape
+    place = [0.1 * height, 0.8 * width]
+    _choose(opened, "corrector = Painter(", "brush", 5)
+    _stroke(opened, CORRECTOR, "corrector", [place])
+    assert opened.wait_for("bool((corrector.ids == 5).any())")
+    opened.run(300, "changed = own_video")
+    assert opened.red_cells() == [] and opened.console == []
+    held = [5 in read_mask(name) for name in names]
+    assert held == [False] * 3 + [True] * 3, "frame 3 was corrected: object 5 is there from then on"
