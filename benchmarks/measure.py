@@ -1,4 +1,4 @@
-"""Two ways of one computation timed in turn, and the row that is left in results/benchmarks.csv."""
+"""Two ways of one computation timed in turn, and the row left in results/benchmarks.csv: `python -m benchmarks.measure` shows them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dic
     came = provenance("train", seed=0, data="", fingerprint="")
     row = {"benchmark": benchmark, "case": case, "unit": unit, "runs": len(times["ours"]), "threads": torch.get_num_threads(),
            "torch": came["versions"]["torch"], "commit": came["commit"][:10], "dirty": came["dirty"], "date": came["date"],
-           "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
+           "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}",
+                                               *("DIR" if Path(word).is_dir() else word for word in sys.argv[1:])])}
     for name, values in times.items():
         row |= {name: f"{statistics.median(values):.4g}", f"{name}_low": f"{min(values):.4g}", f"{name}_high": f"{max(values):.4g}"}
         row[f"{name}_mb"] = f"{memory[name]:.0f}" if name in memory else ""
@@ -65,6 +66,19 @@ def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dic
         print(f"{benchmark}, {case}: greatest difference {difference:.1e}", flush=True)
     _replace(row)
     return row
+
+
+def table() -> str:
+    """The rows of results/benchmarks.csv as a Markdown table."""
+    with open(RESULTS / "benchmarks.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    lines = ["| what | ours (range) | plain | ratio | added memory, ours / plain | command |", "|---|---:|---:|---:|---:|---|"]
+    for row in rows:
+        memory = f"{row['ours_mb'] or '–'} / {row['plain_mb'] or '–'} MB" if row["ours_mb"] or row["plain_mb"] else ""
+        plain = f"{row['plain']} {row['unit']}" if row["plain"] else ""
+        lines.append(f"| {row['benchmark']}, {row['case']} | {row['ours']} {row['unit']} ({row['ours_low']}–{row['ours_high']}) | {plain} | "
+                     f"{row['ratio']} | {memory} | `{row['command']}` |")
+    return "\n".join(lines)
 
 
 def peak() -> float:
@@ -83,3 +97,7 @@ def _replace(row: dict) -> None:
         writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, row])
+
+
+if __name__ == "__main__":
+    print(table())

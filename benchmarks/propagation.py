@@ -12,7 +12,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import compare
+from benchmarks.measure import compare, peak
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis
 from dulvos.inference import encode
@@ -80,11 +80,14 @@ def main() -> None:
         recent = range(t - CONTEXT, t)
         return plain([frames[0], *(frames[j] for j in recent)], [softs[0], *(softs[j] for j in recent)], frames[t])
 
-    before = [ours() for _ in range(CONTEXT + 1)]
-    del before
+    before = peak()
+    for _ in range(CONTEXT + 1):
+        ours()
+    memory = peak() - before  # of the context, which is kept from then on
     source = options.sequence if options.davis else "random features"
     compare("propagate a frame", f"{options.size} ({size[0]}x{size[1]}x512), 21 entries, {source}", ours, theirs, runs=options.runs,
-            difference=lambda a, b: (a - b).abs().max().item())
+            difference=lambda a, b: (a - b).abs().max().item(),
+            ours_mb=memory)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[s
         Step("01_train", "01_train", {**common, "name": "trained", **training}, minutes["train"], (), ("train", "trained")),
         *evaluations,
         Step("00_the_method", "00_the_method", {**common, "checkpoint": "trained"}, 1, ("01_train",)),
+        Step("04_features", "04_features", {**common, "checkpoint": "trained"}, 1, ("01_train",)),
         Step("07_results", "07_results", common, 0.5, tuple(step.name for step in evaluations)),
     ]
 
