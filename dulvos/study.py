@@ -212,10 +212,10 @@ def execute(study: str, step: Step, key: str) -> bool:
 
 
 class _Progress(io.TextIOBase):
-    """What a notebook writes to stderr, shown at once: a progress bar ends no line; but not what its kernel says of itself."""
+    """What a notebook writes to stderr, shown at once: a progress bar ends no line."""
 
     def write(self, text: str) -> int:
-        sys.stderr.write("" if text.startswith("[IPKernelApp]") else text)
+        sys.stderr.write(text)
         sys.stderr.flush()
         return len(text)
 
