@@ -7,13 +7,14 @@ Trains each candidate for the same few iterations on four fifths of DAVIS's trai
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import cv2
 
 from dulvos.datasets import load_davis, write_mask
 from dulvos.inference import SegmentSettings
-from dulvos.results import ROOT
+from dulvos.results import ROOT, study_folder
 from dulvos.runs import evaluation_run, training_run
 from dulvos.training import TrainSettings
 
@@ -66,8 +67,8 @@ def main() -> None:
     for name in options.names:
         settings = TrainSettings(iterations=options.iterations, **COMMON, **CANDIDATES[name])
         row = training_run("selection", name, data, settings)
-        encoder = ROOT / "results" / "selection" / row["encoder"]
-        result = evaluation_run("selection", name, data, str(encoder), SegmentSettings())
+        encoder = study_folder("selection") / row["encoder"]  # as seen from here: a row names no place of one machine
+        result = evaluation_run("selection", name, data, os.path.relpath(encoder), SegmentSettings())
         print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, J&F {100 * result['scores']['J&F-Mean']:.1f}")
 
 
