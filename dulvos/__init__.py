@@ -9,6 +9,6 @@ from dulvos.metrics import score_sequence
 from dulvos.propagation import propagate
 from dulvos.videos import open_video
 
-__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video", "propagate", "sample_grid",
-           "score_sequence", "segment"]
+__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video", "propagate",
+           "sample_grid", "score_sequence", "segment"]
 __version__ = "0.1.0"

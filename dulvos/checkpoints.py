@@ -84,7 +84,10 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
             torch.manual_seed(seed)
             encoder = Encoder()
         if name == "imagenet":
-            weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+            try:
+                weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+            except OSError as error:
+                raise InputError(f"'imagenet' cannot be fetched ({error}); give 'davis2016' or a .safetensors file") from None
             encoder.backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
         return encoder.eval()
     path = WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))

@@ -93,11 +93,7 @@ def corrected(given: Mapping[int, np.ndarray], frame: int, carried: np.ndarray, 
 
 def prepare_encoder(checkpoint: str | os.PathLike[str], device: str | None = None) -> Encoder:
     """An encoder as `load_encoder` finds it, on that device (None takes a GPU where there is one); raises as both do."""
-    try:
-        return load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
-    except OSError as error:
-        raise InputError(f"checkpoint={os.fspath(checkpoint)!r} cannot be had ({error}); give 'davis2016' or a .safetensors "
-                         "file") from None
+    return load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
 
 
 def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str | os.PathLike[str]] = ()) -> Path:

@@ -22,6 +22,7 @@ from dulvos.videos import fingerprint
 
 __all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "open_training", "trained_encoder", "training_run"]
 
+NO_NUMBERS = ("workers", "checkpoint_minutes")  # settings of a training that change no number
 CUTOUTS = results.ROOT / "data" / "cutouts"
 INDEXES = results.ROOT / "data" / "indexes"
 LOCAL_TRAINING = "youtube-vos-local"
@@ -101,7 +102,7 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
             video.verify()
         mark = fingerprint(videos)
     parameters = dataclasses.asdict(settings)
-    determining = {k: v for k, v in parameters.items() if k not in ("workers", "checkpoint_minutes")}
+    determining = {k: v for k, v in parameters.items() if k not in NO_NUMBERS}
     key = results.run_key("train", determining, mark)
     row, base = results.find_row(study, "train", key), results.study_folder(study)
     if row and (base / row["encoder"]).exists():

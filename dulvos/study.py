@@ -82,7 +82,7 @@ def davis_steps(setting: str) -> list[Step]:
     """The real study on DAVIS; `setting` is "cpu" (hours on two cores) or "paper" (a GPU)."""
     if setting not in ("cpu", "paper"):
         raise InputError(f"--setting must be 'cpu' or 'paper', not {setting!r}")
-    minutes = {"train": 35, "copy": 2, "colour": 15, "random": 30, "trained": 30}
+    minutes = {"train": 37, "copy": 2, "colour": 15, "random": 17, "trained": 17}
     training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
     study = "davis" if setting == "cpu" else "davis-paper"
     return _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from dulvos.checkpoints import load_encoder, save_encoder
@@ -18,11 +19,6 @@ from dulvos.errors import InputError
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return load_encoder("random", seed=1)
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +98,11 @@ def test_no_such_encoder(saved: Path, tmp_path: Path) -> None:
         load_encoder(saved.with_suffix(".json"))
     with pytest.raises(InputError, match=r"own\.pt.*\.safetensors"):
         save_encoder(Encoder(), tmp_path / "own.pt")
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
+        load_encoder("imagenet")

@@ -146,14 +146,6 @@ def test_a_correction_leaves_the_frames_before_it_alone(video, tmp_path, encoder
     assert np.array_equal(b[3] == 1, truth[3] == 1) and not np.array_equal(a[4], b[4])
 
 
-def test_a_checkpoint_that_cannot_be_fetched_is_one_line(monkeypatch):
-    def offline(name):
-        raise OSError("no network")
-
-    monkeypatch.setattr(own_video, "load_encoder", offline)
-    with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
-        own_video.prepare_encoder("imagenet", "cpu")
-
 
 def test_a_movie_of_the_result_has_the_videos_length(video, tmp_path, encoder):
     path = movies.write_mp4(tmp_path / "o.mp4", own_video.carry(video, {0: block(1)}, encoder, SegmentSettings(), tmp_path))

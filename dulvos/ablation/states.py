@@ -22,7 +22,6 @@ from dulvos.videos import fingerprint
 
 __all__ = ["Run", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left", "train_step"]
 
-NO_NUMBERS = ("workers", "checkpoint_minutes")  # settings of a training that change no number
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _marks(grid: GridStudy) -> tuple[str | None, str | None]:
 def _with_state(grid: GridStudy, run: Run, rows: pd.DataFrame, marks: tuple[str | None, str | None]) -> Run:
     trained = evaluated = None
     if run.settings is not None:
-        trained = _find(rows, "train", {k: v for k, v in run.settings.items() if k not in NO_NUMBERS}, marks[0])
+        trained = _find(rows, "train", {k: v for k, v in run.settings.items() if k not in runs.NO_NUMBERS}, marks[0])
     if run.training == "":
         evaluated = _find(rows, "evaluate", run.inference, marks[1], features=run.point.features, seed=run.seed)
     elif trained is not None:
