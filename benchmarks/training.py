@@ -17,15 +17,13 @@ import torch
 from benchmarks.loss import plain as plain_loss
 from benchmarks.measure import peak, report
 from dulvos import devices, encoder, losses, views
-from dulvos.clips import Clips
 from dulvos.datasets import load_davis
-from dulvos.training import TrainSettings, parameter_groups, training_loss
+from dulvos.training import TrainSettings, make_clips, parameter_groups, training_loss
 
 
 def iteration(way: str, davis: str) -> dict:
     settings = TrainSettings()
-    dataset = Clips([s.video for s in load_davis(davis, "train").sequences], frames=settings.frames, gap=settings.gap,
-                    crop=settings.crop, scale=(settings.scale_min, settings.scale_max))
+    dataset = make_clips(settings, [s.video for s in load_davis(davis, "train").sequences])
     net, device = encoder.Encoder().train(), torch.device("cpu")
     if way == "ours":
         net = net.to(memory_format=torch.channels_last)

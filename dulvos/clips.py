@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as colour
 
 from dulvos.errors import InputError
 from dulvos.videos import Video
 
-__all__ = ["Clips", "frame_indices", "usable_videos"]
+__all__ = ["PHOTOMETRIC", "Clips", "frame_indices", "usable_videos"]
+
+PHOTOMETRIC = ("none", "video", "frame")
 
 
 def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], list[str]]:
@@ -54,8 +57,8 @@ class Clips(Dataset):
     """Clip number i of an endless sequence: one clip a video an epoch, the videos' order drawn anew each epoch.
 
     A clip depends on the seed and its number only, so that training resumes exactly with any number of workers. Per clip,
-    the same for all its frames: shorter side scaled to U{scale} (antialiased bilinear), a random square crop, and a
-    horizontal flip with p = 0.5.
+    the same for all its frames: a random square crop at the scale at which the shorter side has U{scale} pixels (cropped first,
+    then resized, antialiased bilinear: pixels outside the crop cost nothing), and a horizontal flip with p = 0.5.
 
     Arguments:
         videos: at least one, each with `frames` frames or more.
@@ -64,11 +67,13 @@ class Clips(Dataset):
         scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
         centre: crop at the centre instead (TrackingNet, Kinetics).
         ordered: see `frame_indices`.
+        photometric: brightness, contrast and saturation times U(0.6, 1.4): "none" (the method), "video" (alike in all frames of a clip),
+            "frame" (anew in each; App. B.2 says that this hurts).
         seed: of everything drawn.
     """
 
     def __init__(self, videos: Sequence[Video], *, frames: int, gap: int, crop: int, scale: tuple[int, int],
-                 centre: bool = False, ordered: bool = False, seed: int = 0):
+                 centre: bool = False, ordered: bool = False, photometric: str = "none", seed: int = 0):
         if gap < 1 or frames < 1:
             raise InputError(f"frames and gap must be >= 1, not frames={frames}, gap={gap}")
         if not crop <= scale[0] <= scale[1]:
@@ -76,7 +81,7 @@ class Clips(Dataset):
                              f"scale_min={scale[0]}, scale_max={scale[1]}")
         self.videos, _ = usable_videos(videos, frames)
         self.frames, self.gap, self.crop, self.scale = frames, gap, crop, scale
-        self.centre, self.ordered, self.seed = centre, ordered, seed
+        self.centre, self.ordered, self.photometric, self.seed = centre, ordered, photometric, seed
 
     def video_of(self, number: int) -> Video:
         """The video that clip `number` is taken from."""
@@ -97,11 +102,20 @@ class Clips(Dataset):
             clip[position] = torch.from_numpy(video.read(int(indices[position])))
         clip = torch.stack(clip).permute(0, 3, 1, 2)  # [T, 3, H, W]
         height, width = clip.shape[2:]
-        ratio = shorter / min(height, width)
-        size = [max(shorter, round(side * ratio)) for side in (height, width)]
-        clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False)
+        side = min(round(self.crop / shorter * min(height, width)), height, width)  # of the crop, before it is resized
         if self.centre:
             y = x = 0.5
-        top, left = (int(u * (side - self.crop + 1)) for u, side in zip((y, x), size))
-        clip = clip[..., top: top + self.crop, left: left + self.crop]
-        return (clip.flip(-1) if flip else clip).contiguous()
+        top, left = (int(u * (length - side + 1)) for u, length in zip((y, x), (height, width)))
+        clip = clip[..., top: top + side, left: left + side]
+        clip = F.interpolate(clip, (self.crop, self.crop), mode="bilinear", antialias=True, align_corners=False)
+        clip = clip.flip(-1) if flip else clip
+        if self.photometric != "none":
+            factors = generator.uniform(0.6, 1.4, (1 if self.photometric == "video" else self.frames, 3))
+            clip = torch.stack([_recolour(frame, row) for frame, row in zip(clip, np.broadcast_to(factors, (self.frames, 3)))])
+        return clip.contiguous()
+
+
+def _recolour(frame: Tensor, factors: np.ndarray) -> Tensor:
+    for change, factor in zip((colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation), factors):
+        frame = change(frame, float(factor))
+    return frame

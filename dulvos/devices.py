@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "find_device", "peak_memory"]
+__all__ = ["autocast", "cannot_compile", "find_device", "peak_memory"]
 
 
 def find_device(device: str | None = None) -> torch.device:
@@ -33,6 +33,15 @@ def find_device(device: str | None = None) -> torch.device:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which an encoder runs: "bf16" computes convolutions in bfloat16, "fp32" changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def cannot_compile(device: torch.device) -> str:
+    """Why torch.compile does not work on this device (it needs a compiler), or "" where it does."""
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a missing compiler raises
+        return f"torch.compile fails ({str(error).strip().splitlines()[0]})"
+    return ""
 
 
 def peak_memory(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dulvos.checkpoints import replacing
 from dulvos.errors import InputError
-from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, _header_size, open_video
+from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, header_size, open_video
 
 __all__ = ["FrameNames", "Index", "index_videos"]
 
@@ -207,7 +207,7 @@ def _visit(root: str, path: str, old: Row | None, decode: bool) -> Row | list[st
         raise InputError(f"{full}: it holds frames itself; give the folder above it")
     names = FrameNames.of(frames) or open_video(full).files
     first = Path(full, names[0])
-    return Row(path, len(names), *_header_size(first), names, state.st_mtime_ns, first.stat().st_size, True)
+    return Row(path, len(names), *header_size(first), names, state.st_mtime_ns, first.stat().st_size, True)
 
 
 def _measure(path: str, decode: bool) -> tuple[int, tuple[int, int]]:

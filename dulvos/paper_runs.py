@@ -28,7 +28,8 @@ from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.released import FOLDER, RELEASES, locate
 from dulvos.sources import Collection, paper_settings
 from dulvos.study import NOTEBOOKS, Step, run_study
-from dulvos.training import TrainSettings, train
+from dulvos.trainer import train
+from dulvos.training import TrainSettings
 
 __all__ = ["ROWS", "Machine", "Row", "prepare", "row_steps", "run_paper", "training_probe"]
 

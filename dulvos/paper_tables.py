@@ -23,8 +23,8 @@ __all__ = ["METHOD", "PROTOCOL", "probes", "table1", "table2", "table3"]
 # what the paper's protocol and method fix; whatever departs from it is another experiment, not a row of these tables
 PROTOCOL = {name: getattr(SegmentSettings(), name) for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
 METHOD = {name: getattr(TrainSettings(), name) for name in (
-    "batch", "frames", "crop", "ordered", "view_scale", "grid", "cross_grid", "tau", "lam", "jitter", "second_forward",
-    "alignment", "dim", "norm")}
+    "batch", "frames", "crop", "ordered", "photometric", "view_scale", "view_flip", "grid", "cross_grid", "tau", "lam", "jitter",
+    "second_forward", "alignment", "dim", "norm")}
 SHORT = "released length"  # trained as long as the authors' snapshot, not to the end of the schedule
 WEIGHTS = "released weights"
 IMAGENET = "ImageNet ResNet-18 (supervised)"

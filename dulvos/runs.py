@@ -17,12 +17,12 @@ from dulvos.metrics import summarise
 from dulvos.official import write_davis_csv
 from dulvos.released import locate
 from dulvos.sources import SOURCES, Collection, open_collection
-from dulvos.training import TrainSettings, train
+from dulvos.trainer import train
+from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
 
 __all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "open_training", "trained_encoder", "training_run"]
 
-NO_NUMBERS = ("workers", "checkpoint_minutes")  # settings of a training that change no number
 CUTOUTS = results.ROOT / "data" / "cutouts"
 INDEXES = results.ROOT / "data" / "indexes"
 LOCAL_TRAINING = "youtube-vos-local"

@@ -32,8 +32,8 @@ METHODS = ("copy", "colour", "random", "trained")
 DEMO = {"iterations": 650, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
         "lr_every": 400}
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
-DAVIS_CPU = {"iterations": 2500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-             "lr_every": 1800}
+DAVIS_CPU = {"iterations": 4400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
+             "lr_every": 3200, "workers": 1, "snapshot_every": 550}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
 DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
                "lr": 1e-4, "lr_every": 30_000, "workers": 4}
@@ -82,7 +82,7 @@ def davis_steps(setting: str) -> list[Step]:
     """The real study on DAVIS; `setting` is "cpu" (hours on two cores) or "paper" (a GPU)."""
     if setting not in ("cpu", "paper"):
         raise InputError(f"--setting must be 'cpu' or 'paper', not {setting!r}")
-    minutes = {"train": 37, "copy": 2, "colour": 15, "random": 17, "trained": 17}
+    minutes = {"train": 70, "copy": 2, "colour": 15, "random": 17, "trained": 17}
     training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
     study = "davis" if setting == "cpu" else "davis-paper"
     return _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})

@@ -1,4 +1,8 @@
-"""The one reader of videos: folders of frames and video files, as 8-bit RGB arrays."""
+"""The one reader of videos: folders of frames and video files, as 8-bit RGB arrays.
+
+Grey and palette pictures become RGB; 16-bit samples are scaled from 0..65535 (never stretched to what a picture uses);
+alpha is ignored, so transparent pixels have the colour stored under them; of an animation, the first picture counts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "open_video"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "header_size", "open_video"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -28,6 +33,15 @@ _VIDEOS = "video files (" + ", ".join(VIDEO_SUFFIXES) + ")"
 _EXIF_ORIENTATION = 0x0112
 # How a complete file ends; one that ends otherwise is also decoded by Pillow, which refuses cut files.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What the system refuses (permissions, loops of links, too long names) is an error of the input."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: {str(error.strerror or error).lower()}; expected a readable file or folder") from error
 
 
 @dataclass(frozen=True)
@@ -57,45 +71,37 @@ class Video:
         return Path(self.files[index]).stem if self.files else f"{index:05d}"
 
     def read(self, index: int) -> np.ndarray:
-        """One frame, the same that `frames` gives at this index.
+        """One frame, (H, W, 3) uint8 RGB, for 0 <= index < length: the same that `frames` gives at this index.
 
         A video file is decoded forward, never sought (seeking misses frames in some files): read in
         increasing order, which costs one pass; going back starts again at the first frame.
-
-        Arguments:
-            index: 0 <= index < length.
-
-        Returns:
-            (H, W, 3) uint8, RGB.
 
         Raises:
             InputError: the frame cannot be read, is cut short, or has another size than the first one.
             IndexError: index out of range.
         """
         self._check_index(index)
-        if self.files:
-            return self._checked(_read_image(self.path / self.files[index]), index)
-        return self._checked(_decoder_at(self.path, index).retrieve(), index)
+        frame = _read_image(self.path / self.files[index]) if self.files else _decoder_at(self.path, index).retrieve()
+        return self._checked(frame, index)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         """Frames `start` to the last, each (H, W, 3) uint8 RGB, in one pass; raises as `read` does."""
         if self.files:
-            for index in range(start, self.length):
-                yield self.read(index)
+            yield from map(self.read, range(start, self.length))
             return
         decoder = _Decoder(self.path)
         for index in range(start, self.length):
             decoder.advance(index)
             yield self._checked(decoder.retrieve(), index)
 
+    @_readable()
     def verify(self) -> None:
         """Look at the head and the end of every frame, decoding none that is whole: before hours of work.
 
-        Raises:
-            InputError: names the first frame whose header cannot be read, that is cut short, or whose size is another.
+        Raises an InputError that names the first frame of an unreadable header or another size, or that is cut short.
         """
         for index, file in enumerate(self.files):
-            self._check_size(_header_size(self.path / file), index)
+            self._check_size(header_size(self.path / file), index)
             with open(self.path / file, "rb") as stream:
                 head = stream.read(4)
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1024))
@@ -113,12 +119,11 @@ class Video:
     def _check_size(self, size: tuple[int, int], index: int) -> None:
         if tuple(size) != tuple(self.size):
             where = self.path / self.files[index] if self.files else f"{self.path}, frame {index}"
-            raise InputError(
-                f"{where} is {size[1]}x{size[0]} (width x height), but the first frame is "
-                f"{self.size[1]}x{self.size[0]}; all frames of a video must have one size"
-            )
+            raise InputError(f"{where} is {size[1]}x{size[0]} (width x height), but the first frame is "
+                             f"{self.size[1]}x{self.size[0]}; all frames of a video must have one size")
 
 
+@_readable()
 def open_video(path: str | os.PathLike[str]) -> Video:
     """Open a folder of frames (reads the first header only) or a video file (decoded once, to count).
 
@@ -137,25 +142,21 @@ def open_video(path: str | os.PathLike[str]) -> Video:
         for stem, count in Counter(Path(file).stem for file in files).items():
             if count > 1:
                 raise InputError(f"{path}: {count} frames are called {stem!r}; keep one file for each frame")
-        return Video(path.resolve().name, path, len(files), _header_size(path / files[0]), files)
+        return Video(path.resolve().name, path, len(files), header_size(path / files[0]), files)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a folder of frames or a video file")
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
+    if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
         raise InputError(f"{path}: not a video; expected a folder of {_FRAMES}, or one of the {_VIDEOS}")
     length, size = _Decoder(path).measure()
     return Video(path.stem, path, length, size)
 
 
+@_readable()
 def find_videos(root: str | os.PathLike[str]) -> list[Video]:
     """Videos directly under a folder: its sub-folders of frames and its video files, sorted by name.
 
     Hidden entries and other files are ignored. Files that differ only in their suffix keep it in the name.
-
-    Arguments:
-        root: the folder.
-
-    Raises:
-        InputError: no such folder, nothing in it, or a sub-folder without frames.
+    Raises an InputError for no such folder, nothing in it, a sub-folder without frames or a broken file.
     """
     root = Path(root)
     if not root.is_dir():
@@ -165,11 +166,12 @@ def find_videos(root: str | os.PathLike[str]) -> list[Video]:
     if not found:
         hint = "; it holds frames itself: give the folder above it" if _frame_files(root) else ""
         raise InputError(f"{root}: no videos in here; expected folders of {_FRAMES} or {_VIDEOS}{hint}")
-    names = Counter(video.name for video in found)
+    names = Counter(name for video in found for name in {video.name, video.path.name})
     found = [video if names[video.name] == 1 else replace(video, name=video.path.name) for video in found]
     return sorted(found, key=lambda video: video.name)
 
 
+@_readable()
 def fingerprint(videos: Iterable[Video]) -> str:
     """16 hex digits of names, lengths, sizes, and the files' names and bytes: no dates, no absolute paths."""
     digest = hashlib.sha256()
@@ -181,8 +183,10 @@ def fingerprint(videos: Iterable[Video]) -> str:
 
 
 def _frame_files(folder: Path) -> tuple[str, ...]:
-    names = (e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
-    return tuple(sorted((n for n in names if Path(n).suffix.lower() in FRAME_SUFFIXES), key=_natural))
+    found = (e for e in os.scandir(folder) if Path(e.name).suffix.lower() in FRAME_SUFFIXES and e.name[0] != ".")
+    # Broken links are kept, so that reading them is an error; pipes are not, as reading one would never end.
+    names = (e.name for e in found if e.is_file(follow_symlinks=False) or e.is_symlink() and not os.path.isdir(e))
+    return tuple(sorted(names, key=_natural))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -191,12 +195,15 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def _header_size(path: Path) -> tuple[int, int]:
+def header_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture after any EXIF rotation, from its header alone; an InputError where it cannot be read."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Pillow decodes a whole PNG to look for EXIF data which its header did not announce.
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+            exif = Image.Exif()  # not `getexif`: that also obeys XMP, which OpenCV does not, and decodes a whole PNG
+            with suppress(SyntaxError):  # broken EXIF data, which OpenCV passes over
+                exif.load(image.info.get("exif", b""))
+            orientation = exif.get(_EXIF_ORIENTATION, 1)
     except Exception as error:
         raise _unreadable(path, error) from error
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
@@ -205,8 +212,6 @@ def _header_size(path: Path) -> tuple[int, int]:
 def _read_image(path: Path) -> np.ndarray:
     try:
         data = path.read_bytes()
-        if not data:
-            raise OSError("the file is empty")
         if not _is_whole(data[:4], data):
             # OpenCV fills the rest of a cut picture with grey and says nothing.
             with Image.open(io.BytesIO(data)) as image:
@@ -229,18 +234,26 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image"  # Pillow's own message names its buffer
-    elif isinstance(error, FileNotFoundError):
-        reason = "no such file"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror.lower()  # without the path, which the line has already
     return InputError(f"{path}: unreadable frame ({reason}); replace this file")
 
 
 class _Decoder:
     """A video file decoded forward; `position` is the frame that `retrieve` gives, any number of times."""
 
+    @_readable()
     def __init__(self, path: Path) -> None:
-        self.path, self.position, self.process = path, -1, os.getpid()
+        self.path, self.position, self.identity = path, -1, _identity(path)
+        with open(path, "rb") as stream:
+            if not stream.read(1):
+                raise InputError(f"{path}: the file is empty; replace this file")
+        # Absolute, as FFmpeg takes what precedes a colon for a protocol.
+        source = str(path.absolute())
+        if source != source.encode(errors="replace").decode():
+            raise InputError(f"{path}: this path is not UTF-8, on which OpenCV crashes; rename it")
         # One thread: decoder threads do not survive a fork, and releasing them in a worker would hang.
-        self.capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        self.capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self.capture.isOpened():
             raise InputError(f"{path}: cannot be opened as a video; expected one of the {_VIDEOS}")
 
@@ -267,14 +280,21 @@ class _Decoder:
         return self.position + 1, (height, width)
 
 
+def _identity(path: Path) -> tuple[Path, int, int, int, int]:
+    # A forked worker shares the file position of its parent, so it must not go on with the parent's decoder;
+    # and a file which was replaced must not be read on from the open one.
+    state = path.stat()
+    return path, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size
+
+
 _open = threading.local()
 
 
+@_readable()
 def _decoder_at(path: Path, index: int) -> _Decoder:
     """The thread's one open decoder where it serves, else a new one: many videos, few open files."""
     decoder = getattr(_open, "decoder", None)
-    # A forked worker shares the file position of its parent, so it must not go on with the parent's decoder.
-    if decoder is None or (decoder.path, decoder.process) != (path, os.getpid()) or decoder.position > index:
+    if decoder is None or decoder.identity != _identity(path) or decoder.position > index:
         decoder = _open.decoder = _Decoder(path)
     decoder.advance(index)
     return decoder

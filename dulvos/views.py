@@ -65,21 +65,22 @@ class Similarity:
 
 
 def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
-                      scale: tuple[float, float] = (0.5, 1.0)) -> Similarity:
+                      scale: tuple[float, float] = (0.5, 1.0), flip: bool = True) -> Similarity:
     """Draw 𝒯 for each clip: flip with p = 0.5, a square crop of relative size U(scale), at integer offsets.
 
     Arguments:
         batch: number of clips B.
         size: side S of the square frames, in pixels.
         generator: a CPU generator.
-        scale: least and greatest relative size of the crop, in (0, 1]; (1, 1) with no flip would be the identity.
+        scale: least and greatest relative size of the crop, in (0, 1].
+        flip: False never flips; with scale (1, 1) that is the identity.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"scale must satisfy 0 < low <= high <= 1, not {scale}")
     draw = torch.rand(4, batch, generator=generator, dtype=torch.float64)
     side = ((scale[0] + (scale[1] - scale[0]) * draw[0]) * size).floor().long().clamp(1, size)
     room = size - side + 1
-    return Similarity(size, draw[1] < 0.5, (draw[2] * room).long(), (draw[3] * room).long(), side)
+    return Similarity(size, (draw[1] < 0.5) & flip, (draw[2] * room).long(), (draw[3] * room).long(), side)
 
 
 def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None) -> Tensor:

@@ -120,13 +120,11 @@ def test_crops_and_flips_are_what_is_drawn() -> None:
 
 @pytest.mark.parametrize("size", [(96, 130), (130, 96)])
 def test_resizing_is_antialiased_and_keeps_the_shape(size: tuple[int, int]) -> None:
-    """As Pillow does it; the shorter side becomes the scale."""
+    """As Pillow does it with a box; the crop is what it would be had the shorter side been scaled first."""
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    clip = clips([Still("a", 9, picture)], scale=(33, 33), crop=33, centre=True)[0][0].permute(1, 2, 0).numpy().astype(int)
-    height, width = (max(33, round(side * 33 / 96)) for side in size)
-    small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-    top, left = (height - 33 + 1) // 2, (width - 33 + 1) // 2
-    small = small[top : top + 33, left : left + 33]
+    clip = clips([Still("a", 9, picture)], scale=(44, 44), crop=33, centre=True)[0][0].permute(1, 2, 0).numpy().astype(int)
+    top, left = ((length - 72) // 2 for length in size)  # 33 of 44 pixels are 72 of 96
+    small = np.asarray(Image.fromarray(picture[top : top + 72, left : left + 72]).resize((33, 33), Image.Resampling.BILINEAR)).astype(int)
     assert min(np.abs(clip - expected).max() for expected in (small, small[:, ::-1])) <= 2
 
 

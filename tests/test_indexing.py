@@ -123,8 +123,8 @@ def test_what_did_not_change_is_not_read_again(tree, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "index.json"
     first = index_videos(tree, [""], cache)
     read = []
-    header, measure = indexing._header_size, indexing._measure
-    monkeypatch.setattr(indexing, "_header_size", lambda path: read.append(path.parent.name) or header(path))
+    header, measure = indexing.header_size, indexing._measure
+    monkeypatch.setattr(indexing, "header_size", lambda path: read.append(path.parent.name) or header(path))
     monkeypatch.setattr(indexing, "_measure", lambda path, decode: read.append(Path(path).name) or measure(path, decode))
     written = cache.stat().st_mtime_ns
     assert index_videos(tree, [""], cache) == first and read == [] and cache.stat().st_mtime_ns == written

@@ -18,7 +18,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from dulvos import training
 from dulvos.encoder import Encoder
-from dulvos.training import TrainSettings, train
+from dulvos.trainer import train
+from dulvos.training import TrainSettings
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 

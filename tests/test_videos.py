@@ -194,7 +194,7 @@ def test_verify_reads_every_header(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1\.jpg: unreadable frame"):
         video.verify()
     (tmp_path / "own" / "1.jpg").unlink()
-    with pytest.raises(InputError, match=r"1\.jpg: unreadable frame \(no such file\)"):
+    with pytest.raises(InputError, match=r"1\.jpg: unreadable frame \(no such file or directory\)"):
         video.verify()
 
 
@@ -227,6 +227,8 @@ def test_find_videos_takes_folders_and_files_sorted_by_name(tmp_path: Path) -> N
     (tmp_path / "manifest.csv").write_text("clip")
     (tmp_path / ".cache").mkdir()
     assert [video.name for video in find_videos(tmp_path)] == ["a", "b.avi", "b.mp4", "c"]
+    make_file(tmp_path / "b.avi.mp4", 3, "mp4v")
+    assert [video.name for video in find_videos(tmp_path)] == ["a", "b.avi", "b.avi.mp4", "b.mp4", "c"]
 
 
 def test_find_videos_is_silent_about_nothing(tmp_path: Path) -> None:
@@ -281,3 +283,64 @@ def test_verify_names_a_frame_that_is_cut_short(tmp_path: Path) -> None:
     cut(folder / "1.jpg", 0.8)  # the header is there
     with pytest.raises(InputError, match=r"1\.jpg: unreadable frame"):
         open_video(folder).verify()
+
+
+def test_what_the_system_refuses_is_one_clear_line(tmp_path: Path) -> None:
+    for kind in (".png", ".mp4"):
+        (tmp_path / f"pipe{kind}").mkdir()
+        os.mkfifo(tmp_path / f"pipe{kind}" / f"0{kind}")  # reading one would never end
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "0.png").symlink_to("0.png")
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "0.png").symlink_to("nowhere.png")
+    (tmp_path / "empty.mp4").touch()
+    cases = {
+        tmp_path / "pipe.png": "no frames in this folder",
+        tmp_path / "pipe.mp4" / "0.mp4": "not a video",
+        tmp_path / "loop": r"0\.png: unreadable frame \(too many levels",
+        tmp_path / "absent": r"0\.png: unreadable frame \(no such file",
+        tmp_path / "empty.mp4": "the file is empty",
+        tmp_path / ("x" * 300): "file name too long",
+    }
+    for path, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            open_video(path)
+    with pytest.raises(InputError, match="file name too long"):
+        find_videos(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("name", ["12:30:00.mp4", "-v.mp4", "a b.mp4", "100%d.mp4", "ünï.mp4"])
+def test_odd_names_of_video_files_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_file(tmp_path / "plain.mp4", 3, "mp4v").rename(name)
+    assert len(open_video(name)) == 3
+
+
+def test_a_name_which_crashes_opencv_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a\udcff.mp4"
+    make_file(tmp_path / "plain.mp4", 3, "mp4v").rename(path)
+    with pytest.raises(InputError, match="not UTF-8"):
+        open_video(path)
+
+
+def test_a_replaced_file_is_not_read_on_from_the_open_one(tmp_path: Path) -> None:
+    open_video(make_file(tmp_path / "a.avi", 9)).read(0)
+    make_file(tmp_path / "b.avi", 12, "mp4v").replace(tmp_path / "a.avi")
+    video = open_video(tmp_path / "a.avi")
+    assert np.array_equal(video.read(3), list(video.frames())[3])
+    (tmp_path / "a.avi").unlink()
+    with pytest.raises(InputError, match=r"a\.avi: no such file"):
+        video.read(4)
+
+
+def test_orientation_follows_exif_alone_as_opencv_does(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    for name, data in (("xmp", {"xmp": xmp, "exif": exif}), ("broken", {"exif": b"Exif\0\0no exif data"})):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture()).save(tmp_path / name / "0.jpg", **data)
+        video = open_video(tmp_path / name)
+        assert video.size == (48, 64) == video.read(0).shape[:2]
