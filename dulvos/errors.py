@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError"]
+import dataclasses
+
+__all__ = ["InputError", "check_types"]
 
 
 class InputError(ValueError):
     """An input, file or setting given by the user is wrong; the message is one line and says what would be right."""
+
+    def __init__(self, message: object) -> None:
+        # names of files may hold line breaks, commands to the terminal and bytes that are no text
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
+
+
+def check_types(settings: object) -> None:
+    """Compare each field of a dataclass with the type of its default; a whole number passes for a float, a bool for no number.
+
+    Raises:
+        InputError: names the first field of another type, or that is infinite, not a number or beyond 64 bits.
+    """
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise InputError(f"{field.name} must be {kind.__name__}, not {value!r}")
+        if kind in (int, float) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{field.name} must be a finite number of at most 64 bits, not {str(value)[:20]}")

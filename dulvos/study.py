@@ -32,8 +32,8 @@ METHODS = ("copy", "colour", "random", "trained")
 DEMO = {"iterations": 650, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
         "lr_every": 400}
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
-DAVIS_CPU = {"iterations": 4400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-             "lr_every": 3200, "workers": 1, "snapshot_every": 550}
+DAVIS_CPU = {"iterations": 4000, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
+             "lr_every": 2900, "workers": 1, "snapshot_every": 500}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
 DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
                "lr": 1e-4, "lr_every": 30_000, "workers": 4}

@@ -140,8 +140,8 @@ def _read(loader: Iterable[Tensor], save: Callable[[], None]) -> Iterator[Tensor
         yield from loader
     except InputError as error:
         save()
-        # a worker's message is its traceback, the line that counts is the last
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("dulvos.errors.InputError: ")) from None
+        # a worker's message is its traceback, which ends with the error
+        raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
     except RuntimeError as error:
         if "worker" not in str(error):
             raise

@@ -15,7 +15,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from dulvos import clips, devices, encoder, losses, views
-from dulvos.errors import InputError
+from dulvos.errors import InputError, check_types
 from dulvos.videos import Video
 
 __all__ = ["NO_NUMBERS", "TrainSettings", "clip_numbers", "forward_views", "make_clips", "make_parts", "parameter_groups"]
@@ -69,12 +69,7 @@ class TrainSettings:
             if not condition:
                 raise InputError(message)
 
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind = type(field.default)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            right = number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-            need(right, f"{field.name} must be {kind.__name__}, not {value!r}")
+        check_types(self)
         for name in ("iterations", "batch", "frames", "gap", "crop", "grid", "cross_grid", "dim", "lr_every"):
             need(getattr(self, name) >= 1, f"{name} must be >= 1, not {getattr(self, name)}")
         for name in ("seed", "lam", "weight_decay", "workers", "checkpoint_minutes", "snapshot_every"):
@@ -103,7 +98,9 @@ class TrainSettings:
             InputError: unknown names (the message lists the known ones).
         """
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        if not isinstance(values, dict):
+            raise InputError(f"settings must be a mapping of names to values, not {values!r}")
+        unknown = sorted(map(str, values.keys() - set(known)))
         if unknown:
             raise InputError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}")
         return cls(**values)

@@ -28,8 +28,10 @@ SMALL = TrainSettings(iterations=12, batch=3, frames=2, crop=64, scale_min=64, s
     ({"frames": 2.0}, "frames must be int, not 2.0"),
     ({"batch": True}, "batch must be int"),
     ({"lr": "1e-4"}, "lr must be float"),
-    ({"lr": float("nan")}, "lr must be float, not nan"),
-    ({"lam": float("inf")}, "lam must be float, not inf"),
+    ({"lr": float("nan")}, "lr must be a finite number"),
+    ({"lam": float("inf")}, "lam must be a finite number"),
+    ({"lr": 10**400}, "lr must be a finite number of at most 64 bits"),
+    ({"seed": 10**30}, "seed must be a finite number of at most 64 bits"),
     ({"lam": -0.1}, "lam must be >= 0"),
     ({"lr": 0}, "lr must be > 0"),
     ({"tau": 0.0}, "tau must be > 0"),
@@ -57,6 +59,9 @@ def test_settings_out_of_range(values: dict, message: str) -> None:
 def test_unknown_settings_list_the_known() -> None:
     with pytest.raises(InputError, match="unknown setting iters, lamda; the settings are seed, iterations,.*lam,"):
         TrainSettings.from_dict({"lamda": 0.1, "iters": 5, "lr": 1e-4})
+    for values in (None, [], 3):
+        with pytest.raises(InputError, match="settings must be a mapping"):
+            TrainSettings.from_dict(values)
 
 
 def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
