@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import compare, peak
+from benchmarks.measure import compare, peak, profile
 from dulvos.losses import dense_loss, gather_cells, sample_grid
 from dulvos.results import RESULTS
 from dulvos.views import sample_similarity
@@ -116,10 +116,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--figure", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
     parser.add_argument("--probe", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.probe:
         run_probe(options.probe[0], *map(int, options.probe[1:]))
+    elif options.profile:
+        arguments = inputs(**AT)
+        step(dense_loss, arguments)  # warm
+        profile(lambda: step(dense_loss, arguments))
     elif options.figure:
         figure()
     else:

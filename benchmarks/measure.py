@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import resource
 import statistics
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dulvos.files import replacing
 from dulvos.results import RESULTS, provenance
 
 COLUMNS = ("benchmark", "case", "ours", "ours_low", "ours_high", "plain", "plain_low", "plain_high", "unit", "ratio", "ours_mb",
@@ -68,6 +70,17 @@ def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dic
     return row
 
 
+def profile(call: Callable, rows: int = 14) -> None:
+    """Print where one call's time goes, operator by operator, and write nothing: it says why a target is missed."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        call()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    for event in events[:rows]:
+        print(f"{event.key:40s} {event.self_cpu_time_total / 1e6:8.3f} s {100 * event.self_cpu_time_total / total:5.1f} % "
+              f"{event.count:6d} calls")
+
+
 def table() -> str:
     """The rows of results/benchmarks.csv as a Markdown table."""
     with open(RESULTS / "benchmarks.csv", newline="") as stream:
@@ -88,15 +101,16 @@ def peak() -> float:
 
 def _replace(row: dict) -> None:
     path = RESULTS / "benchmarks.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     if path.exists():
         with open(path, newline="") as stream:
             rows = [old for old in csv.DictReader(stream) if (old["benchmark"], old["case"]) != (row["benchmark"], row["case"])]
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    with replacing(path) as stream:
+        stream.write(text.getvalue().encode())
 
 
 if __name__ == "__main__":

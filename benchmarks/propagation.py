@@ -12,7 +12,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import compare, peak
+from benchmarks.measure import compare, peak, profile
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis
 from dulvos.inference import encode
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--davis", help="folder in DAVIS's layout: real features instead of random ones")
     parser.add_argument("--sequence", default="breakdance")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="where the time of one frame goes")
     options = parser.parse_args()
     size, count = SIZES[options.size], CONTEXT + options.runs + 2
     frames = video_features(options.davis, options.sequence, size, count) if options.davis else drifting_features(size, count)
@@ -84,6 +85,9 @@ def main() -> None:
     for _ in range(CONTEXT + 1):
         ours()
     memory = peak() - before  # of the context, which is kept from then on
+    if options.profile:
+        profile(ours)
+        return
     source = options.sequence if options.davis else "random features"
     compare("propagate a frame", f"{options.size} ({size[0]}x{size[1]}x512), 21 entries, {source}", ours, theirs, runs=options.runs,
             difference=lambda a, b: (a - b).abs().max().item(),

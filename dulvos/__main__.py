@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -18,17 +20,23 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("name", choices=("demo", "davis"), nargs="?", default="demo")
     study.add_argument("--davis", metavar="DIR", help="folder of DAVIS-2016 or -2017: JPEGImages, Annotations, ImageSets")
     study.add_argument("--setting", choices=("cpu", "paper"), default="cpu")
+    _add_train(commands)
     _add_segment(commands)
     _add_data(commands)
     _add_paper(commands)
     _add_grid(commands)
     options = parser.parse_args(arguments)
     try:
-        run = {"segment": _segment, "index": _index, "download": _download, "paper": _paper,
+        run = {"train": _train, "segment": _segment, "index": _index, "download": _download, "paper": _paper,
                "grid": _grid}.get(options.command, _study)
         return run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # the system's words: a full disk, no permission, a name too long
+        if not error.strerror:
+            raise
+        print(f"error: {InputError(f'{error.filename}: {error.strerror}' if error.filename else error.strerror)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = "starts again at the first frame" if options.command == "segment" else "continues from here"
@@ -49,6 +57,47 @@ def _study(options: argparse.Namespace) -> int:
     os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
     steps = davis_steps(options.setting)
     return run_study(steps[0].parameters["study"], steps, "davis")
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train", help="train one encoder, on one device or several", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train one encoder, as notebook 01_train does, and write its row. Stopped in any way, the same command continues.",
+        epilog="""examples:
+  python -m dulvos train cutouts --study mine --set iterations=200 batch=4 crop=128 scale_min=144 scale_max=208 lr=3e-4
+  torchrun --nproc_per_node 4 -m dulvos train youtube-vos --study mine --name youtube-vos
+
+A collection of the paper's has the paper's settings and schedule, other data those of YouTube-VOS but for iterations; NAME=VALUE
+changes one. Under torchrun the batch is shared by the processes, and anchors are gathered over all of them.""")
+    parser.add_argument("data", metavar="DATA", help="cutouts, davis, youtube-vos, ..., or a folder, as 01_train takes it")
+    parser.add_argument("--study", required=True, help="folder under results/")
+    parser.add_argument("--set", metavar="NAME=VALUE", nargs="+", default=(), help="settings of dulvos.training.TrainSettings")
+    parser.add_argument("--name", default="trained", help="of the run (default: trained)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dulvos import runs, sources
+    from dulvos.training import TrainSettings
+
+    settings = {}
+    if options.data in sources.SOURCES and sources.SOURCES[options.data].schedule:
+        videos = [video for video in runs.open_training(options.data).videos if len(video) >= TrainSettings.frames]
+        settings = dataclasses.asdict(sources.paper_settings(options.data, len(videos)))
+    settings |= dict(_setting(text) for text in options.set)
+    row = runs.training_run(options.study, options.name, options.data, TrainSettings.from_dict(settings), device=options.device)
+    print(f"{row['encoder']}: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min, L = {row['loss']:.3f}")
+    return 0
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r} is no setting; expected NAME=VALUE, such as lr=3e-4")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word
 
 
 def _add_grid(commands) -> None:
@@ -194,6 +243,7 @@ def _add_paper(commands) -> None:
         description="Run the rows of the paper's Tables 1 and 2 that can be run. Checks first data, weights, disk and memory, "
         "prints the plan with estimated hours, and runs nothing (exit status 1) if something is missing.",
         epilog="""examples:
+  python -m dulvos paper                                       # every row: what it needs, its state, what stands in
   python -m dulvos paper --data DIR --dry-run                  # what is missing, and how long it would take
   python -m dulvos paper --data DIR --rows random crw          # no training
   python -m dulvos paper --data DIR --rows youtube-vos         # train on YouTube-VOS, evaluate on DAVIS-2017 val
@@ -201,25 +251,38 @@ def _add_paper(commands) -> None:
 
 DIR holds davis-2017, youtube-vos, oxuva, trackingnet and kinetics-400 (python -m dulvos index lists their layouts), and
 weights: the files that the paper's authors and CRW released.""")
-    parser.add_argument("--data", metavar="DIR", required=True, help="folder that holds davis-2017, youtube-vos, ...")
+    parser.add_argument("--data", metavar="DIR", help="folder that holds davis-2017, youtube-vos, ...; without it, the list "
+                        "of rows, in Markdown")
     parser.add_argument("--rows", metavar="ROW", nargs="+", help="which (default: all); table2-* are for YouTube-VOS' server")
     parser.add_argument("--dry-run", action="store_true", help="check and plan only")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--probe", type=int, default=2, metavar="N", help="iterations that probe time and memory (default 2)")
     parser.add_argument("--released", action="store_true", help="train as long as the authors' snapshots, not to the end")
+    parser.add_argument("--selected", action="store_true", help="besides the last checkpoint, evaluate the snapshot and layer "
+                        "that are best on 5 sequences of DAVIS-2017 val, as the paper did; on lines of their own")
+    parser.add_argument("--incomplete", action="store_true", help="train on collections of which videos or frames are missing; "
+                        "their rows stand on lines of their own")
     parser.add_argument("--miniature", action="store_true", help="tiny settings and incomplete data: tries the whole path; "
                         "its numbers mean nothing and belong to studies called miniature-*")
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from dulvos.paper_runs import ROWS, Machine, run_paper
+    from dulvos.machine import Machine
+    from dulvos.paper_rows import ROWS, rows_table
+    from dulvos.paper_runs import run_paper
 
+    if not options.data:
+        if options.dry_run or options.rows:
+            raise InputError("--data DIR is missing: the folder that holds davis-2017, youtube-vos, ...")
+        print(rows_table())
+        return 0
     unknown = sorted(set(options.rows or []) - set(ROWS))
     if unknown:
         raise InputError(f"--rows {unknown[0]}: no such row; the rows are {', '.join(ROWS)}")
     if options.probe < 1:
         raise InputError(f"--probe must be >= 1, not {options.probe}")
-    machine = Machine(Path(options.data), options.device, options.probe, options.released, options.miniature)
+    machine = Machine(Path(options.data), options.device, options.probe, released=options.released, selected=options.selected,
+                      incomplete=options.incomplete, miniature=options.miniature)
     return run_paper([ROWS[name] for name in options.rows or ROWS], machine, dry=options.dry_run)
 
 

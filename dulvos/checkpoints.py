@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pandas as pd
 import safetensors
@@ -19,25 +16,12 @@ import torchvision
 
 from dulvos.encoder import ARCHITECTURE, Encoder
 from dulvos.errors import InputError
-from dulvos.released import RELEASES, locate, read_released
+from dulvos.files import replacing
+from dulvos.released import RELEASES, check_numbers, locate, read_released
 
-__all__ = ["TrainingState", "load_encoder", "replacing", "save_encoder"]
+__all__ = ["TrainingState", "is_whole", "load_encoder", "save_encoder"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file whole or not at all: a temporary name, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtype = torch.float32, **notes) -> Path:
@@ -53,7 +37,6 @@ def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtyp
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: encoders are saved as .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in encoder.state_dict().items()
@@ -66,6 +49,15 @@ def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtyp
     return path
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a .safetensors file is there with its sidecar and all the bytes that its header announces; reads no weights."""
+    try:
+        with safetensors.safe_open(path, "pt"):
+            return path.with_suffix(".json").is_file()
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
@@ -76,9 +68,11 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
         seed: of the random initialisation ("random", and the head of "imagenet").
 
     Raises:
-        InputError: no such name or file, a truncated file, another architecture.
+        InputError: no such name or file, a truncated file, another architecture, weights that are no numbers, a wrong seed.
     """
     name = os.fspath(path_or_name)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number in 0..2^63, not {seed!r}")
     if name in ("random", "imagenet"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -91,7 +85,7 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
             encoder.backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
         return encoder.eval()
     path = WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016', 'imagenet' or a released "
                          f"file (.pth, or {', '.join(RELEASES)})")
     if path.suffix in (".pth", ".pt", ".tar"):
@@ -104,12 +98,12 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
         architecture, dim, norm = config["architecture"], config["dim"], config["norm"]
     except FileNotFoundError:
         raise InputError(f"{sidecar}: the checkpoint's sidecar is missing; it lies beside {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; save the encoder again") from None
     if architecture != ARCHITECTURE:
         raise InputError(f"{sidecar}: architecture {architecture!r}, but this package builds {ARCHITECTURE!r}")
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1 or norm not in ("batch", "layer"):
-        raise InputError(f"{sidecar}: dim must be a whole number >= 1 and norm 'batch' or 'layer', not {dim!r} and {norm!r}")
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= 2**16 or norm not in ("batch", "layer"):
+        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536 and norm 'batch' or 'layer', not {dim!r} and {norm!r}")
     encoder = Encoder(dim, norm)
     try:
         state = safetensors.torch.load_file(path)
@@ -121,6 +115,7 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     if wrong:
         raise InputError(f"{path}: weights of another architecture than {ARCHITECTURE} with dim={dim}, norm={norm!r}: "
                          f"{wrong[0]} and {len(wrong) - 1} more differ")
+    check_numbers(path, state)
     encoder.load_state_dict(state)
     return encoder.eval()
 
@@ -168,6 +163,8 @@ class TrainingState:
         Raises:
             InputError: the checkpoint is damaged, of another run, or past `last`.
         """
+        for orphan in self.path.parent.glob(".*.tmp"):  # of a call that was killed while it wrote
+            orphan.unlink(missing_ok=True)
         if not self.path.exists():
             return
         try:

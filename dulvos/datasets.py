@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.videos import Video, open_video
 
 __all__ = ["PALETTE", "Dataset", "Sequence", "load_davis", "load_youtube_vos"]
@@ -123,14 +125,14 @@ def load_davis(
         raise InputError(f"year {year!r}: DAVIS has 2016 and 2017; give one of them, or None to detect it")
     layouts = [(2017, "2017"), (2016, resolution), (2016, "2016")]
     lists = {root / "ImageSets" / name / f"{split}.txt": y for y, name in layouts if year in (None, y)}
-    listed = next((file for file in lists if file.is_file()), None)
+    listed = next((file for file in lists if os.path.isfile(file)), None)
     if listed is None:
         expected = " or ".join(str(file.relative_to(root)) for file in lists)
         raise InputError(f"{root}: no split {split!r} of DAVIS in here; expected {expected}")
     year, own, sequences = lists[listed], _own_name(root), []
     for name, files in _read_list(listed).items():
         folders = [root / "JPEGImages" / resolution / name, root / "Annotations" / resolution / name]
-        missing = [path for path in folders + [root / file for file in files] if not path.exists()]
+        missing = [path for path in folders + [root / file for file in files] if not os.path.exists(path)]
         if missing:
             raise InputError(f"{missing[0]}: missing on disk; expected it because {listed} lists it")
         video = open_video(folders[0])
@@ -162,13 +164,15 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
     objects = _read_json(
         root / split / "meta.json",
         '{"videos": {name: {"objects": {id: ...}}}}',
-        lambda meta: {name: tuple(map(int, video["objects"])) for name, video in meta["videos"].items()},
-    ) or {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
+        lambda meta: {name: tuple(map(int, video["objects"].keys())) for name, video in meta["videos"].items()},
+    )
+    if objects is None:
+        objects = {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
     if not objects:
-        raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video")
+        raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video, and no empty meta.json")
     sequences = []
     for name in sorted(objects):
-        video, saved = open_video(frames / name), None
+        video, saved = open_video(frames / _plain(name, root / split / "meta.json")), None
         if dense.is_dir():
             coarse, video = video, open_video(dense / name)
             names = {coarse.frame_name(index) for index in range(len(coarse))}
@@ -186,9 +190,10 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
     Values all in {0, 255} become 0/1; in any other mask 255 is void and becomes 0. Palette masks give their
     indices; without a palette, colours give their ids in PALETTE and greys their level; alpha is ignored.
+    Only PNG is read: JPEG blurs ids into one another, and other formats renumber or round them.
 
     Raises:
-        InputError: missing, unreadable, or with colours or values that are no ids.
+        InputError: missing, unreadable, no PNG, or with colours or values that are no ids.
     """
     values = _values(Path(path))
     void = values == 255
@@ -208,13 +213,8 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
         raise InputError(f"{path}: {ids.shape} {ids.dtype} are no ids; expected (H, W) uint8 in 0..254")
     image = Image.fromarray(ids)
     image.putpalette(PALETTE.tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        image.save(stream, format="PNG")
 
 
 def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
@@ -234,10 +234,14 @@ def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.n
 def _values(path: Path) -> np.ndarray:
     """(H, W) uint8 values of a mask file, before 255 is given a meaning."""
     try:
-        with Image.open(path) as image:
+        data = io.BytesIO(path.read_bytes())
+        with Image.open(data, formats=("PNG",)) as image:  # others, such as JPEG, may change ids
+            image.verify()  # the checksums, which decoding passes over
+        with Image.open(data, formats=("PNG",)) as image:
+            ImageOps.exif_transpose(image, in_place=True)  # as frames are
             values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
     except Exception as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a complete image"
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a complete PNG"
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
     if image.mode in ("RGB", "RGBA"):
         return _uncolour(values, path)
@@ -277,12 +281,22 @@ def _annotations(folder: Path, video: Video) -> dict[int, Path]:
 def _read_list(listed: Path) -> dict[str, list[str]]:
     """Sequences of an image-set list, each with the images and masks the list states (DAVIS-2017: none)."""
     sequences: dict[str, list[str]] = {}
-    for files in filter(None, (line.split() for line in listed.read_text().splitlines())):
-        name = files[0] if len(files) == 1 else Path(files[0]).parent.name
+    try:
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{listed}: not a list of sequences; expected text, a name in each line") from error
+    for files in filter(None, map(str.split, lines)):
+        name = _plain(files[0] if len(files) == 1 else Path(files[0]).parent.name, listed)
         sequences.setdefault(name, []).extend(file.lstrip("/") for file in files[len(files) == 1 :])
     if not sequences:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
     return sequences
+
+
+def _plain(name: str, source: Path) -> str:
+    if Path(name).name != name or name == "..":  # it would lead out of the folders, also those which are written
+        raise InputError(f"{source}: {name!r} is no name of a sequence; expected a folder's, without a path")
+    return name
 
 
 def _own_name(root: Path) -> str | None:
@@ -295,5 +309,5 @@ def _read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
         return None
     try:
         return pick(json.loads(file.read_text()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not what it should hold; expected {expected}") from error

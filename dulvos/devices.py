@@ -23,7 +23,7 @@ def find_device(device: str | None = None) -> torch.device:
         return PartialState().device
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).item()  # "meta" has tensors, but no numbers in them
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device={device!r} is not to be had here ({str(error).splitlines()[0]}); give 'cpu', or None for "
                          "what there is") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -71,21 +72,23 @@ def download(name: str, to: str | os.PathLike[str]) -> Path:
     if name not in ARCHIVES:
         raise InputError(f"{name!r}: no such download; choose one of {', '.join(ARCHIVES)}")
     archive, to = ARCHIVES[name], Path(to)
-    folder = to / archive.folder
+    folder, unpacking, file = to / archive.folder, to / f".{archive.folder}.unpacking", to / archive.url.rpartition("/")[2]
     if folder.exists():
         check(folder, archive)
+        shutil.rmtree(unpacking, ignore_errors=True)  # of a call that was killed at its very end
+        file.unlink(missing_ok=True)
         print(f"{folder}: {archive.title} is there and complete")
         return folder
     to.mkdir(parents=True, exist_ok=True)
     print(f"{archive.title}, {archive.licence}: {archive.url}")
-    file = fetch(archive.url, to / archive.url.rpartition("/")[2], size=archive.size, sha256=archive.sha256)
-    unpacking = to / f".{archive.folder}.unpacking"
+    fetch(archive.url, file, size=archive.size, sha256=archive.sha256)
     try:
         unpack(file, unpacking)
         inner = next((path for path in (unpacking, *sorted(unpacking.iterdir())) if (path / "ImageSets").is_dir()), None)
         if inner is None:
             raise InputError(f"{file}: holds no folder ImageSets; expected {archive.title}; delete it and download it again")
         check(inner, archive)
+        os.sync()  # what the name promises must be on the disk before the name
         os.replace(inner, folder)
     finally:
         shutil.rmtree(unpacking, ignore_errors=True)
@@ -135,6 +138,9 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
                 _continue(url, part, size, timeout)
                 break
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+                    raise InputError(f"{part}: cannot be written ({os.strerror(error.errno)}); {_size(part):,} bytes are kept: make "
+                                     "room, and the same command goes on from there") from None
                 code = error.code if isinstance(error, urllib.error.HTTPError) else 0
                 if 400 <= code < 500 and code not in (408, 416, 429):
                     raise InputError(f"{url}: the server answers {code} ({error.reason}); look for the file on its site "

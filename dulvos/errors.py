@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["InputError", "check_types"]
+__all__ = ["InputError", "check_type", "check_types"]
 
 
 class InputError(ValueError):
@@ -15,15 +15,20 @@ class InputError(ValueError):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
 
-def check_types(settings: object) -> None:
-    """Compare each field of a dataclass with the type of its default; a whole number passes for a float, a bool for no number.
+def check_type(name: str, value: object, default: object) -> None:
+    """Compare the type of a value with that of its default; a whole number passes for a float, a bool for no number.
 
     Raises:
-        InputError: names the first field of another type, or that is infinite, not a number or beyond 64 bits.
+        InputError: another type, or a number that is infinite, NaN or beyond 64 bits.
     """
+    kind = type(default)
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        raise InputError(f"{name} must be {kind.__name__}, not {value!r}")
+    if kind in (int, float) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{name} must be a finite number of at most 64 bits, not {str(value)[:20]}")
+
+
+def check_types(settings: object) -> None:
+    """The same for every field of a dataclass of settings, each of which has a default."""
     for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), type(field.default)
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise InputError(f"{field.name} must be {kind.__name__}, not {value!r}")
-        if kind in (int, float) and not -(2**63) <= value < 2**63:
-            raise InputError(f"{field.name} must be a finite number of at most 64 bits, not {str(value)[:20]}")
+        check_type(field.name, getattr(settings, field.name), field.default)

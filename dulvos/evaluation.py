@@ -16,13 +16,15 @@ from tqdm import tqdm
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions, write_mask
 from dulvos.devices import peak_memory
+from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
 from dulvos.results import write_json
 
-__all__ = ["BASELINES", "evaluate", "object_table"]
+__all__ = ["BASELINES", "evaluate", "object_table", "read_finished"]
 
 BASELINES = ("copy", "colour")  # the first mask copied; raw colours as features
+SCORED = ("ids", "j", "f")  # of a finished sequence, besides its cost
 
 
 def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: SegmentSettings = SegmentSettings(),
@@ -47,10 +49,15 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
     """
     folder = Path(folder)
     predict = _predictor(features, settings, device, seed)
-    todo = [sequence for sequence in dataset.sequences if not (folder / f"{sequence.name}.json").exists()]
+    todo = [sequence for sequence in dataset.sequences if read_finished(folder, sequence, *SCORED) is None]
     for sequence in todo:
         sequence.video.verify()
-        sequence.first_masks()
+        if len(sequence.video) < 3 or not any(ids.any() for ids in sequence.first_masks().values()):
+            raise InputError(f"{sequence.video.path}: {len(sequence.video)} frame(s); to be scored a video needs at least 3, and "
+                             "an object in its first annotation")
+        lacking = set(range(len(sequence.video))) - sequence.masks.keys()
+        if lacking:
+            sequence.mask(min(lacking))  # says which is missing
     total = sum(len(sequence.video) for sequence in todo)
     with tqdm(total=total, desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
         for sequence in todo:
@@ -64,10 +71,19 @@ def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: Segment
             write_json(folder / f"{sequence.name}.json", {
                 "ids": scores.ids, "j": scores.j, "f": scores.f, "seconds": seconds, "frames": len(sequence.video),
                 "peak_memory_mb": peak_memory(torch.device(device))})
-    finished = [json.loads((folder / f"{sequence.name}.json").read_text()) for sequence in dataset.sequences]
+    finished = [read_finished(folder, sequence, *SCORED) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float)) for item in finished]
     return scores, {"seconds": sum(item["seconds"] for item in finished), "frames": sum(item["frames"] for item in finished),
                     "peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
+
+
+def read_finished(folder: Path, sequence: Sequence, *fields: str) -> dict | None:
+    """What a finished sequence left in its JSON; None where there is none with these fields, or where a power cut left half."""
+    try:
+        item = json.loads((folder / f"{sequence.name}.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return item if isinstance(item, dict) and item.keys() >= {"seconds", "frames", "peak_memory_mb", *fields} else None
 
 
 def _predictor(features: str, settings: SegmentSettings, device: str, seed: int) -> Callable[[Sequence], Iterator[np.ndarray]]:

@@ -25,9 +25,10 @@ from skimage.color import lab2rgb, rgb2lab
 from dulvos.correspondence import principal_components
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
+from dulvos.files import replacing
 
 __all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
-__all__ += ["frame_strip", "montage", "neighbourhood", "overlay", "principal_colours", "save", "scores_by_sequence"]
+__all__ += ["frame_strip", "montage", "neighbourhood", "overlay", "principal_colours", "save", "score_curve", "scores_by_sequence"]
 __all__ += ["show_pictures", "similarity", "style", "training_curves", "view_pair"]
 
 WIDTH = 7.0  # inches, across a page
@@ -64,16 +65,11 @@ def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False, credi
     """
     path = Path(path)
     figure.text(1, -0.005, credit, ha="right", va="top", fontsize=5, color="0.4")
-    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf")[: 1 + vector]:
         file = path.with_name(f"{path.name.removesuffix('.png')}.{suffix}")
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same figure gives the same bytes
-        try:
-            figure.savefig(temporary, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(file) as stream:
+            figure.savefig(stream, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
     return figure
 
 
@@ -136,6 +132,18 @@ def training_curves(history: pd.DataFrame) -> Figure:
         axis.set(title=title, xlabel=f"iteration (line: median of {window})")
     rate.step(history.iteration, 1e4 * history.lr, where="post", color="0.3")
     rate.set(title=f"learning rate · 10⁴ ({history.seconds.iloc[-1] / 60:.0f} min in all)", xlabel="iteration", ylim=(0, None))
+    return figure
+
+
+@style()
+def score_curve(table: pd.DataFrame) -> Figure:
+    """J&F (percent) against CPU hours of training; columns as in `dulvos.tables.score_curve`."""
+    figure = NotebookFigure((WIDTH * 0.6, 2.2))
+    axis = figure.subplots()
+    axis.plot(table["CPU hours"], table["J&F"], "o-", color=BLUE, markersize=4)
+    for iteration, hours, score in table[["iteration", "CPU hours", "J&F"]].itertuples(index=False):
+        axis.annotate(f"{score:.1f}\n{iteration:,} it.", (hours, score), xytext=(5, -13), textcoords="offset points", fontsize=6)
+    axis.set(xlabel="CPU hours of training", ylabel="J&F (%)", ylim=(table["J&F"].min() - 8, None))
     return figure
 
 

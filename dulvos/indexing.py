@@ -18,8 +18,8 @@ from typing import NamedTuple
 import cv2
 from tqdm import tqdm
 
-from dulvos.checkpoints import replacing
 from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, header_size, open_video
 
 __all__ = ["FrameNames", "Index", "index_videos"]
@@ -242,7 +242,6 @@ def _plain(row: Row) -> list:
 
 
 def _write(cache: Path, rows: list[Row]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "rows": [_plain(row) for row in rows]}
     with replacing(cache) as stream:
         stream.write(json.dumps(content, separators=(",", ":")).encode())

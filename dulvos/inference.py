@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dulvos.devices import autocast
 from dulvos.encoder import LAYERS, STRIDE, Encoder, prepare_frames
-from dulvos.errors import InputError
+from dulvos.errors import InputError, check_types
 from dulvos.propagation import object_ids, propagate, to_labels
 
 __all__ = ["SegmentSettings", "colour_features", "encode", "segment"]
@@ -24,7 +24,7 @@ class SegmentSettings:
     """Settings of inference; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
 
     Raises:
-        InputError: unknown layer or precision, a side below the encoder's stride.
+        InputError: a value of the wrong type, unknown layer or precision, a side below the encoder's stride.
     """
 
     layer: str = "res4"  # res3, res4, key
@@ -36,6 +36,7 @@ class SegmentSettings:
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; propagation is float32
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.layer not in LAYERS:
             raise InputError(f"layer must be one of {LAYERS}, not {self.layer!r}")
         if self.precision not in ("bf16", "fp32"):
@@ -104,20 +105,20 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
         (H, W) uint8 ids; where a mask was given, its objects exactly as given.
 
     Raises:
-        InputError: a mask of another size than the frames; what `propagate` raises.
+        InputError: frames of another kind, a mask of another size than the frames; what `propagate` raises.
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     ids = object_ids(masks)
     if ids[-1] > 254:
         raise InputError(f"object ids must be <= 254, not {ids[-1]}")
-    size = next(iter(masks.values())).shape
+    size = np.shape(next(iter(masks.values()), ()))
     softs = propagate(features(_checked(frames, size), settings), masks, context=settings.context,
                       radius=settings.radius, topk=settings.topk, tau=settings.tau)
     for t, soft in enumerate(softs):
         if t not in masks:
             yield to_labels(soft, size, ids).to(torch.uint8).cpu().numpy()
             continue
-        given = masks[t]
+        given = np.asarray(masks[t])
         kept = [i for i, name in enumerate(ids) if name == 0 or name not in given]
         labels = to_labels(soft[kept], size, tuple(ids[i] for i in kept)).cpu().numpy()
         yield np.where(given > 0, given, 0 if t == min(masks) else labels).astype(np.uint8)
@@ -125,6 +126,8 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
 
 def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np.ndarray]:
     for t, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+            raise InputError(f"frame {t} is {frame.dtype} {frame.shape}; expected uint8 RGB, (H, W, 3)")
         if frame.shape[:2] != size:
             raise InputError(f"frame {t} is {frame.shape[1]}x{frame.shape[0]} (width x height), the mask "
                              f"{size[1]}x{size[0]}; they must have one size")

@@ -5,7 +5,9 @@ Protocol: Pont-Tuset et al., arXiv:1704.00675. Measures: Perazzi et al., CVPR 20
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, hypot, isqrt
 
@@ -70,12 +72,17 @@ def score_sequence(
     entry = _entry_frames(truth, first_frame)
 
     j, f = np.full((2, len(entry), length - 2), np.nan)
-    for row, (object_id, start) in enumerate(entry.items()):
-        for frame in range(start + 1, length - 1, PACKET):
-            stop = min(frame + PACKET, length - 1)
-            planes = _pack(truth[frame:stop], prediction[frame:stop], object_id)
-            j[row, frame - 1 : stop - 1] = _jaccard(planes)[: stop - frame]
-            f[row, frame - 1 : stop - 1] = _boundary_f(planes, size)[: stop - frame]
+
+    def score(row: int, object_id: int, frame: int) -> None:
+        stop = min(frame + PACKET, length - 1)
+        planes = _pack(truth[frame:stop], prediction[frame:stop], object_id)
+        j[row, frame - 1 : stop - 1] = _jaccard(planes)[: stop - frame]
+        f[row, frame - 1 : stop - 1] = _boundary_f(planes, size)[: stop - frame]
+
+    packets = [(row, object_id, frame) for row, (object_id, start) in enumerate(entry.items())
+               for frame in range(start + 1, length - 1, PACKET)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter
+        list(pool.map(lambda packet: score(*packet), packets))
     return SequenceScores(ids=tuple(entry), j=j, f=f)
 
 

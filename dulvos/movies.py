@@ -11,8 +11,8 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from dulvos.checkpoints import replacing
 from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.videos import Video
 
 __all__ = ["frame_rate", "write_mp4"]
@@ -41,7 +41,6 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
         raise InputError(f"{path}: movies are mp4 files; expected a name that ends in .mp4")
     if not 0.1 <= fps <= 1000 or not 0 <= quality <= 51:
         raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, quality={quality}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     shape = None
     # FFmpeg puts the index in front by opening the file a second time, so it needs a name, not a stream
     with replacing(path) as stream, av.open(stream.name, "w", format="mp4", options={"movflags": "faststart"}) as container:

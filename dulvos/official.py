@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dulvos.checkpoints import replacing
 from dulvos.datasets import Dataset
+from dulvos.files import replacing
 from dulvos.metrics import SequenceScores, summarise
 
 __all__ = ["write_davis_csv"]

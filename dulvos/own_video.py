@@ -40,12 +40,14 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
     files: list[tuple[int, Path]] = []
     for item in map(os.fspath, given):
         frame, equals, name = item.partition("=")
-        if equals and re.fullmatch("[0-9]+", frame) and not Path(item).exists():
+        if equals and re.fullmatch("[0-9]{1,18}", frame) and not os.path.exists(item):
             files.append((int(frame), Path(name)))
-        elif Path(item).is_dir():
+        elif os.path.isdir(item):
             files += _named(video, Path(item))
         else:
             files.append((0, Path(item)))
+    if not files:
+        raise InputError(f"no mask is given; expected a PNG of the objects in the first frame of {video.path}")
     masks: dict[int, np.ndarray] = {}
     for frame, path in files:
         if frame >= len(video):
@@ -107,7 +109,7 @@ def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str 
     if own == video.path.resolve():
         raise InputError(f"{out}: holds the video's frames, which masks of the same names would replace; give another folder")
     for item in map(os.fspath, given):
-        path = Path(item if Path(item).exists() else item.partition("=")[2])
+        path = Path(item if os.path.exists(item) else item.partition("=")[2])
         if own in (path.resolve(), path.resolve().parent):
             raise InputError(f"{out}: holds the given {path.name}, which results may replace; give another folder")
     probe = out / f".probe.{os.getpid()}"

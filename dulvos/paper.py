@@ -9,13 +9,15 @@ from __future__ import annotations
 import pandas as pd
 
 __all__ = ["DAVIS_2017_VAL", "FIG3", "FIG3_BASELINE", "OURS", "RANDOM", "RANDOM_JF", "SEED_DEVIATION", "TABLE1", "TABLE2", "TABLE3"]
-__all__ += ["YOUTUBE_VOS_VALID"]
+__all__ += ["SELECTED_LAYERS", "SELECTED_ON", "YOUTUBE_VOS_VALID"]
 
 OURS = "Ours"
 RANDOM = "Random initialisation"
 RANDOM_JF = 43.1  # J&F on DAVIS-2017 val, Table 1
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
 YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
+SELECTED_ON = 5  # sequences of DAVIS-2017 val, at random and not named, on which snapshots were chosen, App. B
+SELECTED_LAYERS = ("key", "res4")  # and layers, by the release
 DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}  # the whole of what Table 1 is measured on
 
 # dtype=object keeps None apart from a number, and integers integers

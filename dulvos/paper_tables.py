@@ -14,7 +14,7 @@ import pandas as pd
 from dulvos import paper, results
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
-from dulvos.rows import NOT_RUN, frame, has, kind, newest, percent, run_path, state, training
+from dulvos.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, run_path, state, training
 from dulvos.sources import SOURCES, paper_settings
 from dulvos.training import TrainSettings
 
@@ -27,7 +27,9 @@ METHOD = {name: getattr(TrainSettings(), name) for name in (
     "second_forward", "alignment", "dim", "norm")}
 SHORT = "released length"  # trained as long as the authors' snapshot, not to the end of the schedule
 WEIGHTS = "released weights"
+MISCOUNTED = "data of another size"
 IMAGENET = "ImageNet ResNet-18 (supervised)"
+ESTIMATE = 50  # iterations of a probe from which a cost is estimated
 
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +37,8 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
 
     "ours" is filled by evaluations of DAVIS-2017 val, all 30 sequences at full size with the paper's propagation: of random
     features; of a training with the paper's settings, to the end of its schedule, on the line's own data; of CRW's released
-    weights. The last lines, where there are runs: the authors' released weights, trainings of their length, ImageNet features.
+    weights. The last lines, where there are runs: the authors' released weights, trainings of their length or on data of
+    another size, what was selected on validation sequences, ImageNet features.
 
     Arguments:
         rows: of all studies.
@@ -45,9 +48,10 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     lines, others = [], []
     for _, line in paper.TABLE1.iterrows():
         lines.append(_line1(line, _label(line.method), [row for row in whole if _origin(row, rows) == _wanted(line)], rows))
-        for what in (SHORT, WEIGHTS) if line.method == paper.OURS else ():
-            fitting = [row for row in whole if _origin(row, rows) == (paper.OURS, line["data"], what)]
-            others += [_line1(line, f"{_label(line.method)}, {what}", fitting, rows)] if fitting else []
+        apart = [(what, row) for row in whole for method, data, what in [_origin(row, rows)]
+                 if method == line.method == paper.OURS and data == line["data"] and what]
+        for what in sorted({what for what, _ in apart}):
+            others.append(_line1(line, f"{_label(line.method)}, {what}", [row for other, row in apart if other == what], rows))
     fitting = [row for row in whole if row["features"] == "imagenet"]
     nothing = pd.Series({**dict.fromkeys(paper.TABLE1, None), "data": "ImageNet", "stride 4": False}, dtype=object)
     others += [_line1(nothing, IMAGENET, fitting, rows)] if fitting else []
@@ -73,7 +77,7 @@ def table2(rows: pd.DataFrame) -> pd.DataFrame:
     local = ours[ours["split"] == "local"]
     for (study, name), group in local.groupby(["study", "name"], sort=True):
         row = newest(group)
-        lines.append({"method": f"{name} (study {study})", "train data": None,
+        lines.append({"method": f"{label(row)} (study {study})", "train data": None,
                       **{f"local {score}": percent(row[f"scores.{score}"]) for score in paper.TABLE2.columns[3:]},
                       "state": f"{state(row, rows)}: {row['data']}, not the server's"})
     columns = [*lines[0]]
@@ -84,7 +88,7 @@ def table2(rows: pd.DataFrame) -> pd.DataFrame:
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's Table 3 with our trainings beside; those on other data or at other settings have lines of their own.
 
-    Where a line was not run but probed (`dulvos.paper_runs.training_probe`), it holds an estimate that says so.
+    Where a line was not run but probed (`dulvos.machine.training_probe`), it holds an estimate that says so.
 
     Arguments:
         rows: of all studies.
@@ -107,11 +111,11 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def probes() -> dict[str, dict]:
-    """The longest probe of each data set at the paper's settings, by the data's name."""
+    """The longest probe of each data set at the paper's settings, of 50 iterations at least, by the data's name."""
     found = {}
     for path in sorted(results.RESULTS.glob("*/probes/*.json")):
         probe = json.loads(path.read_text())
-        if all(probe["parameters"].get(name) == value for name, value in METHOD.items()):
+        if probe["probed"] >= ESTIMATE and all(probe["parameters"].get(name) == value for name, value in METHOD.items()):
             found[probe["data"]] = max(probe, found.get(probe["data"], probe), key=lambda one: one["probed"])
     return found
 
@@ -141,7 +145,9 @@ def _origin(row: pd.Series, rows: pd.DataFrame) -> tuple[str, str | None, str]:
     made = training(row, rows)
     if made is None or not has(made, METHOD):
         return "", None, ""
-    return paper.OURS, made["data"], SHORT if _is_short(made) else ""
+    miscounted = made.get("miscounted")
+    apart = [SHORT if _is_short(made) else "", MISCOUNTED if isinstance(miscounted, list) and miscounted else "", remark(row)]
+    return paper.OURS, made["data"], ", ".join(filter(None, apart))
 
 
 def _is_short(made: pd.Series) -> bool:
@@ -154,9 +160,11 @@ def _is_short(made: pd.Series) -> bool:
 
 
 def _protocol(row: pd.Series) -> dict:
-    """The paper's settings of inference, with the layer that released weights use."""
-    release = RELEASES.get(row["features"])
-    return {**PROTOCOL, "layer": release.layer} if release else PROTOCOL
+    """The paper's settings of inference, with the layer that released weights use, or that was selected."""
+    release, layer = RELEASES.get(row["features"]), row.get("parameters.layer")
+    if release:
+        return {**PROTOCOL, "layer": release.layer}
+    return {**PROTOCOL, "layer": layer} if remark(row) and layer in paper.SELECTED_LAYERS else PROTOCOL
 
 
 def _label(method: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
-__all__ = ["FOLDER", "RELEASES", "Release", "locate", "read_released"]
+__all__ = ["FOLDER", "RELEASES", "Release", "check_numbers", "locate", "read_released"]
 
 FOLDER = "DULVOS_WEIGHTS"
 AUTHORS = "github.com/visinf/dense-ulearn-vos"
@@ -111,6 +111,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
         raise InputError(f"{path}: damaged, or holds more than weights ({type(error).__name__}); copy it anew from where it "
                          "was released") from None
     state = content.get("model", content) if isinstance(content, dict) else {}
+    state = state if isinstance(state, dict) else {}
     state = {str(name).replace("module.", ""): value for name, value in state.items() if isinstance(value, Tensor)}
     for backbone, head in PREFIXES:
         # older PyTorch padded by reflection in a layer of its own: conv1.1.weight
@@ -137,6 +138,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
         if wrong[0] in weights:
             what = f"is {tuple(weights[wrong[0]].shape)}, not {tuple(wanted[wrong[0]].shape)}"
         raise InputError(f"{path}: not a ResNet-18 as released: {part} {what} (and {len(wrong) - 1} more)")
+    check_numbers(path, {name: weights[name] for name in encoder.state_dict()})
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     options = content.get("args")
     if backbone == "encoder.model." and (getattr(options, "model_type", "") == "scratch"
@@ -145,6 +147,13 @@ def read_released(path: str | os.PathLike) -> Encoder:
             if isinstance(module, nn.Conv2d) and sum(module.padding):
                 module.padding_mode = "reflect"
     return encoder.float().eval()
+
+
+def check_numbers(path: Path, weights: dict[str, Tensor]) -> None:
+    """Raise an InputError for weights that are no finite floating-point numbers: features from them would be silently wrong."""
+    for name, value in weights.items():
+        if not name.endswith("num_batches_tracked") and not (value.is_floating_point() and value.isfinite().all()):
+            raise InputError(f"{path}: {name} holds infinite values or no floating-point numbers; copy or train it again")
 
 
 def _head(path: Path, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

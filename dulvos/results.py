@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dulvos.checkpoints import replacing
 from dulvos.errors import InputError
+from dulvos.files import replacing
 
-__all__ = ["ROOT", "code_hash", "find_row", "provenance", "read_rows", "run_key", "study_folder", "write_json", "write_row"]
+__all__ = ["ROOT", "code_hash", "find_row", "plain_name", "provenance", "read_rows", "run_key", "study_folder", "write_json"]
+__all__ += ["write_row"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("DULVOS_RESULTS", ROOT / "results"))
@@ -30,17 +31,24 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "accelerate", "pan
 # the modules that determine the numbers of each kind of run
 SOURCES = {
     "train": ("encoder", "views", "losses", "clips", "videos", "training"),
-    "evaluate": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "evaluation"),
-    "youtube-vos": ("encoder", "propagation", "inference", "metrics", "videos", "datasets", "local_split", "submission",
-                    "youtube_vos"),
+    "evaluate": ("encoder", "propagation", "tiled", "batched", "inference", "metrics", "videos", "datasets",
+                 "evaluation"),
+    "youtube-vos": ("encoder", "propagation", "tiled", "batched", "inference", "metrics", "videos", "datasets",
+                    "local_split", "submission", "youtube_vos"),
 }
+SOURCES["select"] = SOURCES["evaluate"]  # the same on a few sequences, to choose among snapshots
 
 
 def study_folder(study: str) -> Path:
     """`results/<study>`, in DULVOS_RESULTS if that is set."""
-    if not study or Path(study).name != study:
-        raise InputError(f"study must be a plain folder name such as 'demo', not {study!r}")
-    return RESULTS / study
+    return RESULTS / plain_name("study", study)
+
+
+def plain_name(what: str, name: str) -> str:
+    """The name of a study or a run, of which files are called; raises an InputError if it would lead out of their folder."""
+    if not isinstance(name, str) or not name.isprintable() or Path(name).name != name or name in ("", "..") or len(name) > 100:
+        raise InputError(f"{what} must be a plain folder name such as 'demo', of at most 100 characters, not {name!r}")
+    return name
 
 
 @lru_cache
@@ -106,7 +114,6 @@ def write_json(path: Path, content: dict) -> None:
             return value.tolist()
         return str(value)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         stream.write(json.dumps(content, indent=1, default=convert).encode() + b"\n")
 
@@ -131,7 +138,7 @@ def read_rows(study: str, kind: str | None = None) -> pd.DataFrame:
     Nested fields become columns such as `parameters.lr`.
 
     Raises:
-        InputError: a row that is no JSON.
+        InputError: a row that is no JSON, or that lacks what every row has.
     """
     rows = [_read(path) for path in sorted((study_folder(study) / "rows").glob(f"{kind or '*'}-*.json"))]
     for row in rows:
@@ -143,6 +150,9 @@ def read_rows(study: str, kind: str | None = None) -> pd.DataFrame:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        row = json.loads(path.read_text())
+        if row["kind"] not in SOURCES or not all(isinstance(row[name], str) for name in ("name", "key", "date", "code")):
+            raise ValueError("kind, name, key, date or code are none")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a result row ({error}); restore it or delete it to run again") from None
+    return row

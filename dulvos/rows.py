@@ -11,9 +11,12 @@ import pandas as pd
 
 from dulvos import results
 
-__all__ = ["NOT_RUN", "all_rows", "benchmarks", "frame", "has", "kind", "newest", "percent", "run_path", "state", "training"]
+__all__ = ["CURVE", "NOT_RUN", "SUFFIX", "all_rows", "benchmarks", "frame", "has", "kind", "label", "newest", "percent", "remark"]
+__all__ += ["run_path", "state", "training"]
 
 NOT_RUN = "not run"
+CURVE = "curve-"  # of the names of rows that stand on the curve of J&F against training, and in no table of methods
+SUFFIX = "-selected"  # of the names of rows that `dulvos.selection` leaves
 
 
 def all_rows() -> pd.DataFrame:
@@ -37,6 +40,19 @@ def state(row: pd.Series | None, rows: pd.DataFrame) -> str:
         if made is not None and not made.current:
             return f"† {what} by earlier code, commit {str(made.get('commit', 'unknown'))[:7]}"
     return "run"
+
+
+def remark(row: pd.Series) -> str:
+    """What sets features apart from the last of their training: how they were selected, or the snapshot; "" of the last."""
+    selected, snapshot = row.get("selected"), row.get("snapshot")
+    if isinstance(selected, str) and selected:
+        return selected
+    return f"iteration {int(snapshot):,}" if pd.notna(snapshot) else ""
+
+
+def label(row: pd.Series) -> str:
+    """What a row is called in tables: its name, and what `remark` says."""
+    return f"{row['name'].removesuffix(SUFFIX)}, {remark(row)}" if remark(row) else row["name"]
 
 
 def benchmarks(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from dulvos import devices, results, synthetic
+from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
+from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.local_split import LOCAL, local_split
 from dulvos.metrics import summarise
@@ -21,7 +24,8 @@ from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
 
-__all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "open_training", "trained_encoder", "training_run"]
+__all__ = ["dataset_fingerprint", "evaluation_run", "find_features", "open_data", "open_training", "trained_encoder"]
+__all__ += ["training_run"]
 
 CUTOUTS = results.ROOT / "data" / "cutouts"
 INDEXES = results.ROOT / "data" / "indexes"
@@ -90,6 +94,7 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
 
     Files go to `results/<study>/runs/<name>-<key>`, the losses to `results/<study>/history/<name>-<key>.csv`.
     """
+    results.plain_name("name", name)
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
     notes = dataset.notes if isinstance(dataset, Collection) else []
@@ -102,72 +107,104 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
             video.verify()
         mark = fingerprint(videos)
     parameters = dataclasses.asdict(settings)
-    determining = {k: v for k, v in parameters.items() if k not in NO_NUMBERS}
+    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))  # of torchrun
+    determining = {k: v for k, v in parameters.items() if k not in NO_NUMBERS} | ({"processes": processes} if processes > 1 else {})
     key = results.run_key("train", determining, mark)
     row, base = results.find_row(study, "train", key), results.study_folder(study)
-    if row and (base / row["encoder"]).exists():
+    if row and is_whole(base / row["encoder"]):
         print(f"{name} ({key}) is trained already: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min")
         return row
     folder = base / "runs" / f"{name}-{key}"
     outcome = train(settings, videos, folder, device=device, data=mark)
-    history = base / "history" / f"{name}-{key}.csv"
-    history.parent.mkdir(exist_ok=True)
-    history.write_bytes((folder / "history.csv").read_bytes())
+    if rank == 0:
+        with replacing(base / "history" / f"{name}-{key}.csv") as stream:
+            stream.write((folder / "history.csv").read_bytes())
     row = {"kind": "train", "study": study, "name": name, "key": key, **outcome,
            "encoder": str(outcome["encoder"].relative_to(base)), "frames": sum(map(len, videos)), "split": "train",
            "parameters": parameters, "notes": notes,
+           "miscounted": dataset.miscounted if isinstance(dataset, Collection) else [],
            **results.provenance("train", seed=settings.seed, data=dataset.name, fingerprint=mark)}
-    results.write_row(study, row)
+    if rank == 0:
+        results.write_row(study, row)
     return row
 
 
 def trained_encoder(study: str, name: str = "trained") -> Path:
-    """The encoder of the newest training run of that name, or of the run with that key.
+    """The encoder of the newest training run of that name, or of the run with that key; "NAME@1000" is its snapshot.
 
     Raises:
         InputError: there is none.
     """
+    name, _, iteration = name.partition("@")
     rows = results.read_rows(study, "train")
     for row in rows[(rows.name == name) | (rows.key == name)].sort_values(["current", "date"]).to_dict("records")[::-1]:
         path = results.study_folder(study) / row["encoder"]
+        snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
+        if path.exists() and iteration and not snapshot.exists():
+            raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
         if path.exists():
-            return path
+            return snapshot if iteration else path
     raise InputError(f"study {study!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb first, or give "
                      "'random', 'davis2016' or a .safetensors file")
 
 
+def find_features(study: str, features: str) -> tuple[str, dict]:
+    """What `load_encoder` takes for some features, and what a row says of them.
+
+    Arguments:
+        features: "trained" (this study's run of that name), "trained:KEY" (its run with that key), "trained:KEY@1000" (that
+            run's snapshot after 1,000 iterations), or what `dulvos.evaluation.evaluate` takes.
+
+    Returns:
+        the source; and features, weights (of the file, 12 hex digits), trained_key, snapshot (its iteration, or None); of a training
+        of this study also training_iteration, training_seconds, training_cpu_seconds: what these features cost.
+
+    Raises:
+        InputError: there are none.
+    """
+    trained = features.split(":")[0] == "trained"
+    source = str(trained_encoder(study, features.rpartition(":")[2])) if trained else locate(features)
+    weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
+    iteration = features.partition("@")[2] if trained else ""
+    run = Path(source).parent.parent if iteration else Path(source).parent
+    said = {"features": features, "weights": weights, "trained_key": run.name.rpartition("-")[2] if trained else "",
+            "snapshot": int(iteration) if iteration else None}
+    if trained:
+        notes = json.loads(Path(source).with_suffix(".json").read_text())
+        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
+    return source, said
+
+
 def evaluation_run(study: str, name: str, data: str, features: str, settings: SegmentSettings, *, device: str | None = None,
-                   seed: int = 0) -> dict:
+                   seed: int = 0, selected: str = "") -> dict:
     """Propagate and score the val split and write the row; a finished run is returned as it is.
 
     Masks go to `results/<study>/masks/<name>-<key>`, a row an object to `results/<study>/scores/<name>-<key>.csv`.
 
     Arguments:
-        features: "trained" (this study's run of that name), "trained:KEY" (its run with that key), or what
-            `dulvos.evaluation.evaluate` takes.
+        features: as `find_features` takes them.
         device: None takes a GPU where there is one.
+        selected: how the features were chosen (`dulvos.selection`), said by the row; "" for the last of a training.
     """
+    results.plain_name("name", name)
     device = str(devices.find_device(device))
     dataset = open_data(data, "val")
-    trained = features.split(":")[0] == "trained"
-    source = str(trained_encoder(study, features.rpartition(":")[2])) if trained else locate(features)
-    weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
+    source, said = find_features(study, features)
     mark = dataset_fingerprint(dataset)
     parameters = dataclasses.asdict(settings)
-    key = results.run_key("evaluate", {**parameters, "weights": weights, "seed": seed}, mark)
+    determining = {**parameters, "weights": said["weights"], "seed": seed} | ({"selected": selected} if selected else {})
+    key = results.run_key("evaluate", determining, mark)
     row, base = results.find_row(study, "evaluate", key), results.study_folder(study)
-    folder = base / "masks" / f"{name}-{key}"
-    if row and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
+    folder, scored = base / "masks" / f"{name}-{key}", base / "scores" / f"{name}-{key}.csv"
+    if row and scored.exists() and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
         print(f"{name} ({key}) is evaluated already: J&F {100 * row['scores']['J&F-Mean']:.1f}")
         return row
     scores, outcome = evaluate(dataset, source, folder, settings=settings, device=device, seed=seed)
     table = object_table(dataset, scores)
-    path = base / "scores" / f"{name}-{key}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False, float_format="%.6f")
+    with replacing(scored) as stream:
+        table.to_csv(stream, index=False, float_format="%.6f")
     write_davis_csv(dataset, scores, folder)
-    row = {"kind": "evaluate", "study": study, "name": name, "key": key, "features": features, "weights": weights,
-           "trained_key": Path(source).parent.name.rpartition("-")[2] if trained else "", "split": "val",
+    row = {"kind": "evaluate", "study": study, "name": name, "key": key, **said, "selected": selected, "split": "val",
            "scores": summarise(scores), "sequences": len(scores), "objects": len(table), **outcome,
            "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
            **results.provenance("evaluate", seed=None if features in BASELINES else seed, data=dataset.name, fingerprint=mark)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -17,16 +18,21 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 
 from dulvos import results, runs, tables
+from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset
-from dulvos.errors import InputError
+from dulvos.errors import InputError, check_type
+from dulvos.files import replacing
+from dulvos.rows import CURVE
 
 __all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
 __all__ += ["run_study"]
 
 NOTEBOOKS = results.ROOT / "notebooks"
 METHODS = ("copy", "colour", "random", "trained")
+CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
 
 # CPU-sized training: small crops, few clips, a schedule of its own; the method's settings (N, M, τ, λ) are the paper's
 DEMO = {"iterations": 650, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
@@ -85,18 +91,31 @@ def davis_steps(setting: str) -> list[Step]:
     minutes = {"train": 70, "copy": 2, "colour": 15, "random": 17, "trained": 17}
     training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
     study = "davis" if setting == "cpu" else "davis-paper"
-    return _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})
+    steps = _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})
+    return steps[:-3] + (_curve_steps(study, training) if setting == "cpu" else []) + steps[-3:]
+
+
+def _curve_steps(study: str, training: dict) -> list[Step]:
+    """Evaluations on the way, at 240p: what more training brings (`dulvos.tables.score_curve`)."""
+    last, every = training["iterations"], training["snapshot_every"]
+    kept = [i for i in (every, 2 * every, 4 * every) if i < last]
+    features = {"0": "random"} | {str(i): f"trained:trained@{i}" for i in kept} | {str(last): "trained"}
+    common = {"study": study, "data": "davis", "shorter_side": CURVE_SIDE}
+    return [Step("02_evaluate_davis", f"02_evaluate_davis-{CURVE}{i}", {**common, "name": f"{CURVE}{i}", "features": source}, 4,
+                 ("01_train",), ("evaluate", f"{CURVE}{i}")) for i, source in features.items()]
 
 
 def check_parameters(notebook: str, parameters: dict) -> None:
-    """Raise an InputError for a parameter that the notebook's `parameters` cell does not set."""
+    """Raise an InputError for a parameter that the notebook's `parameters` cell does not set, or sets to another type."""
     path = NOTEBOOKS / f"{notebook}.ipynb"
     if not path.is_file():
         raise InputError(f"{path}: no such notebook")
     known = papermill.inspect_notebook(str(path))
-    unknown = sorted(set(parameters) - set(known))
+    unknown = sorted(map(str, set(parameters) - set(known)))
     if unknown:
         raise InputError(f"{path.name}: unknown parameter {', '.join(unknown)}; its parameters are {', '.join(known)}")
+    for name, value in parameters.items():
+        check_type(name, value, ast.literal_eval(known[name]["default"]))
 
 
 def refuse_unknown(notebook: str, names: dict) -> None:
@@ -165,8 +184,7 @@ def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
 
 
 def _is_done(study: str, step: Step, key: str) -> bool:
-    path = executed_copy(study, step)
-    if not path.is_file() or nbformat.read(path, as_version=4).metadata.get("dulvos", {}).get("key") != key:
+    if _key_of(executed_copy(study, step)) != key:
         return False
     if step.row is None:
         return True
@@ -176,7 +194,15 @@ def _is_done(study: str, step: Step, key: str) -> bool:
     # the row is committed; what it speaks of is not
     product = folder / (rows.encoder.iloc[-1] if step.row[0] == "train" else f"masks/{step.row[1]}-{rows.key.iloc[-1]}") \
         if len(rows) else None
-    return product is not None and product.exists()
+    return product is not None and (is_whole(product) if step.row[0] == "train" else product.exists())
+
+
+def _key_of(copy: Path) -> str | None:
+    """The key that an executed copy carries; None without one, or where a power cut left half of it."""
+    try:
+        return json.loads(copy.read_text())["metadata"]["dulvos"]["key"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def executed_copy(study: str, step: Step) -> Path:
@@ -196,16 +222,18 @@ def execute(study: str, step: Step, key: str) -> bool:
     try:
         papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
                                    kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=_Progress())
-    except papermill.PapermillExecutionError as error:
-        _tidy(running)
-        running.replace(failure)
-        print(f"\n[{step.name}] FAILED: {error.ename}: {error.evalue}\n  the executed copy shows where: {_shown(failure)}", flush=True)
+    except (papermill.PapermillExecutionError, DeadKernelError, OSError) as error:
+        told = f"{error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else \
+            "its kernel was killed (out of memory?)" if isinstance(error, DeadKernelError) else f"{running}: {error.strerror}"
+        print(f"\n[{step.name}] FAILED: {told}", flush=True)
+        with contextlib.suppress(OSError, ValueError):  # there may be none, or no room for it
+            _tidy(running, failure)
+            print(f"  the executed copy shows where: {_shown(failure)}", flush=True)
         return False
     finally:
         os.environ.clear()
         os.environ.update(environment)
-    _tidy(running, {"key": key, "minutes": round((time.monotonic() - started) / 60, 2)})
-    running.replace(final)
+    _tidy(running, final, {"key": key, "minutes": round((time.monotonic() - started) / 60, 2)})
     failure.unlink(missing_ok=True)
     print(f"\n[{step.name}] done in {(time.monotonic() - started) / 60:.1f} min: {_shown(final)}", flush=True)
     return True
@@ -224,9 +252,9 @@ def _shown(path: Path) -> str:
     return os.path.relpath(path, results.ROOT)
 
 
-def _tidy(path: Path, mark: dict | None = None) -> None:
-    """Keep the last state of each progress bar, leave this machine's paths out, add the key."""
-    notebook = nbformat.read(path, as_version=4)
+def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
+    """Rename an executed copy; keep the last state of each progress bar, leave this machine's paths out, add the key."""
+    notebook = nbformat.read(running, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
@@ -239,9 +267,9 @@ def _tidy(path: Path, mark: dict | None = None) -> None:
     private |= {str(results.ROOT): ".", str(Path.home()): "."}
     for folder in sorted(filter(None, private), key=len, reverse=True):  # one may lie in another
         text = text.replace(json.dumps(folder)[1:-1], private[folder])
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(final) as stream:
+        stream.write(text.encode())
+    running.unlink()
 
 
 @contextlib.contextmanager

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dulvos.checkpoints import replacing
 from dulvos.datasets import Dataset, Sequence
 from dulvos.errors import InputError
+from dulvos.files import replacing
 
 __all__ = ["check_submission", "handed_in", "mask_file", "write_submission"]
 
@@ -36,7 +37,6 @@ def write_submission(dataset: Dataset, folder: Path, path: Path) -> dict[str, in
         InputError: a mask is missing, or what `check_submission` finds.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         with zipfile.ZipFile(stream, "w") as archive:  # PNGs do not shrink further
             for sequence in dataset.sequences:
@@ -72,7 +72,7 @@ def check_submission(path: Path, dataset: Dataset) -> dict[str, int]:
     with archive:
         expected = {f"Annotations/{s.name}/{s.video.frame_name(i)}.png": s for s in dataset.sequences for i in handed_in(s)}
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        wrong = [f"{name}: listed twice" for name in sorted({name for name in names if names.count(name) > 1})]
+        wrong = [f"{name}: listed twice" for name, count in sorted(Counter(names).items()) if count > 1]
         wrong += [f"{name}: not to be handed in; expected Annotations/<video>/<frame>.png of the frames in "
                   f"{dataset.split}/JPEGImages" for name in sorted(set(names) - set(expected))]
         wrong += [f"{name}: missing" for name in sorted(set(expected) - set(names))]

@@ -432,10 +432,11 @@ def render(
         (part / "benchmark.json").write_text(json.dumps({**settings, "scenes": scenes}, indent=1) + "\n")
         if root.exists():
             root.rmdir()  # empty, as seen above, and no target for a rename everywhere
+        os.sync()  # what the name promises must be on the disk before the name
         part.rename(root)
-    except OSError:
+    except OSError as error:
         if not _is_there(root, settings):  # else another process was faster
-            raise
+            raise InputError(f"{root}: cannot be written ({error.strerror}); make room, or use a folder that can be written") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return root

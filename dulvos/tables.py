@@ -5,25 +5,26 @@ Scores are percentages, differences points. None is what does not apply or is no
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dulvos import paper, results
+from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.paper_tables import PROTOCOL, table1, table2, table3
-from dulvos.rows import NOT_RUN, all_rows, benchmarks, frame, kind, newest, percent, run_path, state
+from dulvos.rows import CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, run_path, state
 
 __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failure_frame", "newest", "run_path"]
-__all__ += ["sequence_table", "state", "study_table", "summary", "table1", "table2", "table3", "to_markdown", "to_text", "write_tables"]
+__all__ += ["score_curve", "sequence_table", "state", "study_table", "summary", "table1", "table2", "table3", "to_markdown", "to_text", "write_tables"]
 
 POINTS = "points"  # state of a line of differences
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features", "trained": "trained features"}
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay", "F mean": "F-Mean",
           "F recall": "F-Recall", "F decay": "F-Decay"}
 
-FORMATS = {"difference": "{:+.1f}", "seconds a frame": "{:.2f}"}  # other numbers: one decimal, integers as they are
+FORMATS = {"difference": "{:+.1f}", "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}  # other numbers: one decimal, integers as they are
 TITLES = {
     "table1": "Table 1: DAVIS-2017 val, J&F in percent",
     "study": "This study: means over objects, in percent",
@@ -45,9 +46,13 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
         for name, row in picked.items():
             line = {"data": data and f"{data} {split}", "method": METHODS.get(name, name)}
             if row is not None:
-                line |= {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
-                line |= {column: int(row[column]) for column in ("sequences", "objects", "frames")}
-                line["seconds a frame"] = round(float(row.seconds_per_frame), 2)
+                try:
+                    line |= {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
+                    line |= {column: int(row[column]) for column in ("sequences", "objects", "frames")}
+                    line["seconds a frame"] = round(float(row.seconds_per_frame), 2)
+                except (AttributeError, LookupError, TypeError, ValueError) as error:
+                    raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a number "
+                                     f"({error}); restore it or delete it to run again") from error
             lines.append({**line, "state": state(row, rows)})
         gain = difference(picked["trained"], picked["random"])
         comparable = gain or picked["trained"] is None or picked["random"] is None
@@ -69,17 +74,22 @@ def difference(row: pd.Series | None, other: pd.Series | None) -> dict[str, floa
 
 
 def sequence_table(study: str) -> pd.DataFrame:
-    """J&F of every sequence (mean over its objects) and method; the last line of a benchmark is the mean over OBJECTS."""
+    """J&F of every sequence (mean over its objects) and method; the last line of a benchmark is the mean over OBJECTS.
+
+    Selected features are left out: some of these sequences chose them.
+    """
     rows, blocks = results.read_rows(study), []
     for data, split in benchmarks(rows):
         columns, counts = {}, {}
         for name, row in _methods(rows, data, split).items():
+            if row is not None and remark(row):
+                continue
             title = METHODS.get(name, name) + " †" * state(row, rows).startswith("†")
             path = None if row is None else run_path(row, "scores", ".csv")
             if path is None or not path.exists():
                 columns[title] = pd.Series(dtype=object)
                 continue
-            table = pd.read_csv(path)
+            table = _read_scores(path, int(row.objects))
             table["J&F"] = 100 * (table["J mean"] + table["F mean"]) / 2
             counts |= table.groupby("sequence").size().to_dict()
             columns[title] = table.groupby("sequence")["J&F"].mean()
@@ -96,6 +106,27 @@ def sequence_table(study: str) -> pd.DataFrame:
     if not blocks:
         return frame([], ["data", "sequence", "objects", *METHODS.values()])
     return pd.concat(blocks, ignore_index=True)
+
+
+def score_curve(study: str) -> pd.DataFrame:
+    """J&F against training: iteration, CPU hours, J&F, J mean, F mean (percent), state; a line each evaluation on the way, rising."""
+    rows, lines = results.read_rows(study), []
+    evaluated = kind(rows, "evaluate")
+    for name in sorted({name for name in evaluated["name"] if name.startswith(CURVE)}, key=lambda name: int(name[len(CURVE):])):
+        row = newest(evaluated[evaluated["name"] == name])
+        spent = row.get("training_cpu_seconds")
+        lines.append({"iteration": int(name[len(CURVE):]), "CPU hours": 0.0 if pd.isna(spent) else round(spent / 3600, 2),
+                      **{column: percent(row[f"scores.{score}"]) for column, score in SCORES.items() if "ecay" not in column and
+                         "ecall" not in column}, "shorter side": int(row["parameters.shorter_side"]), "state": state(row, rows)})
+    return pd.DataFrame(lines)
+
+
+def _read_scores(path: Path, objects: int) -> pd.DataFrame:
+    lines = path.read_text().count("\n")
+    if lines != objects + 1:  # a head, and a line an object, the last one ended
+        raise InputError(f"{path}: damaged, {objects} objects were scored and {max(0, lines - 1)} are in it; delete it and evaluate "
+                         "again, which takes seconds")
+    return pd.read_csv(path)
 
 
 def failure_frame(scores: np.ndarray, window: int = 5) -> int:
@@ -166,18 +197,15 @@ def summary(study: str) -> str:
 
 
 def _methods(rows: pd.DataFrame, data: str | None, split: str | None) -> dict[str, pd.Series | None]:
-    """The row that counts for each method on a benchmark: the usual ones first, absent ones None, others by name."""
+    """The row that counts for each method on a benchmark: the usual ones first, absent ones None, others by their label."""
     evaluated = kind(rows, "evaluate")
     evaluated = evaluated[(evaluated["data"] == data) & (evaluated["split"] == split)]
-    names = [*METHODS, *sorted(set(evaluated["name"]) - set(METHODS))]
-    return {name: newest(evaluated[evaluated["name"] == name]) for name in names}
+    evaluated = evaluated[~evaluated["name"].str.startswith(CURVE)]
+    labels = pd.Series([label(row) for _, row in evaluated.iterrows()], evaluated.index, dtype=object)
+    names = [*METHODS, *sorted(set(labels) - set(METHODS))]
+    return {name: newest(evaluated[labels == name]) for name in names}
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as stream:
+        stream.write(text.encode())

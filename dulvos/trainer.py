@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 from accelerate import PartialState
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -44,12 +45,12 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
 
     Returns:
         encoder (path), iterations, videos, device, processes; loss, loss_st, loss_cv (means of the last 100 iterations); seconds
-        and cpu_seconds (of this process), seconds_per_iteration, peak_memory_mb.
+        and cpu_seconds (of this process and its readers), seconds_per_iteration, peak_memory_mb.
 
     Raises:
         InputError: wrong input, a checkpoint that is damaged or of another run, or frames that cannot be read any more.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
-        ChildProcessError: a process that reads clips was killed. A checkpoint was written before, as with unreadable frames.
+        ChildProcessError: a process that reads clips was killed; the last checkpoint is kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     def save() -> None:
         if not all(value.isfinite().all() for value in net.state_dict().values()):
             raise diverged("weights are NaN or infinite")
-        state.peak = max(state.peak, devices.peak_memory(place))
+        state.peak, state.cpu_seconds = max(state.peak, devices.peak_memory(place)), before[1] + _cpu_seconds() - worked[1]
         if rank == 0:
             state.save()
 
@@ -91,7 +92,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         if rank == 0:
             path.parent.mkdir(exist_ok=True)
             save_encoder(net, path, settings=dataclasses.asdict(settings), data=data, iteration=state.iteration,
-                         seconds=state.seconds, cpu_seconds=state.cpu_seconds)
+                         seconds=state.seconds, cpu_seconds=before[1] + _cpu_seconds() - worked[1])
         return path
 
     def diverged(what: str) -> FloatingPointError:
@@ -107,22 +108,23 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     before, worked = (state.seconds, state.cpu_seconds), (time.monotonic(), _cpu_seconds())
     saved = worked[0]
     bar = tqdm(total=settings.iterations, initial=state.iteration, desc="training", unit="it", mininterval=5.0, disable=rank > 0)
-    for batch in _read(loader, save):
-        try:
-            values = training_step(model, parts, batch.to(place), settings, state.iteration, rank=rank, processes=processes)
-        except FloatingPointError as error:
-            raise diverged(str(error)) from None
-        now = time.monotonic()
-        state.iteration += 1
-        state.seconds, state.cpu_seconds = before[0] + now - worked[0], before[1] + _cpu_seconds() - worked[1]
-        state.history.append((state.iteration, *values, state.seconds))
-        bar.update()
-        bar.set_postfix(loss=f"{values[0]:.3f}", st=f"{values[1]:.3f}", cv=f"{values[2]:.3f}", refresh=False)
-        if settings.snapshot_every and state.iteration % settings.snapshot_every == 0:
-            save_snapshot(folder / "snapshots" / f"encoder-{state.iteration}.safetensors")
-        if now - saved > 60 * settings.checkpoint_minutes and state.iteration < settings.iterations:
-            save()
-            saved = now
+    with _killed_readers(state.path):
+        for batch in _read(loader, save):
+            try:
+                values = training_step(model, parts, batch.to(place), settings, state.iteration, rank=rank, processes=processes)
+            except FloatingPointError as error:
+                raise diverged(str(error)) from None
+            now = time.monotonic()
+            state.iteration += 1
+            state.seconds = before[0] + now - worked[0]
+            state.history.append((state.iteration, *values, state.seconds))
+            bar.update()
+            bar.set_postfix(loss=f"{values[0]:.3f}", st=f"{values[1]:.3f}", cv=f"{values[2]:.3f}", refresh=False)
+            if settings.snapshot_every and state.iteration % settings.snapshot_every == 0:
+                save_snapshot(folder / "snapshots" / f"encoder-{state.iteration}.safetensors")
+            if now - saved > 60 * settings.checkpoint_minutes and state.iteration < settings.iterations:
+                save()
+                saved = now
     bar.close()
     save()
     path = save_snapshot(folder / "encoder.safetensors")
@@ -142,15 +144,26 @@ def _read(loader: Iterable[Tensor], save: Callable[[], None]) -> Iterator[Tensor
         save()
         # a worker's message is its traceback, which ends with the error
         raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
+
+
+@contextlib.contextmanager
+def _killed_readers(path: Path) -> Iterator[None]:
+    """One line where a reader was killed. The system tells it wherever this process is: in the middle of a step nothing is saved."""
+    try:
+        yield
     except RuntimeError as error:
-        if "worker" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
-        save()
-        raise ChildProcessError("a process that reads clips was killed (out of memory?); a checkpoint is written, the same call "
-                                "continues; give fewer workers") from None
+        kept = f"{path} is kept" if path.exists() else "no checkpoint was written yet"
+        raise ChildProcessError(f"a process that reads clips was killed (out of memory?); {kept}, the same call continues; give fewer "
+                                "workers") from None
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of the workers that have ended."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    """Processor time of this process, of those that read for it, and of those that have ended."""
+    own = psutil.Process()
+    times = [own.cpu_times()]
+    for child in own.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            times.append(child.cpu_times())
+    return sum(time.user + time.system + time.children_user + time.children_system for time in times)

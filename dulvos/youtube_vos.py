@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 from functools import partial
@@ -20,10 +18,13 @@ from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, load_youtube_vos, read_mask, write_mask
 from dulvos.devices import find_device, peak_memory
 from dulvos.errors import InputError
+from dulvos.evaluation import read_finished
+from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.local_split import LOCAL, local_split, object_categories
 from dulvos.metrics import score_sequence
-from dulvos.released import locate
+from dulvos.selection import find_selected
+from dulvos.sources import SOURCES
 from dulvos.submission import handed_in, mask_file, write_submission
 
 __all__ = ["CLASS_COLUMNS", "class_scores", "open_root", "open_split", "predict", "score", "youtube_vos_run"]
@@ -49,7 +50,8 @@ def open_root(data: str) -> Path:
         raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR: the folder that holds youtube-vos")
     root = Path(base) / data if data == "youtube-vos" else Path(data)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected valid, valid_all_frames and train of YouTube-VOS 2018 in it")
+        raise InputError(f"{root}: no such folder; expected valid, valid_all_frames and train of YouTube-VOS 2018 in it (from "
+                         f"{SOURCES['youtube-vos'].origin})")
     return root
 
 
@@ -90,7 +92,7 @@ def predict(dataset: Dataset, features: str, folder: Path, *, settings: SegmentS
     source = colour_features
     if features != "colour":
         source = partial(encode, load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last))
-    todo = [sequence for sequence in dataset.sequences if not (folder / f"{sequence.name}.json").exists()]
+    todo = [sequence for sequence in dataset.sequences if read_finished(folder, sequence, "saved") is None]
     for sequence in todo:
         sequence.first_masks()
     with tqdm(total=sum(len(s.video) for s in todo), desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
@@ -103,7 +105,7 @@ def predict(dataset: Dataset, features: str, folder: Path, *, settings: SegmentS
             results.write_json(folder / f"{sequence.name}.json", {
                 "seconds": time.monotonic() - started, "frames": len(sequence.video), "saved": len(saved),
                 "peak_memory_mb": peak_memory(torch.device(device))})
-    finished = [json.loads((folder / f"{sequence.name}.json").read_text()) for sequence in dataset.sequences]
+    finished = [read_finished(folder, sequence, "saved") for sequence in dataset.sequences]
     return {**{name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")},
             "peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
 
@@ -150,33 +152,35 @@ def youtube_vos_run(study: str, name: str, root: Path, features: str, settings: 
     "local" is scored here, a row an object in `results/<study>/scores/<name>-<key>.csv`.
 
     Arguments:
-        root: the folder of YouTube-VOS. features: "trained" or "trained:KEY" (of this study), or what `predict` takes.
+        root: the folder of YouTube-VOS. features: as `dulvos.runs.find_features` takes them, or "selected" (what
+            `dulvos.selection` chose on DAVIS in this study, with its layer).
         split: "valid" or "local" (`local_split` at its defaults).
         device: None takes a GPU where there is one.
     """
     device, root = str(find_device(device)), Path(root)
     dataset = open_split(root, split)
-    trained = features.split(":")[0] == "trained"
-    source = str(runs.trained_encoder(study, features.rpartition(":")[2])) if trained else locate(features)
-    weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
+    selected = ""
+    if features.split(":")[0] == "selected":
+        features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
+        settings = dataclasses.replace(settings, layer=layer)
+    source, said = runs.find_features(study, features)
     mark, parameters = runs.dataset_fingerprint(dataset), dataclasses.asdict(settings)
-    key = results.run_key("youtube-vos", {**parameters, "weights": weights, "seed": seed, "split": split}, mark)
+    determining = {**parameters, "weights": said["weights"], "seed": seed, "split": split}
+    key = results.run_key("youtube-vos", determining | ({"selected": selected} if selected else {}), mark)
     row, base = results.find_row(study, "youtube-vos", key), results.study_folder(study)
     folder = base / "masks" / f"{name}-{key}"
     if row and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
         print(f"{name} ({key}) is done already: {row['saved']} masks of {row['sequences']} videos")
         return row
     outcome = predict(dataset, source, folder, settings=settings, device=device, seed=seed)
-    row = {"kind": "youtube-vos", "study": study, "name": name, "key": key, "features": features, "weights": weights,
-           "trained_key": Path(source).parent.name.rpartition("-")[2] if trained else "", "split": split,
+    row = {"kind": "youtube-vos", "study": study, "name": name, "key": key, **said, "selected": selected, "split": split,
            "every_frame": all(sequence.saved is not None for sequence in dataset.sequences),
            "sequences": len(dataset.sequences)}
     if split == "local":
         unseen = local_split(root).unseen
         table = score(dataset, folder, unseen)
-        path = base / "scores" / f"{name}-{key}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False, float_format="%.6f")
+        with replacing(base / "scores" / f"{name}-{key}.csv") as stream:
+            table.to_csv(stream, index=False, float_format="%.6f")
         row |= {"scores": class_scores(table), "objects": len(table), "unseen_classes": list(unseen)}
     else:
         row |= {"submission": str((folder / "submission.zip").relative_to(base)),

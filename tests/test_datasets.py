@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -99,12 +101,12 @@ def test_a_failed_write_leaves_the_old_mask_and_nothing_else(
 ) -> None:
     write_mask(tmp_path / "a.png", blocks(1))
 
-    def broken(self: Image.Image, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
+    def broken(self: Image.Image, stream: BinaryIO, **_: object) -> None:
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"a\.png: cannot be written \(No space left on device\)"):
         write_mask(tmp_path / "a.png", blocks(2))
     assert np.array_equal(read_mask(tmp_path / "a.png"), blocks(1))
     assert len(list(tmp_path.iterdir())) == 1
@@ -156,7 +158,7 @@ def test_what_is_no_mask_is_named(tmp_path: Path) -> None:
         save(tmp_path / "colour.png", colours): "#010203 is neither",
         save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "up to 300; expected",
         tmp_path / "missing.png": "no such file",
-        tmp_path / "cut.png": "not a complete image",
+        tmp_path / "cut.png": "not a complete PNG",
     }
     noise = np.random.default_rng(0).integers(0, 9, (40, 40), np.uint8)
     data = save(tmp_path / "whole.png", noise).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dulvos
+from dulvos import results
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
@@ -146,6 +148,22 @@ def test_the_recorded_loss_is_that_of_the_whole_batch(folder: Path, tmp_path: Pa
 def test_processes_must_share_a_batch(seen: list[dict]) -> None:
     assert [process["refusal"] for process in seen] == [
         f"batch=3 cannot be shared by {PROCESSES} processes; choose a multiple of {PROCESSES}"] * PROCESSES
+
+
+def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
+    """The command that several GPUs are given: a run of its own key, done once."""
+    write_textures(tmp_path / "videos", "abcd")
+    environment = os.environ | {"DULVOS_RESULTS": str(tmp_path / "results"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "dulvos", "train",
+               str(tmp_path / "videos"), "--study", "shared", "--device", "cpu", "--set", "iterations=1", "batch=2", "frames=2", "crop=64",
+               "scale_min=64", "scale_max=72", "jitter=none", "precision=fp32"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=results.ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained already" in done.stdout
+    row, = (json.loads(path.read_text()) for path in (tmp_path / "results" / "shared" / "rows").glob("*.json"))
+    assert row["processes"] == PROCESSES and row["parameters"]["jitter"] == "none" and row["iterations"] == 1
+    assert (tmp_path / "results" / "shared" / row["encoder"]).is_file()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dulvos import download
 from dulvos.__main__ import main
+from dulvos.datasets import load_davis
 from dulvos.download import ARCHIVES, check, fetch, unpack
 from dulvos.errors import InputError
 from tests.test_evaluation import dataset  # noqa: F401
@@ -221,6 +223,57 @@ def test_the_command_leaves_a_checked_data_set_and_nothing_else(archive, server,
     next((to / "davis-2017/Annotations/480p/translation").iterdir()).unlink()  # the folder is not in the order of names
     assert main(["download", "davis2017", "--to", str(to)]) == 2
     assert re.search("missing|no such|11 masks|12 frames", capsys.readouterr().err)
+
+
+@pytest.fixture
+def older(dataset, server, tmp_path, monkeypatch):  # noqa: F811
+    """A miniature of DAVIS-2016, served in place of it in its layout: 0/255 masks, lists of paths, two resolutions."""
+    with zipfile.ZipFile(tmp_path / "made", "w") as file:
+        lines = []
+        for sequence in dataset.sequences:
+            for index in range(len(sequence.video)):
+                name = f"{sequence.name}/{sequence.video.frame_name(index)}"
+                mask = Image.fromarray(255 * (sequence.mask(index) > 0).astype(np.uint8))
+                for resolution in ("480p", "1080p"):
+                    file.write(sequence.video.path / f"{index:05d}.jpg", f"DAVIS/JPEGImages/{resolution}/{name}.jpg")
+                    mask.save(tmp_path / "mask.png")
+                    file.write(tmp_path / "mask.png", f"DAVIS/Annotations/{resolution}/{name}.png")
+                lines.append(f"/JPEGImages/480p/{name}.jpg /Annotations/480p/{name}.png\n")
+        file.writestr("DAVIS/ImageSets/480p/train.txt", "".join(lines[:6]))
+        file.writestr("DAVIS/ImageSets/480p/val.txt", "".join(lines[6:]))
+    server.content = (tmp_path / "made").read_bytes()
+    archive = dataclasses.replace(ARCHIVES["davis2016"], url=server.url, counts={"train": (1, 6, 1), "val": (1, 6, 1)})
+    monkeypatch.setitem(ARCHIVES, "davis2016", archive)
+    return archive
+
+
+def test_davis_2016_is_checked_by_its_structure_for_want_of_a_checksum(older, server, tmp_path, monkeypatch, capsys):
+    assert older.size is older.sha256 is None
+    server.breaks, to = [10_000, 20_000], tmp_path / "to"
+    assert main(["download", "davis2016", "--to", str(to)]) == 0 and len(server.asked) == 3
+    assert names(to) == ["davis-2016"] and load_davis(to / "davis-2016", "val").name == "DAVIS-2016"
+    assert main(["download", "davis2016", "--to", str(to)]) == 0 and len(server.asked) == 3
+    frames = to / "davis-2016/JPEGImages/480p/translation"
+    for gone in (frames / "00003.jpg", to / "davis-2016/Annotations/480p/translation/00003.png"):
+        content = gone.read_bytes()
+        gone.unlink()
+        assert main(["download", "davis2016", "--to", str(to)]) == 2
+        assert f"{gone}: missing on disk" in capsys.readouterr().err
+        gone.write_bytes(content)
+    monkeypatch.setitem(ARCHIVES, "davis2016", dataclasses.replace(older, counts={"train": (1, 6, 1), "val": (2, 6, 1)}))
+    assert main(["download", "davis2016", "--to", str(tmp_path / "other")]) == 2
+    assert "val has 1 sequences, 6 frames" in capsys.readouterr().err and names(tmp_path / "other") == ["data.zip"]
+
+
+def test_what_is_missing_from_the_lists_of_davis_2016_too_is_counted(older, tmp_path, capsys):
+    to = tmp_path / "to"
+    main(["download", "davis2016", "--to", str(to)])
+    listed = to / "davis-2016/ImageSets/480p/val.txt"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (to / f"davis-2016/{folder}/480p/late-entry/00005.{suffix}").unlink()
+    assert main(["download", "davis2016", "--to", str(to)]) == 2
+    assert "val has 1 sequences, 5 frames" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("counts", [(3, 12, 2), (2, 13, 2), (2, 12, 9)])

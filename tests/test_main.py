@@ -15,6 +15,7 @@ from PIL import Image
 
 from dulvos import datasets, movies, own_video, results, videos
 from dulvos.__main__ import main
+from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5
 
@@ -128,3 +129,17 @@ def test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_we
     assert not (clip / "out" / "overlay.mp4").exists()
     assert main([str(part) for part in command[3:]]) == 0
     assert len(list((clip / "out").glob("[0-9]*.png"))) == 30 and (clip / "out" / "overlay.mp4").exists()
+
+
+def test_train_takes_settings_by_name_and_leaves_a_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    write_textures(tmp_path / "videos", "ab")
+    data = ["train", str(tmp_path / "videos"), "--study", "s", "--device", "cpu"]
+    small = ["iterations=1", "batch=2", "frames=2", "crop=64", "scale_min=64", "scale_max=72", "lr=1e-3", "jitter=independent"]
+    assert main([*data, "--set", *small]) == 0
+    row = results.read_rows("s").iloc[0]
+    assert row["parameters.jitter"] == "independent" and row["parameters.lr"] == 1e-3 and row["name"] == "trained"
+    for wrong, said in ((["lr"], "'lr' is no setting; expected NAME=VALUE"), (["lrate=1"], "unknown setting lrate; the settings are"),
+                        (["batch=two"], "batch must be int, not 'two'")):
+        assert main([*data, "--set", *wrong]) == 2
+        assert said in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_wrong_masks_are_named_in_one_line(video, tmp_path):
     Image.fromarray(block(1).astype(np.uint16) * 300).save(tmp_path / "large.png")
     for given, match in (([tmp_path / "absent.png"], "absent.png.*no such file"), ([small], "small.png is 48x80.*80x48"),
                          ([empty], "empty.png.*no object"), ([good, f"0={good}"], "second mask of frame 0"),
-                         ([f"6={good}"], "frame 6.*0 to 5"), ([tmp_path / "text.png"], "text.png.*not a complete image"),
+                         ([f"6={good}"], "frame 6.*0 to 5"), ([tmp_path / "text.png"], "text.png.*not a complete PNG"),
                          ([tmp_path / "large.png"], "large.png.*300"), ([stray], "00003.png.*10.png"),
                          ([tmp_path / "nothing"], "no masks.*10.png")):
         with pytest.raises(InputError, match=match) as error:

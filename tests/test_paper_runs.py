@@ -7,19 +7,25 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 
-from dulvos import paper_runs, results, runs, sources, synthetic
+from dulvos import machine as machines
+from dulvos import paper_runs, paper_tables, results, runs, synthetic
 from dulvos.__main__ import main
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import write_mask
+from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
+from dulvos.machine import MINIATURE_SEGMENT, Machine
 from dulvos.miniature import write_youtube_vos
-from dulvos.paper_runs import MINIATURE_SEGMENT, ROWS, Machine, prepare, run_paper
+from dulvos.paper_rows import COLLECTIONS, ROWS
+from dulvos.paper_runs import prepare, row_steps, run_paper
 from dulvos.released import RELEASES
+from dulvos.study import check_parameters
 from tests.oracles import texture
 from tests.test_released import snapshot, walk
 
@@ -81,13 +87,6 @@ def machine(whole) -> Machine:
     return Machine(whole, "cpu", miniature=True)
 
 
-def test_the_rows_are_those_of_the_tables():
-    assert len([row for row in ROWS.values() if row.table == 1]) == 11 and len(ROWS) == 18
-    assert {row.collection for row in ROWS.values()} - {""} < set(sources.SOURCES)
-    assert ROWS["crw"].layer == "res3" and ROWS["trackingnet"].layer == "res4"
-    assert "table2-oxuva" not in ROWS and "table2-araslanov-oxuva" not in ROWS
-
-
 def test_everything_there_makes_every_row_ready(machine, capsys, monkeypatch, tmp_path):
     """A dry run trains two iterations on each layout: frame folders of three kinds, and video files."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -96,6 +95,7 @@ def test_everything_there_makes_every_row_ready(machine, capsys, monkeypatch, tm
     for name in ROWS:
         assert any(line.startswith(f"{name} ") and line.endswith("ready") for line in printed.splitlines()), name
     assert "imagenet: torchvision's resnet18-f37072fd.pth" in printed
+    assert "kinetics-400: a video file that does not decode ends a training" in printed and printed.count("--decode") == 1
     assert "18 of 18 rows" in printed and "nothing was run" in printed and "expected 61" in printed
     probes = results.RESULTS / "miniature/probes"
     assert sorted(path.stem for path in probes.iterdir()) == ["kinetics-400", "oxuva", "trackingnet", "youtube-vos"]
@@ -106,9 +106,8 @@ def test_everything_there_makes_every_row_ready(machine, capsys, monkeypatch, tm
 
 
 def test_settings_are_the_papers_and_lengths_count_the_videos_that_are_here(whole):
-    machine = Machine(whole, "cpu")
-    machine._collections = {name: runs.open_training(name) for name in paper_runs.COLLECTIONS}
-    settings = {name: machine.settings(name) for name in paper_runs.COLLECTIONS}
+    machine = Machine(whole, "cpu", incomplete=True)
+    settings = {name: machine.settings(name) for name in COLLECTIONS}
     assert settings["oxuva"].iterations == -(-500 * 3 // 16) and settings["kinetics-400"].lr_every == -(-20 * 4 // 16)
     large = settings["trackingnet"]
     assert large.centre and large.optimiser == "sgd" and large.lr_decay == 0.9
@@ -145,21 +144,75 @@ def test_the_missing_thing_is_named_and_the_status_says_so(whole, tmp_path, caps
 ])
 def test_incomplete_data_is_no_row_of_the_papers(whole, row, message):
     ready, missing, _ = prepare([ROWS[row]], Machine(whole, "cpu"))
-    assert not ready and message in missing[row]
+    assert not ready and any(message in line for line in missing[row])
+
+
+def test_all_that_a_row_lacks_is_said_at_once_and_each_thing_once(tmp_path, capsys):
+    rows = [ROWS[name] for name in ("crw", "youtube-vos", "table2-crw")]
+    assert run_paper(rows, Machine(tmp_path, "cpu"), dry=True) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing for ")]
+    assert [re.match("missing for ([^:]*): .*?([^/]*): no such", line).groups() for line in lines] == [
+        ("crw, table2-crw", "pretrained.pth"), ("crw, youtube-vos", "davis-2017"), ("youtube-vos", "youtube-vos"),
+        ("table2-crw", "youtube-vos")]
+
+
+def test_table2_needs_no_davis_unless_a_snapshot_is_selected(whole, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(whole, copy, copy_function=os.link, ignore=shutil.ignore_patterns("davis-2017"))
+    rows = [ROWS["table2-crw"], ROWS["table2-trackingnet"]]
+    ready, missing, _ = prepare(rows, Machine(copy, "cpu", miniature=True))
+    assert list(ready) == ["table2-crw", "table2-trackingnet"] and not missing
+    ready, missing, _ = prepare(rows, Machine(copy, "cpu", miniature=True, selected=True))
+    assert list(ready) == ["table2-crw"] and "davis-2017: no such folder" in missing["table2-trackingnet"][0]
+
+
+def test_incomplete_collections_are_trained_on_if_asked(whole):
+    machine = Machine(whole, "cpu", incomplete=True)
+    assert machine.collection("trackingnet").miscounted and machine.remarks[0].startswith("TrackingNet: 3 videos found")
+    with pytest.raises(InputError, match="30,132 expected.*; --incomplete trains on what is there"):
+        Machine(whole, "cpu").collection("trackingnet")
+
+
+def test_a_long_probe_estimates_table3_in_a_dry_run(machine, monkeypatch, capsys):
+    """At the paper's settings, stood in for here: the estimate is written to the tables, and says what it is."""
+    monkeypatch.setattr(paper_tables, "METHOD", {})
+    machine.iterations = 2
+    run_paper([ROWS["oxuva"]], machine, dry=True)
+    assert "Table 3" not in capsys.readouterr().out
+    for module in (paper_runs, paper_tables):
+        monkeypatch.setattr(module, "ESTIMATE", 2)
+    assert run_paper([ROWS["trackingnet"]], machine, dry=True) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "not run: an estimate from 2 iterations" in line)
+    assert "TrackingNet" in line and "(estimate)" in line
+    assert "an estimate from 2 iterations" in (results.study_folder("miniature") / "tables/table3.md").read_text()
+
+
+def test_a_probe_of_the_released_length_is_no_estimate_of_the_whole(whole, monkeypatch):
+    monkeypatch.setattr(machines, "training_probe", lambda *_: {"seconds": 1.0})
+    Machine(whole, "cpu", miniature=True, released=True).probe("oxuva")
+    assert not (results.RESULTS / "miniature/probes").exists()
 
 
 def test_a_full_disk_and_a_small_device_are_named(machine, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(paper_runs, "train", full)
+    monkeypatch.setattr(machines, "train", full)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"total_memory": 6 * 2**30}))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(paper_runs.shutil, "disk_usage", lambda _: usage)
     ready, missing, _ = prepare([ROWS["oxuva"], ROWS["random"]], machine)
     assert list(ready) == ["random"]
-    assert "its 6 GB do not hold a batch of B=2, T=3 at 64x64" in missing["oxuva"]
-    assert "0.0 GB are free on this disk" in missing["space"]
+    assert "its 6 GB do not hold a batch of B=2, T=3 at 64x64" in missing["oxuva"][0]
+    assert "0.0 GB are free on this disk" in missing["space"][0]
+
+
+def test_results_on_a_disk_of_their_own_need_its_space(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "not/made/yet")
+    asked = []
+    monkeypatch.setattr(paper_runs.shutil, "disk_usage", lambda place: asked.append(place) or SimpleNamespace(free=2**40))
+    prepare([ROWS["random"]], machine)
+    assert asked == [tmp_path]
 
 
 def test_released_weights_give_a_row_without_training(whole, machine):
@@ -170,22 +223,42 @@ def test_released_weights_give_a_row_without_training(whole, machine):
 
 
 def test_a_row_runs_from_its_data_to_the_tables(machine, capsys):
-    """Training and both evaluations through the notebooks, then nothing a second time."""
-    rows = [ROWS["trackingnet"], ROWS["table2-trackingnet"]]
-    assert run_paper(rows, machine) == 0, capsys.readouterr().out
+    """Training, evaluation of the last and of the selected snapshot through the notebooks, then nothing a second time."""
+    machine.selected = True
+    assert run_paper([ROWS["trackingnet"]], machine) == 0, capsys.readouterr().out
     found = results.read_rows("miniature-trackingnet")
-    assert sorted(found.kind) == ["evaluate", "train", "youtube-vos"]
+    assert sorted(found.kind) == ["evaluate"] * 2 + ["select"] * 4 + ["train"]
     trained = found[found.kind == "train"].iloc[0]
     assert trained["data"] == "TrackingNet" and trained["parameters.centre"] and trained["iterations"] == 2
+    assert "the copy is incomplete" in trained["miscounted"][0]
     others = found[found.kind != "train"]
-    assert set(others["trained_key"]) == {trained["key"]} and set(others["data"]) == {"DAVIS-2017", "YouTube-VOS"}
-    assert (results.study_folder("miniature-trackingnet") / others["submission"].dropna().iloc[0]).is_file()
+    assert set(others["trained_key"]) == {trained["key"]} and set(others["data"]) == {"DAVIS-2017"}
+    evaluated = others[others.kind == "evaluate"].set_index("name")
+    assert evaluated.loc["trained", "selected"] == "" and evaluated.loc["trained", "parameters.layer"] == "res4"
+    assert evaluated.loc["trained-selected", "selected"].startswith("selected on 2 sequences of DAVIS-2017 val (iteration ")
     assert (results.study_folder("miniature") / "tables/table1.md").is_file()
     capsys.readouterr()
-    assert run_paper(rows, machine) == 0 and capsys.readouterr().out.count("done already") == 3
+    assert run_paper([ROWS["trackingnet"]], machine) == 0 and capsys.readouterr().out.count("done already") == 3
+
+
+def test_the_steps_of_a_row_follow_from_its_table_and_from_what_is_selected(machine):
+    def steps(name):
+        return [(step.name, step.parameters.get("features"), step.needs) for step in row_steps(ROWS[name], machine)]
+
+    train, davis, youtube = "01_train", "02_evaluate_davis-trained", "02_evaluate_youtube_vos-trained"
+    assert steps("table2-crw") == [("02_evaluate_youtube_vos-crw", "crw", ())]
+    assert steps("table2-trackingnet") == [(train, None, ()), (youtube, "trained", (train,))]
+    machine.selected = True
+    assert steps("crw") == [("02_evaluate_davis-crw", "crw", ())]
+    assert steps("table2-trackingnet") == [
+        (train, None, ()), (youtube, "trained", (train,)), (f"{davis}-selected", "trained", (train,)),
+        (f"{youtube}-selected", "selected", (train, f"{davis}-selected"))]
+    for step in row_steps(ROWS["table2-trackingnet"], machine):
+        check_parameters(step.notebook, step.parameters)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["--dry-run"], "--data DIR is missing"),
     (["--data", "nowhere", "--dry-run"], "nowhere: no such folder; --data names the folder"),
     (["--data", ".", "--rows", "table3"], "--rows table3: no such row; the rows are random, imagenet"),
     (["--data", ".", "--probe", "0"], "--probe must be >= 1"),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.propagation import plain
-from dulvos import propagation
+from dulvos import batched, propagation, tiled
 from dulvos.errors import InputError
 from dulvos.propagation import object_ids, propagate, to_labels
 from tests.oracles import blobs, propagation_oracle, random_features, resize
@@ -32,6 +32,17 @@ def distinct(soft: Tensor, size: tuple[int, int]) -> Tensor:
     return best[:, 0] - best[:, 1] > 1e-5
 
 
+@pytest.fixture(params=["float32", "bfloat16", "batched"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way in which cells are compared: by tiles, first in float32 or bfloat16, and as on a GPU."""
+    if request.param == "batched":
+        monkeypatch.setattr(propagation, "_engine", lambda device: batched.Attention)
+    else:
+        monkeypatch.setattr(tiled, "_coarse_dtype", lambda *_: getattr(torch, request.param))
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("case", ["propagate_small", "propagate_late_objects", "propagate_paper"])
 def test_golden(golden: Path, case: str) -> None:
     expected = np.load(golden / f"{case}.npz")
@@ -70,16 +81,14 @@ CASES = {  # h, w, T, context, radius, topk, objects annotated at each frame
 }
 
 
-@pytest.mark.parametrize("coarse", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_a_dense_oracle(case: str, coarse: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agrees_with_a_dense_oracle(case: str, way: str) -> None:
     """In float64, where no two similarities are so close that rounding could choose between them.
 
     In bfloat16 hundreds of entries of a nearly still video look alike; none that counts may be left out.
     """
-    monkeypatch.setattr(propagation, "_coarse_dtype", lambda *_: coarse)
     height, width, frames, context, radius, topk, objects = CASES[case]
-    features = correlated(len(case), frames, 8, height, width, change=0.7 if coarse == torch.float32 else 0.02)
+    features = correlated(len(case), frames, 8, height, width, change=0.02 if way == "bfloat16" else 0.7)
     masks = {t: blobs(t, ids, 8 * height - 3, 8 * width + 5) for t, ids in objects.items()}
     ids = object_ids(masks)
     assert ids == tuple(sorted({0}.union(*objects.values())))
@@ -89,8 +98,8 @@ def test_agrees_with_a_dense_oracle(case: str, coarse: torch.dtype, monkeypatch:
     torch.testing.assert_close(soft.double(), expected, rtol=0, atol=1e-4)
 
 
-def test_agrees_with_the_plain_way_at_720p(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propagation, "_coarse_dtype", lambda *_: torch.bfloat16)
+@pytest.mark.usefixtures("way")
+def test_agrees_with_the_plain_way_at_720p() -> None:
     features, mask = correlated(0, 3, 16, 90, 160, change=0.05), blobs(0, (1, 2), 720, 1280)
     soft = list(propagate(features, mask, context=2))
     cells = torch.arange(0, 90 * 160, 7)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from dulvos import paper, results, tables, youtube_vos
+from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.local_split import LOCAL
 from dulvos.training import TrainSettings
@@ -155,7 +156,7 @@ def test_benchmarks_are_kept_apart():
 
 
 def test_sequence_table_ends_with_the_mean_over_objects(folder):
-    write("evaluate", "random", "e1", data="cutouts")
+    write("evaluate", "random", "e1", data="cutouts", objects=4)
     scores = pd.DataFrame({"sequence": ["a", "a", "a", "b"], "object": [1, 2, 3, 1], "J mean": [0.2, 0.4, 0.6, 1.0],
                            "F mean": [0.4, 0.4, 0.4, 1.0]})
     (folder / "study" / "scores").mkdir()
@@ -164,6 +165,12 @@ def test_sequence_table_ends_with_the_mean_over_objects(folder):
     assert table["random features"].to_dict() == {"a": 40.0, "b": 100.0, "mean over objects": 55.0}
     assert table["objects"].to_dict() == {"a": 3, "b": 1, "mean over objects": 4}
     assert (table["trained features"] == "not run").all()
+    path = folder / "study" / "scores" / "random-e1.csv"
+    whole = path.read_bytes()
+    for length in (0, 20, -10, -1, whole.rindex(b"\n", 0, -1) + 1):  # cut short it would give another mean, or another last digit
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"random-e1\.csv: damaged, 4 objects were scored and \d are in it; delete it"):
+            tables.sequence_table("study")
 
 
 def test_table3_sets_only_the_papers_setting_beside_the_paper():
@@ -236,6 +243,37 @@ def test_released_weights_and_lengths_have_lines_of_their_own():
     assert "1 of its 10 lines" in tables.summary("study")
 
 
+@pytest.mark.parametrize(("fields", "trained", "label"), [
+    ({"snapshot": 13_017}, {}, "iteration 13,017"),
+    ({"snapshot": 13_017, "selected": "selected on 5 sequences of DAVIS-2017 val (iteration 13,017, key)",
+      "settings": {"layer": "key"}}, {}, "selected on 5 sequences of DAVIS-2017 val (iteration 13,017, key)"),
+    ({}, {"miscounted": ["TrackingNet: 3 videos found"]}, "data of another size"),
+    ({"selected": "selected"}, {"iterations": 13_017, "miscounted": ["one"]}, "released length, data of another size, selected"),
+], ids=lambda value: str(value)[:20])
+def test_what_is_not_the_last_checkpoint_of_the_whole_has_a_line_of_its_own(fields, trained, label):
+    write("train", "trained", "t1", **{"videos": 3471, "miscounted": [], **trained})
+    write("evaluate", "trained", "e1", trained_key="t1", **fields)
+    table = tables.table1(tables.all_rows())
+    assert filled() == 1 and (table["ours J&F_m"].iloc[:10] == "not run").all()
+    assert table["method"].iloc[10] == f"the paper's method, {label}" and table["paper J&F_m"].iloc[10] == 69.3
+    write("evaluate", "trained", "e22", trained_key="t1")
+    assert (ours()["ours J&F_m"] == 50.0) == (not trained)
+
+
+def test_a_snapshot_is_no_method_of_the_study():
+    write("evaluate", "trained", "e1", snapshot=100, scores={**SCORES, "J&F-Mean": 0.9})
+    table = tables.study_table(results.read_rows("study")).set_index("method")
+    assert table.loc["trained features", "state"] == "not run" and table.loc["trained, iteration 100", "J&F"] == 90.0
+
+
+def test_table2_says_what_was_selected():
+    valid = {"split": "valid", "data": "YouTube-VOS", "sequences": 474, "every_frame": True, "scores": None}
+    write("train", "trained", "t1", videos=3471)
+    write("youtube-vos", "trained-selected", "y1", trained_key="t1", selected="selected on 5", settings={"layer": "key"}, **valid)
+    states = tables.table2(tables.all_rows())["state"]
+    assert [state for state in states if state != "not run"] == ["run (selected on 5): its masks are not on this machine"]
+
+
 def test_crws_weights_count_at_their_own_layer_only():
     write("evaluate", "crw", "e1")
     write("evaluate", "araslanov-oxuva", "e2", settings={"layer": "res3"})
@@ -266,6 +304,7 @@ def test_table3_estimates_what_was_probed_and_says_so():
     results.write_json(results.RESULTS / "paper/probes/trackingnet.json", probe)
     small = {**probe, "data": "OxUvA", "parameters": {**probe["parameters"], "batch": 2}}
     results.write_json(results.RESULTS / "miniature/probes/trackingnet.json", {**small, "data": "YouTube-VOS"})
+    results.write_json(results.RESULTS / "paper/probes/kinetics-400.json", {**probe, "data": "Kinetics-400", "probed": 49})
     table = tables.table3(tables.all_rows())
     line = table[(table["train data"] == "TrackingNet") & (table["method"] == "the paper's method")].iloc[0]
     assert line["our time"] == "20.0 h (estimate)" and line["our peak memory (MB)"] == 9000 and line["device"] == "a GPU"
@@ -274,3 +313,16 @@ def test_table3_estimates_what_was_probed_and_says_so():
     write("train", "trained", "t1", data="TrackingNet")
     table = tables.table3(tables.all_rows())
     assert not table["our time"].astype(str).str.contains("estimate").any()
+
+
+def test_the_curve_goes_from_no_training_to_the_last_encoder():
+    """Evaluations on the way stand on it by their iteration, and in no table of methods."""
+    for iteration, hours, mean in ((4000, 2.0, 0.6), (500, 0.25, 0.5), (1000, 0.5, 0.55)):
+        write("evaluate", f"curve-{iteration}", f"c{iteration}", training_cpu_seconds=3600 * hours,
+              settings={"shorter_side": 240}, scores={**SCORES, "J&F-Mean": mean})
+    write("evaluate", "curve-0", "c0", settings={"shorter_side": 240}, scores={**SCORES, "J&F-Mean": 0.4}, stale=True)
+    curve = tables.score_curve("study")
+    assert curve["iteration"].tolist() == [0, 500, 1000, 4000] and curve["CPU hours"].tolist() == [0, 0.25, 0.5, 2]
+    assert curve["J&F"].tolist() == [40, 50, 55, 60] and curve["state"].str.startswith("†").tolist() == [True] + [False] * 3
+    assert not tables.study_table(results.read_rows("study"))["method"].str.startswith("curve").any()
+    assert tables.score_curve("another").empty

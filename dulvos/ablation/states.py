@@ -210,5 +210,5 @@ def _progress(grid: GridStudy, run: Run) -> str:
     if run.trained is not None:
         return "evaluating"
     found = list((results.study_folder(grid.folder) / "runs").glob(f"{run.training}-*/history.csv"))
-    done = max((len(pd.read_csv(path)) for path in found), default=0)
+    done = max((max(0, path.read_text().count("\n") - 1) for path in found), default=0)
     return f"{done} of {run.settings['iterations']} iterations"

@@ -12,7 +12,7 @@ import pandas as pd
 from dulvos import paper
 from dulvos.ablation.grid import EDGES, GridStudy
 from dulvos.ablation.states import Run
-from dulvos.checkpoints import replacing
+from dulvos.files import replacing
 from dulvos.rows import NOT_RUN
 from dulvos.tables import to_markdown
 from dulvos.training import TrainSettings

@@ -40,6 +40,7 @@ __all__ = ["Outcome", "carry", "draw", "local_cluster", "run_grid"]
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128² crops peaks at 2.1 GB
 CONNECT = 20  # seconds to wait for a scheduler
 ATTEMPTS = 3  # of a run whose worker dies
+HOST = "127.0.0.1"  # Dask runs whatever it is sent, so none but this machine may send
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def local_cluster(workers: int = 0, threads: int = 1) -> SpecCluster:
         environment = {name: str(threads) for name in names} | ({"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {})
         # 0: a kernel's memory is not the worker's
         specs[index] = {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": environment, "dashboard": False,
+                                                  "host": HOST, "dashboard_address": f"{HOST}:0",
                                                   "silence_logs": logging.ERROR}}
     dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS})
-    local = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1",
+    local = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": f"{HOST}:0", "host": HOST,
                                            "port": 0}}
     return SpecCluster(workers=specs, scheduler=local, name="dulvos", silence_logs=logging.ERROR)

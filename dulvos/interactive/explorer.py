@@ -15,9 +15,9 @@ import ipywidgets
 from IPython.display import Image
 from torch import Tensor
 
-from dulvos.checkpoints import replacing
 from dulvos.encoder import LAYERS
 from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.interactive.canvas import Canvas
 from dulvos.interactive.scene import Scene, View, encode_clip
 from dulvos.runs import open_data
@@ -123,7 +123,6 @@ class Explorer:
         picture = self.canvas.jpeg()
         if path is not None:
             path = Path(path).with_suffix(".jpg")
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as stream:
                 stream.write(picture)
         return Image(picture, format="jpeg")

@@ -1,0 +1,39 @@
+"""Runs of the demo grid with two workers of one thread beside one such worker: `python -m benchmarks.grid [--only RUN ...]`.
+
+Each way fills an empty results folder of its own; a run is a training and an evaluation by their notebooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.measure import report
+
+RUNS = ("lam0-0", "lam1-0", "M2-0", "M8-0", "no-jitter-0", "jitter-each-0", "ordered-0", "aligned-0")
+
+
+def throughput(workers: int, only: list[str]) -> float:
+    """Seconds a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "dulvos", "grid", "--study", "demo", "--run", "--workers", str(workers), "--only", *only]
+        environment = os.environ | {"DULVOS_RESULTS": folder, "OMP_NUM_THREADS": "1"}
+        started = time.perf_counter()
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        return (time.perf_counter() - started) / len(only)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=RUNS, help="these runs")
+    options = parser.parse_args()
+    times = {"ours": [throughput(2, list(options.only))], "plain": [throughput(1, list(options.only))]}
+    report("grid, two workers (ours) beside one (plain)", f"{len(options.only)} runs of the demo grid", times, {}, "s a run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Every number of a result in README.md comes from a row; committed tables are those that the committed rows give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dulvos import results, study, tables
+from dulvos.ablation import states
+from dulvos.ablation import tables as grid_tables
+from dulvos.ablation.grid import find_study
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BENCHMARKS = pd.read_csv(ROOT / "results" / "benchmarks.csv")
+# what is no result of ours, or a result without a row, each said why
+NO_ROWS = {
+    r"CC BY(-NC)? 4\.0": "a licence", r"Apache-2\.0": "a licence", r"[Pp]ython 3\.\d+": "a version", r"8\*i\* \+ 3\.5": "the method",
+    r"4[,\d]* of the paper|λ ?= ?[\d.]+|τ ?= ?[\d.]+": "the method",
+    r"[\d.]+ (min|h) \(estimated\)": "an estimate, and said to be one",
+    r"300,000 videos": "Kinetics-400", r"(up to )?[\d.]+ GB": "sizes of downloads and memory",
+    r"[\d.]+ ms at \d+ frames": "benchmarks.explorer prints it and leaves no row",
+    r"in a browser after [\d.]+ s and [\d.]+ s": "benchmarks.clicks prints it and leaves no row",
+    r"takes [\d.]+ s a frame at `--shorter-side 480` and [\d.]+ s at 240": "the command prints it and leaves no row",
+}
+NUMBER = re.compile(r"(?<![\w.,²×/-])[+-]?(\d[\d,]*\.\d+|\d[\d,]*(?= (?:sequences|frames|objects|iterations|minutes|min|runs|videos|J&F|MB)\b)"
+                    r"|(?<=J&F )\d+)(?![\d.]*\w)")
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    """(title, text) of README's sections, without code, addresses and what `NO_ROWS` names."""
+    for text in re.split(r"^(?=##? )", README, flags=re.M)[1:]:
+        title = text.splitlines()[0].lstrip("# ")
+        text = re.sub("|".join(NO_ROWS), "", re.sub(r"```.*?```", "", text, flags=re.S))
+        yield title, re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def values_of(name: str) -> list[float]:
+    """What the rows of a study say: scores in percent and their differences, counts, times in several units, settings."""
+    rows, values = results.read_rows(name), []
+    if rows.empty:
+        return []
+    scores = [column for column in ("scores.J&F-Mean", "scores.J-Mean", "scores.F-Mean") if column in rows]
+    for column in scores:
+        percents = [round(100 * score, 1) for score in rows[column].dropna()]
+        values += percents + [a - b for a in percents for b in percents]
+    for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "parameters.iterations",
+                   "parameters.batch", "parameters.crop", "peak_memory_mb"):
+        values += list(rows[column].dropna()) if column in rows else []
+    seconds = rows.seconds.dropna()
+    values += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600, len(rows)]
+    return values + [step_setting for steps in _settings(name) for step_setting in steps]
+
+
+def _settings(name: str) -> Iterator[list[float]]:
+    if name in ("demo", "davis"):
+        for step in study.demo_steps() if name == "demo" else study.davis_steps("cpu"):
+            yield [value for value in step.parameters.values() if isinstance(value, int | float)] + [step.minutes]
+
+
+def values_for(text: str) -> list[float]:
+    """The values that a section may take its numbers from: those of the results that it names."""
+    named = set(re.findall(r"results/([\w-]+)", text))
+    named |= {name for name, words in {"demo": "run_all.sh`", "davis": "DAVIS-2016"}.items() if words in text}
+    values: list[float] = []
+    for name in sorted(named):
+        if (ROOT / "results" / name / "rows").is_dir():
+            values += values_of(name)
+    if "benchmarks.csv" in text:
+        measured = BENCHMARKS[["ours", "plain", "ratio", "ours_mb", "plain_mb"]]
+        values += measured.stack().tolist() + [value / 1000 for value in measured.stack()] + [100.0, 1000.0]
+    return values
+
+
+def matches(number: str, values: list[float]) -> bool:
+    """Whether a number is one of the values, rounded as it is."""
+    digits = len(number.partition(".")[2])
+    return any(abs(float(number.replace(",", "")) - value) <= 0.5 * 10**-digits + 1e-9 for value in values)
+
+
+@pytest.mark.parametrize("title", [title for title, _ in sections()])
+def test_every_number_comes_from_a_row(title: str) -> None:
+    text = dict(sections())[title]
+    values = values_for(text)
+    prose = re.sub(r"`[^`]*`", "", text)
+    strange = [number for number in NUMBER.findall(prose) if not matches(number, values)]
+    assert not strange, f"{title}: from no row of the results that this section names: {', '.join(strange)}"
+
+
+def test_a_wrong_digit_would_be_noticed() -> None:
+    values = [round(100 * score, 1) for score in results.read_rows("davis")["scores.J&F-Mean"].dropna()]
+    assert all(matches(f"{value:.1f}", values) and not matches(f"{value + 0.1:.2f}", values) for value in values)
+    assert NUMBER.findall("| **67.0** | 1,376 frames, J&F 50 at 480p, DAVIS-2016, 256² from 1.5 to 2.25 s") == \
+        ["67.0", "1,376", "50", "1.5", "2.25"]
+
+
+def test_the_first_table_is_that_of_the_newest_rows() -> None:
+    """Method for method, cell for cell."""
+    lines = [line.strip("| ").split("|") for line in README.split("\n## ")[0].splitlines() if line.startswith("|")]
+    header, shown = [cell.strip() for cell in lines[0]], [[cell.strip(" *") for cell in line] for line in lines[2:]]
+    ours = tables.to_text(tables.study_table(results.read_rows("davis"))).set_index("method")
+    names = {"first mask copied": "first mask copied", "raw colours": "raw colours", "random": "random features",
+             "trained": "trained features"}
+    assert len(shown) >= 4
+    for line in shown:
+        method = next(names[start] for start in names if line[0].startswith(start))
+        for column, cell in zip(header[1:], line[1:]):
+            assert cell == ours.loc[method, column], f"{line[0]}, {column}"
+
+
+def test_the_benchmarks_table_is_that_of_the_rows() -> None:
+    """By the command that its last cell gives: our time, the plain way's, the ratio."""
+    section = next(part for part in README.split("\n## ") if "benchmarks.csv" in part)
+    lines = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(lines) >= 5
+    for line in lines:
+        rows = BENCHMARKS[BENCHMARKS.command == line[-1].strip(" `")]
+        numbers = [re.search(r"[\d.]+", cell)[0] for cell in line[1:4]]
+        assert any(all(matches(number, [row[column]]) for number, column in zip(numbers, ("ours", "plain", "ratio")))
+                   for _, row in rows.iterrows()), f"no row of benchmarks.csv says so: {'|'.join(line)}"
+
+
+@pytest.mark.parametrize("name", ["demo", "davis"])
+def test_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: Path) -> None:
+    """Marks of earlier code too: a change of code makes them stale. `write_tables` brings them up to date."""
+    tables.write_tables(name, tmp_path)
+    _same(tmp_path, results.study_folder(name) / "tables", f'python -c \'from dulvos.tables import write_tables; write_tables("{name}")\'')
+
+
+def test_the_grid_s_committed_tables_are_those_of_the_committed_rows(tmp_path: Path) -> None:
+    grid = find_study("demo")
+    grid_tables.write_tables(grid, states.grid_runs(grid, check_data=False), tmp_path)
+    _same(tmp_path, results.study_folder(grid.folder) / "tables", "notebooks/03_ablation.ipynb")
+
+
+def _same(made: Path, committed: Path, remedy: str) -> None:
+    different = [path.name for path in sorted(made.iterdir())
+                 if not (committed / path.name).is_file() or (committed / path.name).read_text() != path.read_text()]
+    assert not different, f"{committed}: {', '.join(different)} are not what the rows give; make them anew: {remedy}"
