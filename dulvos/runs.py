@@ -213,10 +213,10 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """Short fingerprint of the frames and the masks, by names and sizes; of a collection, that of its index."""
+    """Short fingerprint of the frames, by names and sizes, and of the masks, by their bytes; of a collection, that of its index."""
     if isinstance(dataset, Collection):
         return dataset.fingerprint
-    masks = [(sequence.name, path.name, path.stat().st_size)
+    masks = [(sequence.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
              for sequence in dataset.sequences for path in sequence.masks.values()]
     content = f"{fingerprint([sequence.video for sequence in dataset.sequences])} {masks}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
