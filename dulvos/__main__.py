@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (FloatingPointError, ChildProcessError) as error:  # what ends a training, told by it
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # the system's words: a full disk, no permission, a name too long
         if not error.strerror:
             raise
@@ -96,7 +99,7 @@ def _setting(text: str) -> tuple[str, object]:
         raise InputError(f"{text!r} is no setting; expected NAME=VALUE, such as lr=3e-4")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return name, value  # a word
 
 

@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
+from dulvos.files import cannot_write
 
 __all__ = ["ARCHIVES", "Archive", "check", "download", "fetch", "unpack"]
 
 BLOCK = 1 << 20  # bytes
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # what trying again does not mend
 PAUSE = 2.0  # seconds before the second attempt, doubled for each that brings nothing
 
 
@@ -79,10 +81,10 @@ def download(name: str, to: str | os.PathLike[str]) -> Path:
         file.unlink(missing_ok=True)
         print(f"{folder}: {archive.title} is there and complete")
         return folder
-    to.mkdir(parents=True, exist_ok=True)
     print(f"{archive.title}, {archive.licence}: {archive.url}")
-    fetch(archive.url, file, size=archive.size, sha256=archive.sha256)
     try:
+        to.mkdir(parents=True, exist_ok=True)
+        fetch(archive.url, file, size=archive.size, sha256=archive.sha256)
         unpack(file, unpacking)
         inner = next((path for path in (unpacking, *sorted(unpacking.iterdir())) if (path / "ImageSets").is_dir()), None)
         if inner is None:
@@ -90,6 +92,10 @@ def download(name: str, to: str | os.PathLike[str]) -> Path:
         check(inner, archive)
         os.sync()  # what the name promises must be on the disk before the name
         os.replace(inner, folder)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise cannot_write(to, error.errno) from None
     finally:
         shutil.rmtree(unpacking, ignore_errors=True)
     file.unlink()
@@ -138,9 +144,8 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
                 _continue(url, part, size, timeout)
                 break
             except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-                    raise InputError(f"{part}: cannot be written ({os.strerror(error.errno)}); {_size(part):,} bytes are kept: make "
-                                     "room, and the same command goes on from there") from None
+                if isinstance(error, OSError) and error.errno in DISK:
+                    raise cannot_write(part, error.errno) from None
                 code = error.code if isinstance(error, urllib.error.HTTPError) else 0
                 if 400 <= code < 500 and code not in (408, 416, 429):
                     raise InputError(f"{url}: the server answers {code} ({error.reason}); look for the file on its site "

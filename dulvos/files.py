@@ -10,15 +10,15 @@ from typing import BinaryIO
 
 from dulvos.errors import InputError
 
-__all__ = ["replacing"]
+__all__ = ["cannot_write", "replacing"]
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes the file whole or not at all.
 
-    The folders above it are made. A temporary name beside the file, synced, then renamed; the folder is synced too, without which a power cut may undo the
-    renaming.
+    The folders above it are made. A temporary name beside the file, synced, then renamed; the folder is synced too, or a power
+    cut might undo the renaming.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written; what was there before is left as it was.
@@ -36,18 +36,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         trouble = _trouble(error, temporary)
         if trouble is None:
             raise
-        raise InputError(f"{path}: cannot be written ({os.strerror(trouble)}); make room or give another folder, and the same "
-                         "call continues") from error
+        raise cannot_write(path, trouble) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def cannot_write(path: Path, number: int) -> InputError:
+    """What is said of a file or folder that cannot be written, from the system's number of the reason."""
+    return InputError(f"{path}: cannot be written ({os.strerror(number)}); make room or give another folder, and the same call "
+                      "continues")
+
+
 def _trouble(error: BaseException | None, temporary: Path) -> int | None:
     """The system's number of what went wrong in writing; None where it was something else."""
-    while error is not None and not isinstance(error, InputError):
-        # what cannot be read has a name; torch says in words of its own that a stream took no more
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), *map(str, temporary.parents)):
+    written = (None, str(temporary), *map(str, temporary.parents))  # what cannot be read has another name
+    while error is not None and not isinstance(error, InputError):  # torch says in words of its own that a stream took no more
+        if isinstance(error, OSError) and error.errno and error.filename in written:
             return error.errno
         error = error.__context__
     return None

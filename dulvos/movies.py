@@ -42,8 +42,9 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
     if not 0.1 <= fps <= 1000 or not 0 <= quality <= 51:
         raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, quality={quality}")
     shape = None
-    # FFmpeg puts the index in front by opening the file a second time, so it needs a name, not a stream
-    with replacing(path) as stream, av.open(stream.name, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    # FFmpeg puts the index in front by opening the file a second time, so it needs a name, not a stream; an absolute one, as it
+    # takes what precedes a colon for a protocol
+    with replacing(path) as stream, av.open(os.path.abspath(stream.name), "w", format="mp4", options={"movflags": "faststart"}) as container:
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",
                                      options={"crf": str(quality), "preset": "veryfast"})
         for number, frame in enumerate(frames):
@@ -66,5 +67,8 @@ def frame_rate(video: Video) -> float:
     """Frames a second of a video file, as its container states it; 24 of a folder of frames or where nothing is stated."""
     if video.files:
         return FPS
-    with av.open(str(video.path)) as container:
-        return float(container.streams.video[0].average_rate or FPS)
+    try:
+        with av.open(os.path.abspath(video.path)) as container:
+            return float(container.streams.video[0].average_rate or FPS)
+    except (av.FFmpegError, IndexError):  # OpenCV, which reads the frames, makes more of broken files
+        return FPS

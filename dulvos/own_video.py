@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,16 @@ from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.propagation import propagate
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "carry", "check_folder", "corrected", "given_masks", "look", "prepare_encoder"]
+__all__ = ["MOVIE", "carry", "check_folder", "corrected", "first_frames", "given_masks", "look", "prepare_encoder"]
 
 MOVIE = "overlay.mp4"
+
+
+def first_frames(video: Video, count: int) -> Video:
+    """The video's first frames alone, all of them for 0; raises an InputError for fewer than none."""
+    if count < 0:
+        raise InputError(f"frames must be >= 0 (0 takes all), not {count}")
+    return replace(video, length=min(count or len(video), len(video)))
 
 
 def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, np.ndarray]:

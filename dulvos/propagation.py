@@ -104,7 +104,8 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
         keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()  # [h, w, K]
         if t == 0:
             if not keys.isfinite().all():
-                raise InputError("features of frame 0 are infinite or no numbers; the encoder's weights are damaged")
+                raise InputError("features of frame 0 are infinite or no numbers: the weights are damaged, or bf16 fails here "
+                                 "(as it does on frames 8 pixels wide); try precision='fp32'")
             try:
                 with torch.autocast(frame.device.type, enabled=False):
                     attention = _engine(frame.device)(keys, context, radius, topk, tau)

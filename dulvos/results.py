@@ -153,6 +153,8 @@ def _read(path: Path) -> dict:
         row = json.loads(path.read_text())
         if row["kind"] not in SOURCES or not all(isinstance(row[name], str) for name in ("name", "key", "date", "code")):
             raise ValueError("kind, name, key, date or code are none")
+        if not all(isinstance(row.get(name, ""), str) for name in ("study", "data", "split", "features", "trained_key")):
+            raise ValueError("study, data, split, features or trained_key is no text")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a result row ({error}); restore it or delete it to run again") from None
     return row

@@ -95,6 +95,7 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
     Files go to `results/<study>/runs/<name>-<key>`, the losses to `results/<study>/history/<name>-<key>.csv`.
     """
     results.plain_name("name", name)
+    results.study_folder(study)  # refused now, not after hours
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
     notes = dataset.notes if isinstance(dataset, Collection) else []
@@ -187,6 +188,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
         selected: how the features were chosen (`dulvos.selection`), said by the row; "" for the last of a training.
     """
     results.plain_name("name", name)
+    results.study_folder(study)  # refused now, not after hours
     device = str(devices.find_device(device))
     dataset = open_data(data, "val")
     source, said = find_features(study, features)

@@ -107,14 +107,13 @@ def _select_row(study: str, name: str, dataset: Dataset, features: str, iteratio
     device, (source, said) = str(devices.find_device(device)), runs.find_features(study, features)
     parameters, mark = dataclasses.asdict(settings), runs.dataset_fingerprint(dataset)
     key = results.run_key("select", {**parameters, "weights": said["weights"]}, mark)
-    if row := results.find_row(study, "select", key):
-        return row
-    folder = results.study_folder(study) / "masks" / f"{name}-{key}"
-    scores, outcome = evaluate(dataset, source, folder, settings=settings, device=device)
-    row = {"kind": "select", "study": study, "name": name, "key": key, **said, "iteration": iteration, "split": dataset.split,
-           "scores": summarise(scores), "sequences": [sequence.name for sequence in dataset.sequences],
-           "objects": sum(len(score.ids) for score in scores), **outcome, "parameters": parameters,
-           **results.provenance("select", seed=None, data=dataset.name, fingerprint=mark)}
-    results.write_row(study, row)
-    shutil.rmtree(folder)  # a hundred candidates' masks are of no use
+    row, folder = results.find_row(study, "select", key), results.study_folder(study) / "masks" / f"{name}-{key}"
+    if row is None:
+        scores, outcome = evaluate(dataset, source, folder, settings=settings, device=device)
+        row = {"kind": "select", "study": study, "name": name, "key": key, **said, "iteration": iteration,
+               "split": dataset.split, "scores": summarise(scores), "objects": sum(len(score.ids) for score in scores),
+               "sequences": [sequence.name for sequence in dataset.sequences], **outcome, "parameters": parameters,
+               **results.provenance("select", seed=None, data=dataset.name, fingerprint=mark)}
+        results.write_row(study, row)
+    shutil.rmtree(folder, ignore_errors=True)  # a hundred candidates' masks are of no use
     return row

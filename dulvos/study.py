@@ -211,7 +211,7 @@ def executed_copy(study: str, step: Step) -> Path:
 
 
 def execute(study: str, step: Step, key: str) -> bool:
-    """Run one notebook; True if it ran to its end. Its executed copy carries the key; that of a failure ends in .failed.ipynb."""
+    """Run one notebook; True if it ran to its end. Its executed copy carries the key; a failure's ends in .failed.ipynb."""
     final = executed_copy(study, step)
     final.parent.mkdir(parents=True, exist_ok=True)
     running, failure = final.with_name(f"{step.name}.running.ipynb"), final.with_name(f"{step.name}.failed.ipynb")

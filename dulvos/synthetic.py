@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
+from dulvos.files import cannot_write
 
 __all__ = ["LATE_ENTRY", "SPECIAL", "TRAIN", "TRANSLATION", "VAL", "Scene", "render", "render_video"]
 
@@ -436,7 +437,7 @@ def render(
         part.rename(root)
     except OSError as error:
         if not _is_there(root, settings):  # else another process was faster
-            raise InputError(f"{root}: cannot be written ({error.strerror}); make room, or use a folder that can be written") from None
+            raise cannot_write(root, error.errno) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return root

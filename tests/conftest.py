@@ -22,7 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long, and is left out without --slow")
     set_hypothesis_home_dir(str(Path(tempfile.gettempdir()) / "dulvos-hypothesis"))  # not in the repository
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    hypothesis.settings.register_profile("sample", max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=checks)
+    hypothesis.settings.register_profile("sample", max_examples=15, derandomize=True, deadline=None, database=None,
+                                         suppress_health_check=checks)
     hypothesis.settings.register_profile("slow", max_examples=500, deadline=None, database=None, suppress_health_check=checks)
     hypothesis.settings.load_profile("slow" if config.getoption("--slow") else "sample")
 

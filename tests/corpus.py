@@ -137,16 +137,18 @@ def counts(examples: int = 200) -> list[dict]:
 
 
 def prepare(target: Target, folder: Path) -> tuple[Path, Case]:
-    """Write the intact file; the case which any error passes that is one line, and any result, if the format has no checksums."""
+    """Write the intact file; and the case that any error of one line passes, and any result where there are no checksums."""
     path = target.make(folder)
     before = repr(target.read(folder)) if target.guarded else ""
-    return path, Case(target.part, target.part, target.read, lambda after: not target.guarded or repr(after) == before, either=True)
+    return path, Case(target.part, target.part, target.read, lambda after: not target.guarded or repr(after) == before,
+                      either=True)
 
 
 def table(lines: list[dict]) -> str:
     """The counts as Markdown, with their sum."""
     total = {"what": "together"} | {name: sum(line[name] for line in lines) for name in ("tried", *OUTCOMES)}
-    rows = ["| input | tried | results | one clear line | crashes | silently wrong |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    rows = ["| input | tried | results | one clear line | crashes | silently wrong |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |"]
     rows += ["| " + " | ".join(str(line[name]) for name in ("what", "tried", *OUTCOMES)) + " |" for line in [*lines, total]]
     return "\n".join(rows)
 

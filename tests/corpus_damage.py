@@ -37,7 +37,8 @@ def picture_file(suffix: str, **options: Any) -> Callable[[Path], Path]:
 
 
 def video_file(name: str, codec: str, pixels: str = "yuv420p") -> Target:
-    return Target(f"random damage: {name.partition('.')[2]} of {codec}", lambda folder: write_video(folder / name, FRAMES[:4], codec, pixels),
+    return Target(f"random damage: {name.partition('.')[2]} of {codec}",
+                  lambda folder: write_video(folder / name, FRAMES[:4], codec, pixels),
                   lambda folder: read_all(folder / name))
 
 
@@ -81,9 +82,11 @@ def row_file(folder: Path) -> Path:
 
 
 TARGETS = [
-    *(Target(f"random damage: {suffix}", picture_file(suffix, **options), lambda folder: digest(*read_all(folder)), suffix == "png")
+    *(Target(f"random damage: {suffix}", picture_file(suffix, **options), lambda folder: digest(*read_all(folder)),
+             suffix == "png")
       for suffix, options in (("jpg", {"quality": 95}), ("png", {}), ("bmp", {}), ("webp", {}))),
-    video_file("a.mp4", "libx264"), video_file("a.mp4", "mpeg4"), video_file("a.mkv", "ffv1", "bgr0"), video_file("a.avi", "mjpeg", "yuvj420p"),
+    video_file("a.mp4", "libx264"), video_file("a.mp4", "mpeg4"), video_file("a.mkv", "ffv1", "bgr0"),
+    video_file("a.avi", "mjpeg", "yuvj420p"),
     video_file("a.webm", "libvpx-vp9"),
     Target("random damage: mask", first_mask, read_mask, True),
     Target("random damage: list of sequences", lambda folder: write_davis(folder) / LIST, look),
@@ -91,6 +94,7 @@ TARGETS = [
     Target("random damage: row", row_file, rows_of),
     Target("random damage: index", index_file, read_index),
     Target("random damage: released weights", released_file, lambda folder: load_encoder(folder / "x.pth")),
-    Target("random damage: sidecar", lambda folder: put_encoder(folder).with_suffix(".json"), lambda folder: load_encoder(folder / "x.safetensors")),
+    Target("random damage: sidecar", lambda folder: put_encoder(folder).with_suffix(".json"),
+           lambda folder: load_encoder(folder / "x.safetensors")),
     Target("random damage: safetensors", put_encoder, lambda folder: load_encoder(folder / "x.safetensors")),
 ]

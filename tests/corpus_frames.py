@@ -70,7 +70,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def frames(name: str, files: dict[str, bytes] | Made, expect: str | Callable[[Any], bool], read: Made = read_all, **more: Any) -> None:
+def frames(name: str, files: dict[str, bytes] | Made, expect: str | Callable[[Any], bool], read: Made = read_all,
+           **more: Any) -> None:
     """A case of a folder of frames: {file: bytes}, or what makes them."""
     def act(folder: Path) -> Any:
         if callable(files):
@@ -83,7 +84,8 @@ def frames(name: str, files: dict[str, bytes] | Made, expect: str | Callable[[An
 
 
 def plain(image: Any, kind: str = "png", **options: Any) -> dict[str, bytes]:
-    return {f"0.{kind}": encoded(image if isinstance(image, Image.Image) else Image.fromarray(image), kind.replace("jpg", "jpeg"),
+    return {f"0.{kind}": encoded(image if isinstance(image, Image.Image) else Image.fromarray(image),
+                                 kind.replace("jpg", "jpeg"),
                                  **options)}
 
 
@@ -107,7 +109,8 @@ frames("black and white bmp", plain(Image.fromarray(GREY > 120), "bmp"), like((G
 frames("grey jpeg", plain(GREY, "jpg", quality=95), like(GREYS, error=2))
 frames("CMYK jpeg", plain(Image.fromarray(COLOUR).convert("CMYK"), "jpg", quality=97), like(COLOUR, error=3))
 frames("progressive jpeg", plain(COLOUR, "jpg", quality=97, progressive=True), like(COLOUR, error=3))
-frames("animated webp", plain(COLOUR, "webp", save_all=True, append_images=[Image.fromarray(picture(1))], lossless=True), like(COLOUR))
+frames("animated webp", plain(COLOUR, "webp", save_all=True, append_images=[Image.fromarray(picture(1))], lossless=True),
+       like(COLOUR))
 frames("animated png", plain(COLOUR, save_all=True, append_images=[Image.fromarray(picture(1))]), like(COLOUR))
 frames("jpeg called png", {"0.png": plain(COLOUR, "jpg", quality=97)["0.jpg"]}, like(COLOUR, error=3))
 frames("gif called png", {"0.png": encoded(Image.fromarray(COLOUR).quantize(200), "gif")}, like(COLOUR, error=4))
@@ -135,7 +138,8 @@ frames("1 x 1", plain(COLOUR[:1, :1]), like(COLOUR[:1, :1]))
 frames("8K", lambda folder: cv2.imwrite(str(folder / "0.jpg"), picture(0, 4320, 7680)) and None,
        lambda frames: frames[0].shape == (4320, 7680, 3), slow=True)
 frames("one frame", plain(COLOUR), like(COLOUR))
-frames("frames that change size", {**plain(COLOUR), "1.png": plain(picture(1, 32, 40))["0.png"]}, r"1\.png is 40x32 .*64x48.*one size")
+frames("frames that change size", {**plain(COLOUR), "1.png": plain(picture(1, 32, 40))["0.png"]},
+       r"1\.png is 40x32 .*64x48.*one size")
 frames("gaps in numbering", {f"f{n}.png": plain(picture(n))["0.png"] for n in (1, 2, 9, 10, 100)},
        like(*(picture(n) for n in (1, 2, 9, 10, 100))))
 frames("two frames of one name", {**plain(COLOUR), **plain(COLOUR, "jpg")}, "2 frames are called '0'")
@@ -184,7 +188,7 @@ def forbidden(folder: Path, what: str) -> Any:
         (folder / what).chmod(0o755)
 
 
-frames("a frame without permission", {}, r"0\.png: unreadable frame \(permission denied\)", lambda folder: forbidden(folder, "v/0.png"))
+frames("a frame without permission", {}, "permission denied", lambda folder: forbidden(folder, "v/0.png"))
 frames("a folder without permission", {}, "v.*permission denied", lambda folder: forbidden(folder, "v"))
 
 

@@ -58,7 +58,8 @@ def command(*arguments: Any) -> str:
     return out.getvalue()
 
 
-def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | list[int] | dict, kind: str = "png", **options: Any) -> None:
+def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | list[int] | dict, kind: str = "png",
+         **options: Any) -> None:
     """A case of a first mask: the ids in it are expected, or the words of an error."""
     def act(folder: Path) -> Any:
         path = folder / f"mask.{'jpg' if kind == 'jpeg' else kind}"
@@ -113,6 +114,11 @@ for length in (5, 40, len(whole) // 2):
     mask(f"cut to {length} bytes", whole[:length], "unreadable mask")
 
 
+stored = bytearray(encoded(Image.fromarray(blocks(1, 2)), "png", compress_level=0))
+stored[len(stored) // 2] ^= 3
+mask("a flipped byte, which the checksum tells", bytes(stored), "unreadable mask")
+
+
 def given(name: str, items: Callable[[Path], list], expect: str | Callable[[Any], bool]) -> None:
     """A case of what is given as masks, from a folder with good.png."""
     def act(folder: Path) -> Any:
@@ -123,26 +129,30 @@ def given(name: str, items: Callable[[Path], list], expect: str | Callable[[Any]
 
 given("no mask", lambda folder: [], "no mask is given; expected a PNG")
 given("a mask that is not there", lambda folder: [folder / "absent.png"], r"absent\.png: unreadable mask \(no such file")
-given("a later frame's mask", lambda folder: [folder / "good.png", f"2={folder / 'good.png'}"], lambda masks: list(masks) == [0, 2])
+given("a later frame's mask", lambda folder: [folder / "good.png", f"2={folder / 'good.png'}"],
+      lambda masks: list(masks) == [0, 2])
 given("a frame that is not there", lambda folder: [f"9={folder / 'good.png'}"], r"good\.png: given for frame 9, .*0 to 3")
 given("two masks of a frame", lambda folder: [folder / "good.png", f"0={folder / 'good.png'}"], "a second mask of frame 0")
 given("a number of 5000 digits", lambda folder: ["9" * 5000 + "=x.png"], "unreadable mask|given for frame")
 given("a name that is too long", lambda folder: ["a" * 300], r"unreadable mask \(file name too long")
-given("an empty folder", lambda folder: [(folder / "none").mkdir() or folder / "none"], r"no masks in this folder; expected 00000\.png")
+given("an empty folder", lambda folder: [(folder / "none").mkdir() or folder / "none"],
+      r"no masks in this folder; expected 00000\.png")
 given("a folder with a stray mask", lambda folder: [shutil.copy(folder / "good.png", (folder / "m").mkdir() or folder / "m") and
       folder / "m"], r"good\.png: a mask of no frame")
 given("a link to itself", lambda folder: [(folder / "l.png").symlink_to("l.png") or folder / "l.png"], r"too many levels")
 
 
 def segment(name: str, options: list, expect: str | Callable[[Any], bool] = lambda said: "4 frames" in said) -> None:
-    """A case of `python -m dulvos segment clip mask out` with options, which may name the video, the mask or the folder anew."""
+    """A case of `python -m dulvos segment clip mask out` with options, which may name video, mask or folder anew."""
     def act(folder: Path) -> Any:
         make_clip(folder)
         datasets.write_mask(folder / "mask.png", blocks(1, 4, 9))
         (folder / "text").write_text("text")
-        places = {"video": "clip", "mask": "mask.png", "out": "out", **(options[0] if options and isinstance(options[0], dict) else {})}
+        places = {"video": "clip", "mask": "mask.png", "out": "out",
+                  **(options[0] if options and isinstance(options[0], dict) else {})}
         rest = [option for option in options if not isinstance(option, dict)]
-        return command("segment", *(folder / place for place in places.values()), "--checkpoint", "random", "--device", "cpu", "--no-mp4",
+        return command("segment", *(folder / place for place in places.values()), "--checkpoint", "random", "--device", "cpu",
+                       "--no-mp4",
                        *rest)
     CASES.append(Case("segment command", name, act, expect))
 
@@ -151,13 +161,15 @@ segment("as it should be", [])
 segment("a context that no memory holds", ["--context", 10**15], "context=.*memory")
 for option, value, words in (
         ("topk", "x", "topk: invalid int"), ("topk", "2.5", "topk: invalid int"), ("topk", "0", "topk must be >= 1|topk=0"),
-        ("topk", "1000", "topk=1000 exceeds the 6x8 cells"), ("tau", "nan", "tau must be a finite"), ("tau", "inf", "tau must be a finite"),
-        ("tau", "1e-300", "tau >= 1e-6"), ("tau", "0", "tau >= 1e-6"), ("radius", "nan", "radius must be a finite"),
-        ("radius", "-1", "radius > 0"), ("context", "0", "context and topk must be >= 1"), ("context", "9" * 30, "context must be a finite"),
+        ("topk", "1000", "topk=1000 exceeds the 6x8 cells"), ("tau", "nan", "tau must be a finite"),
+        ("tau", "inf", "tau must be a finite"), ("tau", "1e-300", "tau >= 1e-6"), ("tau", "0", "tau >= 1e-6"),
+        ("radius", "nan", "radius must be a finite"), ("radius", "-1", "radius > 0"),
+        ("context", "0", "context and topk must be >= 1"), ("context", "9" * 30, "context must be a finite"),
         ("shorter-side", "3", "shorter_side must be 0 .*>= 8"), ("shorter-side", "1e3", "shorter-side: invalid int"),
-        ("layer", "res9", "layer must be one of .*res9"), ("precision", "fp8", "precision must be .*fp8"), ("fps", "nan", "--fps must lie in"),
-        ("fps", "0", "--fps must lie in"), ("device", "abacus", "device='abacus'"), ("device", "meta", "device='meta'"),
-        ("device", "", "device=''"), ("checkpoint", "none", "none: no such checkpoint; give"), ("checkpoint", "x" * 300, "no such checkpoint"),
+        ("layer", "res9", "layer must be one of .*res9"), ("precision", "fp8", "precision must be .*fp8"),
+        ("fps", "nan", "--fps must lie in"), ("fps", "0", "--fps must lie in"), ("device", "abacus", "device='abacus'"),
+        ("device", "meta", "device='meta'"), ("device", "", "device=''"),
+        ("checkpoint", "none", "none: no such checkpoint; give"), ("checkpoint", "x" * 300, "no such checkpoint"),
         ("checkpoint", "", "no such checkpoint")):
     segment(f"--{option} {value[:20]}", [f"--{option}", value], words)
 segment("an unknown option", ["--frobnicate", "1"], "unrecognized arguments: --frobnicate")
@@ -185,7 +197,8 @@ def look(root: Path, **options: Any) -> list[tuple[str, int]]:
     return [(s.name, int(s.truth().max())) for s in datasets.load_davis(root, **options).sequences]
 
 
-def davis(name: str, spoil: Callable[[Path], Any], expect: str | Callable[[Any], bool], read: Callable[[Path], Any] = look) -> None:
+def davis(name: str, spoil: Callable[[Path], Any], expect: str | Callable[[Any], bool],
+          read: Callable[[Path], Any] = look) -> None:
     """A case of a folder in DAVIS's layout, spoilt."""
     CASES.append(Case("DAVIS folders", name, lambda folder: (write_davis(folder), spoil(folder), read(folder))[-1], expect))
 
@@ -197,26 +210,34 @@ def scored(root: Path) -> int:
 LIST, MASK = "ImageSets/2017/val.txt", "Annotations/480p/a/00000.png"
 davis("as it should be", lambda root: None, lambda found: found == [("a", 2), ("b", 2)])
 for name, text, words in (("empty", "", "an empty list"), ("of what is not there", "c\n", "480p/c: missing on disk"),
-                          ("that leads out", "../../a\n", "is no name of a sequence"), ("of ..", "..\n", "is no name of a sequence"),
+                          ("that leads out", "../../a\n", "is no name of a sequence"),
+                          ("of ..", "..\n", "is no name of a sequence"),
                           ("of /etc", "/etc\n", "is no name of a sequence"), ("of a long name", "a" * 400, "missing on disk"),
                           ("with a zero byte", "a\0b\n", "missing on disk")):
     davis(f"a list {name}", lambda root, text=text: (root / LIST).write_text(text), words)
-davis("a list with a byte order mark", lambda root: (root / LIST).write_bytes(b"\xef\xbb\xbfa\r\nb\r\n"), lambda found: len(found) == 2)
+davis("a list with a byte order mark", lambda root: (root / LIST).write_bytes(b"\xef\xbb\xbfa\r\nb\r\n"),
+      lambda found: len(found) == 2)
 davis("a list that is no text", lambda root: (root / LIST).write_bytes(bytes(range(256))), "not a list of sequences")
 davis("no annotations", lambda root: shutil.rmtree(root / "Annotations"), "Annotations/480p/a: missing on disk")
 davis("no first annotation", lambda root: (root / MASK).unlink(), r"00000\.png: no such annotation")
 davis("no second annotation", lambda root: (root / MASK).with_stem("00001").unlink(), r"00001\.png: no such annotation", scored)
-davis("an annotation without a frame", lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink(), "an annotation of no frame")
-davis("an annotation of another size", lambda root: datasets.write_mask(root / MASK, blocks(1, size=(10, 10))), "is 10x10 .*expected 64x48")
+davis("an annotation without a frame", lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink(),
+      "an annotation of no frame")
+davis("an annotation of another size", lambda root: datasets.write_mask(root / MASK, blocks(1, size=(10, 10))),
+      "is 10x10 .*expected 64x48")
 davis("a broken annotation", lambda root: (root / MASK).write_bytes(b""), r"00000\.png: unreadable mask")
-davis("a first annotation without objects", lambda root: datasets.write_mask(root / MASK, blocks()), "480p/a: .*an object", scored)
-davis("masks of 0 and 255 in DAVIS-2017", lambda root: Image.fromarray(blocks(255)).save(root / MASK), "0/255 masks .*year=2016")
+davis("a first annotation without objects", lambda root: datasets.write_mask(root / MASK, blocks()), "480p/a: .*an object",
+      scored)
+davis("masks of 0 and 255 in DAVIS-2017", lambda root: Image.fromarray(blocks(255)).save(root / MASK),
+      "0/255 masks .*year=2016")
 davis("another year", lambda root: None, "year 2018", lambda root: look(root, year=2018))
 davis("another split", lambda root: None, "no split 'test'", lambda root: look(root, split="test"))
 davis("a file for a folder", lambda root: None, "no split 'val'", lambda root: look(root / LIST))
 davis("benchmark.json of a list", lambda root: (root / "benchmark.json").write_text("[]"), 'benchmark.json: .*expected {"name"')
-davis("benchmark.json nested 10^5 deep", lambda root: (root / "benchmark.json").write_text("[" * 100_000), "benchmark.json: .*expected")
-davis("two frames to score", lambda root: [file.unlink() for file in root.glob("*/480p/a/00002.*")], "2 frame.*at least 3", scored)
+davis("benchmark.json nested 10^5 deep", lambda root: (root / "benchmark.json").write_text("[" * 100_000),
+      "benchmark.json: .*expected")
+davis("two frames to score", lambda root: [file.unlink() for file in root.glob("*/480p/a/00002.*")], "480p/a: 2 frame.*at least 3",
+      scored)
 
 
 def youtube(name: str, meta: Any, expect: str | Callable[[Any], bool]) -> None:
@@ -232,7 +253,8 @@ def youtube(name: str, meta: Any, expect: str | Callable[[Any], bool]) -> None:
 
 youtube("as it should be", {"videos": {"a": {"objects": {"1": {}, "2": {}}}}}, lambda found: found == [("a", (1, 2), [0])])
 for name, objects, words in (("text", "12", "meta.json"), ("a list", [1], "meta.json"), ("no number", {"x": 1}, "meta.json"),
-                             ("300", {"300": 1}, "no annotation holds object 300"), ("-1", {"-1": 1}, "no annotation holds object -1")):
+                             ("300", {"300": 1}, "no annotation holds object 300"),
+                             ("-1", {"-1": 1}, "no annotation holds object -1")):
     youtube(f"objects: {name}", {"videos": {"a": {"objects": objects}}}, words)
 youtube("no videos", {"videos": {}}, "no sequences")
 youtube("a list", [], "meta.json: .*expected")

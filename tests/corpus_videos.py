@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import struct
@@ -13,9 +14,12 @@ from typing import Any
 import av
 import numpy as np
 
+from dulvos.datasets import write_mask
+from dulvos.movies import frame_rate
 from dulvos.videos import find_videos, open_video
 from tests.corpus import Case
 from tests.corpus_frames import as_nobody, like, picture, plain, read_all
+from tests.corpus_masks import command
 
 __all__ = ["CASES", "FRAMES", "write_video"]
 
@@ -41,34 +45,36 @@ def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", pi
     return path
 
 
-def files(name: str, make: Callable[[Path], Any], expect: str | Callable[[Any], bool], read: Callable[[Path], Any] = read_all) -> None:
+def files(name: str, make: Callable[[Path], Any], expect: str | Callable[[Any], bool],
+          read: Callable[[Path], Any] = read_all) -> None:
     """A case of a video file, which `make` writes and names."""
     CASES.append(Case("video files", name, lambda folder: read(make(folder)), expect))
 
 
-for name, codec, pixels, error in (("a.mp4", "mpeg4", "yuv420p", 12), ("a.mp4", "libx264", "yuv420p", 6), ("a.avi", "mjpeg", "yuvj420p", 12),
-                                   ("a.webm", "libvpx-vp9", "yuv420p", 8), ("10 bits.mp4", "libx264", "yuv420p10le", 6),
-                                   ("rgb.mkv", "ffv1", "bgr0", 0), ("16 bits.mkv", "ffv1", "gbrp16le", 1), ("alpha.mov", "png", "rgba", 0)):
-    files(f"{name} of {codec}, {pixels}", lambda folder, name=name, codec=codec, pixels=pixels: write_video(folder / name, FRAMES, codec,
-          pixels), like(*FRAMES, error=error))
+for name, codec, pixels, error in (
+        ("a.mp4", "mpeg4", "yuv420p", 12), ("a.mp4", "libx264", "yuv420p", 6), ("a.avi", "mjpeg", "yuvj420p", 12),
+        ("a.webm", "libvpx-vp9", "yuv420p", 8), ("10 bits.mp4", "libx264", "yuv420p10le", 6), ("rgb.mkv", "ffv1", "bgr0", 0),
+        ("16 bits.mkv", "ffv1", "gbrp16le", 1), ("alpha.mov", "png", "rgba", 0)):
+    kind = {"codec": codec, "pixels": pixels}
+    files(f"{name} of {codec}, {pixels}", lambda folder, name=name, kind=kind: write_video(folder / name, FRAMES, **kind),
+          like(*FRAMES, error=error))
 greys = [np.repeat(frame[..., :1], 3, 2) for frame in FRAMES]
 files("greyscale", lambda folder: write_video(folder / "a.mkv", greys, "ffv1", "gray"), like(*greys))
 for suffix in ("mp4", "mkv"):
     files(f"variable frame rate in {suffix}", lambda folder, suffix=suffix: write_video(
-        folder / f"a.{suffix}", FRAMES, times=[0, 10, 500, 510, 515, 2000, 2010, 3000, 3005, 3010, 3020, 9000]), like(*FRAMES, error=6))
+        folder / f"a.{suffix}", FRAMES, times=[0, 10, 500, 510, 515, 2000, 2010, 3000, 3005, 3010, 3020, 9000]),
+        like(*FRAMES, error=6))
 odd = [frame[:47, :63] for frame in FRAMES]
 files("odd sides", lambda folder: write_video(folder / "a.mkv", odd, "ffv1", "bgr0"), like(*odd))
 files("1 x 1 video", lambda folder: write_video(folder / "a.mkv", [FRAMES[0][:1, :1]], "ffv1", "bgr0"), like(FRAMES[0][:1, :1]))
 files("one frame in mp4", lambda folder: write_video(folder / "a.mp4", FRAMES[:1]), like(FRAMES[0], error=6))
-for name in ("with space.mp4", "ünï 视频.mp4", "new\nline.mp4", "-dash.mp4", "100%d.mp4", "12:30:00.mp4", "http:x.mp4", "a|b.mp4"):
+for name in ("with space.mp4", "ünï 视频.mp4", "new\nline.mp4", "-dash.mp4", "100%d.mp4", "12:30:00.mp4", "http:x.mp4",
+             "a|b.mp4"):
     def there(path: Path) -> list[np.ndarray]:
-        before = Path.cwd()
-        os.chdir(path.parent)
-        try:
+        with contextlib.chdir(path.parent):
             return read_all(path.name)
-        finally:
-            os.chdir(before)
-    files(f"called {name!r}", lambda folder, name=name: write_video(folder / name, FRAMES[:3], "mpeg4"), like(*FRAMES[:3], error=6), there)
+    files(f"called {name!r}", lambda folder, name=name: write_video(folder / name, FRAMES[:3], "mpeg4"),
+          like(*FRAMES[:3], error=6), there)
 
 
 def rotated(folder: Path, matrix: tuple[int, ...]) -> list[np.ndarray]:
@@ -100,6 +106,34 @@ def resized(folder: Path) -> Path:
 files("a stream that changes size is scaled to the first", resized, like(*FRAMES[:4], error=8))
 
 
+def carried(folder: Path, path: Path, size: tuple[int, int], *options: Any) -> tuple[int, float]:
+    """Frames and rate of the movie that `python -m dulvos segment` makes of a video."""
+    mask = np.zeros(size, np.uint8)
+    mask[: -(-size[0] // 2)] = 3
+    write_mask(folder / "mask.png", mask)
+    with contextlib.chdir(folder):  # what precedes a colon is no protocol
+        path = path.rename("1:2" + path.suffix)
+        command("segment", path, "mask.png", "12:30", "--checkpoint", "random", "--device", "cpu", "--precision", "fp32",
+                *options)
+        movie = open_video("12:30/overlay.mp4")
+        return len(movie), frame_rate(movie)
+
+
+for name, make, size, options in (
+
+        ("variable frame rate", lambda folder: write_video(folder / "a.mkv", FRAMES[:4], times=[0, 500, 510, 1333]), (48, 64),
+         ()),
+        ("1 x 1", lambda folder: write_video(folder / "a.mkv", [f[:1, :1] for f in FRAMES[:4]], "ffv1", "bgr0"), (1, 1),
+         ("--topk", 1)),
+        ("3 pixels wide", lambda folder: write_video(folder / "a.mkv", [f[:, :3] for f in FRAMES[:4]], "ffv1", "bgr0"), (48, 3),
+         ("--topk", 5)),
+        ("odd sides", lambda folder: write_video(folder / "a.mkv", [f[:47, :63] for f in FRAMES[:4]], "ffv1", "bgr0"), (47, 63),
+         ()),
+        ("a stream that changes size", resized, (48, 64), ())):
+    files(f"carried through: {name}", lambda folder: folder, lambda made: made[0] == 4 and 0.1 <= made[1] <= 1000,
+          lambda folder, make=make, size=size, options=options: carried(folder, make(folder), size, *options))
+
+
 def cut(folder: Path, name: str, length: float, codec: str = "mpeg4") -> Path:
     path = write_video(folder / name, FRAMES, codec, "bgr0" if codec == "ffv1" else "yuv420p")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * length)])
@@ -107,14 +141,18 @@ def cut(folder: Path, name: str, length: float, codec: str = "mpeg4") -> Path:
 
 
 for length in (0.01, 0.3, 0.95):
-    files(f"mp4 cut to {length:.0%}", lambda folder, length=length: cut(folder, "a.mp4", length), r"a\.mp4: cannot be opened as a video")
+    files(f"mp4 cut to {length:.0%}", lambda folder, length=length: cut(folder, "a.mp4", length),
+          r"a\.mp4: cannot be opened as a video")
 files("mkv cut in half has its first frames", lambda folder: cut(folder, "a.mkv", 0.6, "ffv1"),
       lambda frames: 2 < len(frames) < 12 and like(*FRAMES[: len(frames)])(frames))
 files("an empty file", lambda folder: (folder / "a.mp4").touch() or folder / "a.mp4", r"a\.mp4: the file is empty")
-files("text called mp4", lambda folder: (folder / "a.mp4").write_text("text") and folder / "a.mp4", r"a\.mp4: cannot be opened as a video")
-files("a playlist of other files", lambda folder: (folder / "a.mp4").write_text("#EXTM3U\n/etc/hostname\n") and folder / "a.mp4",
+files("text called mp4", lambda folder: (folder / "a.mp4").write_text("text") and folder / "a.mp4",
       r"a\.mp4: cannot be opened as a video")
-files("another kind of file", lambda folder: (folder / "a.pdf").write_text("x") and folder / "a.pdf", r"a\.pdf: not a video.*\.mp4")
+files("a playlist of other files", lambda folder: (folder / "a.mp4").write_text("#EXTM3U\n/etc/hostname\n")
+      and folder / "a.mp4",
+      r"a\.mp4: cannot be opened as a video")
+files("another kind of file", lambda folder: (folder / "a.pdf").write_text("x") and folder / "a.pdf",
+      r"a\.pdf: not a video.*\.mp4")
 
 
 def only_sound(folder: Path) -> Path:
@@ -129,7 +167,8 @@ def only_sound(folder: Path) -> Path:
 
 files("sound alone", only_sound, r"a\.mp4: cannot be opened as a video")
 files("a pipe called mp4", lambda folder: os.mkfifo(folder / "a.mp4") or folder / "a.mp4", r"a\.mp4: not a video")
-files("a name that is no UTF-8", lambda folder: write_video(folder / "a.mp4", FRAMES[:1]).rename(folder / "a\udcff.mp4"), "not UTF-8")
+files("a name that is no UTF-8", lambda folder: write_video(folder / "a.mp4", FRAMES[:1]).rename(folder / "a\udcff.mp4"),
+      "not UTF-8")
 files("a file without permission", lambda folder: folder, r"a\.mp4: permission denied", lambda folder: (
     folder.chmod(0o755), write_video(folder / "a.mp4", FRAMES[:1]).chmod(0), as_nobody(lambda: read_all(folder / "a.mp4")))[-1])
 
@@ -160,6 +199,7 @@ def several(folder: Path) -> list[str]:
     return [video.name for video in find_videos(folder)]
 
 
-files("names that differ in their suffix only", lambda folder: folder, lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b"], several)
+files("names that differ in their suffix only", lambda folder: folder,
+      lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b"], several)
 files("a broken file among others", lambda folder: cut(folder, "a.mp4", 0.3).parent, r"a\.mp4: cannot be opened", find_videos)
 files("a folder of nothing", lambda folder: folder, "no videos in here", find_videos)

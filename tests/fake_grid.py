@@ -89,7 +89,7 @@ for count in range(len(history.read_text().split()), given["steps"] + 1):
         stream.write(f"{{count}}\\n")
 score = int(hashlib.sha256(key.encode()).hexdigest()[:4], 16) / 65536
 row = {{"kind": given["kind"], "study": study, "name": name, "key": key, "date": "2026-01-01", "seconds": 1.0, "seed": seed,
-       "parameters": values, "scores": {{"J&F-Mean": score}}, "features": globals().get("features"),
+       "parameters": values, "scores": {{"J&F-Mean": score}}, "features": globals().get("features", ""),
        "trained_key": globals().get("features", "").partition(":")[2], **given["mark"]}}
 temporary = base / "rows" / f".{{key}}"
 temporary.write_text(json.dumps(row))

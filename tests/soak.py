@@ -84,8 +84,8 @@ def watch(pid: int, path: Path, *, seconds: float, every: float = 5.0) -> pd.Dat
 def verdict(samples: pd.DataFrame, history: pd.DataFrame | None = None, *, warm: float = 60.0) -> tuple[list[str], list[str]]:
     """Lines that say what changed, and those of them that say that something is not flat.
 
-    The first `warm` seconds (a third of a short watch) are left out: processes start, caches fill. The line through a column is Theil and Sen's
-    (the median of the slopes between samples), which a checkpoint's moment does not move.
+    The first `warm` seconds (a third of a short watch) are left out: processes start, caches fill. The line through a column is
+    Theil and Sen's (the median of the slopes between samples), which a checkpoint's moment does not move.
 
     Arguments:
         samples: as `watch` gives them.
@@ -151,14 +151,15 @@ def _train(folder: Path, workers: int) -> None:
         for frame in range(20):
             picture = Image.fromarray(generator.integers(0, 256, (60, 80, 3), np.uint8)).resize((320, 240))
             picture.save(folder / "videos" / f"{video}" / f"{frame:02d}.jpg")
-    settings = TrainSettings(iterations=10_000_000, batch=4, frames=3, crop=64, scale_min=64, scale_max=96, grid=4, cross_grid=2,
-                             workers=workers, checkpoint_minutes=1.0, lr=1e-5)
+    settings = TrainSettings(iterations=10_000_000, batch=4, frames=3, crop=64, scale_min=64, scale_max=96, grid=4,
+                             cross_grid=2, workers=workers, checkpoint_minutes=1.0, lr=1e-5)
     train(settings, find_videos(folder / "videos"), folder / "run", device="cpu")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Watch, print the lines, and return 1 where something is not flat."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="at most (default 60)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples (default 5)")
     parser.add_argument("--pid", type=int, help="watch this process and its descendants; without it, a training is started")
@@ -174,8 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
             started.start()
             options.pid, options.history = started.pid, Path(folder) / "run" / "history.csv"
         known = len(_history(options.history))
-        print(f"watching process {options.pid} every {options.every:g} s for at most {options.minutes:g} minutes; rows in {out}",
-              flush=True)
+        print(f"watching process {options.pid} every {options.every:g} s for at most {options.minutes:g} minutes; rows in "
+              f"{out}", flush=True)
         try:
             samples = watch(options.pid, out, seconds=60 * options.minutes, every=options.every)
         except KeyboardInterrupt:

@@ -88,6 +88,13 @@ def test_a_broken_frame_is_found_before_anything_is_propagated(dataset, tmp_path
     assert not (tmp_path / "out/translation").exists()
 
 
+def test_a_missing_annotation_is_found_before_anything_is_propagated(dataset, tmp_path):
+    missing = dataset.sequences[-1].masks.pop(2)
+    with pytest.raises(InputError, match=f"{missing.name}: no such annotation"):
+        evaluate(dataset, "copy", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_checkpoint_is_named_first(dataset, tmp_path):
     with pytest.raises(InputError, match="nothing.safetensors"):
         evaluate(dataset, "nothing.safetensors", tmp_path)

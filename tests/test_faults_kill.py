@@ -24,7 +24,7 @@ from dulvos.trainer import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 from tests.test_download import Handler, Server, archive, dataset, server  # noqa: F401
-from tests.test_grid_work import ONLY, Bench, data, expected, rows_in, wait  # noqa: F401
+from tests.test_grid_work import Bench, data, expected, rows_in, wait  # noqa: F401
 from tests.test_runs import data as tiny  # noqa: F401
 from tests.test_training import SMALL
 
@@ -60,8 +60,8 @@ def endure(target: Callable, place: Path, kills: int, outcome: Callable[[Path], 
     """
     process, begun = start(target, place / "undisturbed", *arguments), time.monotonic()
     process.join()
-    duration, undisturbed = time.monotonic() - begun, outcome(place / "undisturbed")
     assert process.exitcode == 0
+    duration, undisturbed = time.monotonic() - begun, outcome(place / "undisturbed")
     moments, done, folder = random.Random(0), 0, place / "0"
     while True:
         process = start(target, folder, *arguments)
@@ -110,8 +110,8 @@ def _evaluated(folder: Path) -> tuple:
     """The row but for times, and every mask, table and score to the byte."""
     row = json.loads(next((folder / "s/rows").glob("*.json")).read_text())
     timed = ("date", "seconds", "seconds_per_frame", "peak_memory_mb", "commit", "dirty")
-    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"
-             and not path.name.endswith(".tmp")}
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
+             if path.is_file() and path.suffix not in (".json", ".tmp")}
     return {name: value for name, value in row.items() if name not in timed}, files
 
 

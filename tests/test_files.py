@@ -29,10 +29,14 @@ def test_what_is_written_is_there_and_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_file_and_folder_reach_the_disk_in_this_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data, then the name, then the folder that holds the name: any other order, or one left out, loses files in a power cut."""
+    """Data, then the name, then the folder that holds it: another order, or one left out, loses files in a power cut."""
     done: list[str] = []
     sync, rename = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), sync(fd)))
+    def noted(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), rename(*names)))
     with replacing(path) as stream:
         stream.write(b"new")
@@ -54,8 +58,8 @@ def test_the_system_says_no(path: Path, monkeypatch: pytest.MonkeyPatch, call: s
     assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no luck"), FileNotFoundError(errno.ENOENT, "", "another file"),
-                                   InputError("another line")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no luck"), InputError("another line"),
+                                   FileNotFoundError(errno.ENOENT, "", "another file")])
 def test_other_errors_pass_as_they_are(path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         with replacing(path) as stream:
@@ -77,7 +81,8 @@ with replacing(Path(sys.argv[1])) as stream:
 
 def test_what_torch_says_of_a_full_disk_is_translated(path: Path) -> None:
     """Its own message speaks of an unexpected position."""
-    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.stderr.splitlines()[-1] == (f"dulvos.errors.InputError: {path}: cannot be written (File too large); make room or give "
-                                            "another folder, and the same call continues")
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent)
+    assert done.stderr.splitlines()[-1] == (f"dulvos.errors.InputError: {path}: cannot be written (File too large); make room "
+                                            "or give another folder, and the same call continues")
     assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 1

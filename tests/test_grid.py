@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dulvos import paper, results, study
@@ -147,3 +148,12 @@ def test_the_command_lists_the_grid_without_data(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dulvos", "grid", "--study", "davis", "--run"], capture_output=True, text=True,
                           cwd=results.ROOT, env=environment)
     assert done.returncode == 2 and "DULVOS_DAVIS" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_row_from_before_a_setting_had_its_default():
+    settings = dataclasses.asdict(TrainSettings())
+    old = {f"parameters.{name}": value for name, value in settings.items() if name != "view_flip"}
+    rows = pd.DataFrame([{"kind": "train", "key": "k", "current": False, "date": "2025", **old}])
+    assert states._find(rows, "train", settings, None).key == "k"
+    assert states._find(rows, "train", settings | {"view_flip": False}, None) is None
+    assert states._find(rows, "train", settings | {"lam": 0.2}, None) is None

@@ -49,6 +49,12 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video, tmp_path):
     assert list(own_video.given_masks(video, [later])) == [0]  # "b=c.png" is a name
 
 
+def test_the_first_frames_are_a_video_too(video):
+    assert [len(own_video.first_frames(video, count)) for count in (0, 1, 4, 99)] == [LENGTH, 1, 4, LENGTH]
+    with pytest.raises(InputError, match="frames must be >= 0"):
+        own_video.first_frames(video, -1)
+
+
 def test_masks_of_0_and_255_are_object_1(video, tmp_path):
     Image.fromarray(block(255)).save(tmp_path / "binary.png")
     assert np.array_equal(own_video.given_masks(video, [tmp_path / "binary.png"])[0], block(1))

@@ -214,6 +214,8 @@ def test_a_png_is_loaded_and_a_wrong_one_is_refused_in_words(painter):
     assert "120x200" in painter.message.value and np.array_equal(painter.ids, ids)
     offer(painter, b"no picture", "../bad.png")
     assert painter.message.value.startswith("bad.png: unreadable mask")
+    offer(painter, b"no picture", "<b>.png")
+    assert painter.message.value.startswith("&lt;b&gt;.png: unreadable mask")
 
 
 def test_without_ipympl_masks_are_loaded_and_seen(monkeypatch):

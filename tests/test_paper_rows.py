@@ -1,4 +1,4 @@
-"""The list of the paper's rows: every row of its tables, in the README as the command prints it, with the state that rows give."""
+"""The list of the paper's rows: every row of its tables, in the README as the command prints it, with the rows' states."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text()
 BENCHMARKS = pd.read_csv(ROOT / "results" / "benchmarks.csv")
 # what is no result of ours, or a result without a row, each said why
 NO_ROWS = {
-    r"CC BY(-NC)? 4\.0": "a licence", r"Apache-2\.0": "a licence", r"[Pp]ython 3\.\d+": "a version", r"8\*i\* \+ 3\.5": "the method",
+    r"CC BY(-NC)? 4\.0": "a licence", r"Apache-2\.0": "a licence", r"[Pp]ython 3\.\d+": "a version",
+    r"8\*i\* \+ 3\.5": "the method",
     r"4[,\d]* of the paper|λ ?= ?[\d.]+|τ ?= ?[\d.]+": "the method",
     r"[\d.]+ (min|h) \(estimated\)": "an estimate, and said to be one",
     r"300,000 videos": "Kinetics-400", r"(up to )?[\d.]+ GB": "sizes of downloads and memory",
@@ -27,8 +28,8 @@ NO_ROWS = {
     r"in a browser after [\d.]+ s and [\d.]+ s": "benchmarks.clicks prints it and leaves no row",
     r"takes [\d.]+ s a frame at `--shorter-side 480` and [\d.]+ s at 240": "the command prints it and leaves no row",
 }
-NUMBER = re.compile(r"(?<![\w.,²×/-])[+-]?(\d[\d,]*\.\d+|\d[\d,]*(?= (?:sequences|frames|objects|iterations|minutes|min|runs|videos|J&F|MB)\b)"
-                    r"|(?<=J&F )\d+)(?![\d.]*\w)")
+COUNTED = "sequences|frames|objects|iterations|minutes|min|runs|videos|J&F|MB"
+NUMBER = re.compile(rf"(?<![\w.,²×/-])[+-]?(\d[\d,]*\.\d+|\d[\d,]*(?= (?:{COUNTED})\b)|(?<=J&F )\d+)(?![\d.]*\w)")
 
 
 def sections() -> Iterator[tuple[str, str]]:
@@ -128,7 +129,8 @@ def test_the_benchmarks_table_is_that_of_the_rows() -> None:
 def test_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: Path) -> None:
     """Marks of earlier code too: a change of code makes them stale. `write_tables` brings them up to date."""
     tables.write_tables(name, tmp_path)
-    _same(tmp_path, results.study_folder(name) / "tables", f'python -c \'from dulvos.tables import write_tables; write_tables("{name}")\'')
+    remedy = f"python -c \"from dulvos.tables import write_tables; write_tables('{name}')\""
+    _same(tmp_path, results.study_folder(name) / "tables", remedy)
 
 
 def test_the_grid_s_committed_tables_are_those_of_the_committed_rows(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def folder(made, tmp_path, monkeypatch):
 def write_training(**changes):
     results.write_row("study", {"kind": "train", "study": "study", "name": "trained", "key": "0123456789ab", "iterations": 12,
                                 "date": "2026-01-01", "encoder": "runs/trained-0123456789ab/encoder.safetensors",
-                                "seconds": 1.0, "data": "YouTube-VOS", "code": results.code_hash(*results.SOURCES["train"]), "seed": 0,
-                                "parameters": dataclasses.asdict(TrainSettings()), "split": "train", "videos": 7,
+                                "seconds": 1.0, "data": "YouTube-VOS", "code": results.code_hash(*results.SOURCES["train"]),
+                                "parameters": dataclasses.asdict(TrainSettings()), "split": "train", "videos": 7, "seed": 0,
                                 "peak_memory_mb": 1.0, "device": "cpu", "threads": 1, **changes})
 
 

@@ -28,9 +28,9 @@ from tests.test_training import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
 # what makes code of data, or a command of text
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
-             "marshal.loads", "shelve.open", "yaml.load", "yaml.unsafe_load", "subprocess.getoutput", "joblib.load", "torch.jit.load",
-             "torch.hub.load", "torch.package.PackageImporter", "tarfile.open", "shutil.unpack_archive"}
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "pickle.load",
+             "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "joblib.load", "yaml.load", "yaml.unsafe_load",
+             "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "tarfile.open", "shutil.unpack_archive"}
 
 
 def sources() -> Iterator[tuple[str, ast.AST]]:
@@ -66,9 +66,9 @@ def test_no_source_makes_code_of_data_or_a_command_of_text() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("line", ["torch.load(path)", "torch.load(path, weights_only=False)", "eval(text)", "np.load(p, allow_pickle=True)",
+@pytest.mark.parametrize("line", ["torch.load(path)", "torch.load(path, weights_only=False)", "np.load(p, allow_pickle=True)",
                                   "subprocess.run(f'rm {name}', shell=True)", "subprocess.run('rm ' + name)", "os.system(text)",
-                                  "pickle.load(stream)", "archive.extractall(folder)", "yaml.load(text)"])
+                                  "eval(text)", "pickle.load(stream)", "archive.extractall(folder)", "yaml.load(text)"])
 def test_each_of_these_would_be_noticed(line: str) -> None:
     assert suspicious(ast.parse(line))
 
@@ -113,8 +113,9 @@ def link(name: str, target: str) -> tuple[zipfile.ZipInfo, str]:
 
 
 @pytest.mark.parametrize("entries", [
-    [("../out.txt", "x")], [("a/../../out.txt", "x")], [("/tmp/dulvos-out.txt", "x")], [("..\\out.txt", "x")], [("C:\\out.txt", "x")],
-    [link("door", ".."), ("door/out.txt", "x")], [link("door", "/etc"), ("door/out.txt", "x")], [("good.txt", "x"), ("../../out.txt", "x")],
+    [("../out.txt", "x")], [("a/../../out.txt", "x")], [("/tmp/dulvos-out.txt", "x")], [("..\\out.txt", "x")],
+    [("C:\\out.txt", "x")], [link("door", ".."), ("door/out.txt", "x")], [link("door", "/etc"), ("door/out.txt", "x")],
+    [("good.txt", "x"), ("../../out.txt", "x")],
 ], ids=str)
 def test_no_archive_writes_outside_of_its_folder(tmp_path: Path, entries: list, record_property: Callable) -> None:
     record_property("fault", "malicious: archive")
@@ -134,8 +135,8 @@ def test_run_all_makes_no_command_of_a_folder_s_name(tmp_path: Path, name: str, 
     python = tmp_path / "python"  # says what it is called with
     python.write_text('#!/bin/sh\ncase "$1" in -m) printf "%s\\n" "$@" ;; *) ;; esac\n')
     python.chmod(0o755)
-    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "davis", "--davis", name], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | {"DULVOS_PYTHON": str(python)}, check=False)
+    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "davis", "--davis", name], cwd=tmp_path, capture_output=True,
+                          text=True, env=os.environ | {"DULVOS_PYTHON": str(python)}, check=False)
     assert done.stdout.splitlines()[-6:] == ["-m", "dulvos", "study", "davis", "--davis", f"{tmp_path}/{name}"]
     assert not list(tmp_path.rglob("made"))
 
@@ -145,8 +146,8 @@ def test_jupyter_is_nowhere_told_to_open_its_doors() -> None:
     from jupyter_server.serverapp import ServerApp
 
     assert ServerApp().ip in ("localhost", "127.0.0.1") and not ServerApp().allow_remote_access
-    doors = re.compile(r"--ip[ =](?!127\.0\.0\.1|localhost)|0\.0\.0\.0|token=(''|\"\"|\s)|password=(''|\"\")|disable_check_xsrf|allow_origin"
-                       r"|allow_remote_access|--NotebookApp|--ServerApp")
+    doors = re.compile(r"--ip[ =](?!127\.0\.0\.1|localhost)|0\.0\.0\.0|token=(''|\"\"|\s)|password=(''|\"\")|disable_check_xsrf"
+                       r"|allow_origin|allow_remote_access|--NotebookApp|--ServerApp")
     files = [ROOT / name for name in ("run_all.sh", "README.md", ".ci/run", "tests/browser.py")]
     files += [*(ROOT / "dulvos").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert [path.name for path in files if doors.search(path.read_text())] == []

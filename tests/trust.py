@@ -1,7 +1,7 @@
-"""`python -m tests.trust [--slow]`: injects every fault, tries every bad input, and writes the table of counts in tests/README.md.
+"""`python -m tests.trust [--slow]`: injects every fault, tries every bad input, and writes the tables of tests/README.md.
 
-Tests say what they did by pytest's `record_property`: "fault" ("<kind>: <where>"), "faults" ([the same, how many]), "inputs" ({"kind",
-"tried", "result", "error", "crash", "silent"}). What a failed test did counts as not survived.
+Tests say what they did by pytest's `record_property`: "fault" ("<kind>: <where>"), or "faults" ([the same, how many]). What a
+failed test did counts as not survived. Inputs are counted by `tests.corpus`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import argparse
 import re
 import subprocess
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from dulvos.files import replacing
+from tests import corpus
 
-__all__ = ["Counts", "main", "tables"]
+__all__ = ["Counts", "faults_table", "main"]
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
-MODULES = ("test_files.py", "test_faults.py", "test_faults_disk.py", "test_faults_kill.py", "test_untrusted.py", "test_bad_input.py",
-           "test_soak.py")
+MODULES = ("test_files.py", "test_faults.py", "test_faults_disk.py", "test_faults_kill.py", "test_faults_power.py",
+           "test_numbers.py", "test_untrusted.py", "test_soak.py")
 # faults in tests of single modules, which say nothing of them
 ELSEWHERE = {
     "test_trainer.py::test_a_run_that_was_killed_goes_on_to_the_bit": ("kill -9: training", 1),
@@ -38,7 +39,6 @@ ELSEWHERE = {
     "test_download.py::test_no_entry_leads_out_of_the_folder": ("malicious: archive", 1),
     "test_released.py::test_no_code_is_run_and_damage_is_named": ("malicious: released weights", 2),
 }
-INPUTS = ("tried", "result", "error", "crash", "silent")
 
 
 class Counts:
@@ -47,7 +47,6 @@ class Counts:
     def __init__(self) -> None:
         self.injected: Counter[str] = Counter()
         self.survived: Counter[str] = Counter()
-        self.inputs: dict[str, Counter[str]] = defaultdict(Counter)
         self.outcomes: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
 
@@ -58,46 +57,39 @@ class Counts:
         if report.when != "call" or report.skipped:
             return
         self.outcomes[report.outcome] += 1
-        faults = [value if name == "faults" else (value, 1) for name, value in report.user_properties if name in ("fault", "faults")]
+        faults = [value if name == "faults" else (value, 1) for name, value in report.user_properties
+                  if name in ("fault", "faults")]
         known = ELSEWHERE.get(re.sub(r"\[.*", "", report.nodeid).removeprefix("tests/"))
         for kind, count in [*faults, *([known] if known else [])]:
             self.injected[kind] += count
             self.survived[kind] += count if report.passed else 0
-        for name, value in report.user_properties:
-            if name == "inputs":
-                self.inputs[value["kind"]].update({column: value.get(column, 0) for column in INPUTS})
 
 
-def tables(counts: Counts) -> str:
-    """The counts as Markdown: faults by kind and place, inputs by kind."""
+def faults_table(counts: Counts) -> str:
+    """The counts as Markdown: a line a kind and place."""
     lines = ["| fault | where | injected | survived |", "|---|---|---:|---:|"]
     for name in sorted(counts.injected):
         kind, _, where = name.partition(": ")
         lines.append(f"| {kind} | {where} | {counts.injected[name]} | {counts.survived[name]} |")
-    lines += [f"| **all** | | **{counts.injected.total()}** | **{counts.survived.total()}** |", "",
-              "| bad input | tried | right result | clear error | crash | silent wrong result |", "|---|---:|---:|---:|---:|---:|"]
-    total: Counter[str] = Counter()
-    for kind, found in sorted(counts.inputs.items()):
-        total.update(found)
-        lines.append(f"| {kind} | " + " | ".join(str(found[column]) for column in INPUTS) + " |")
-    lines += ["| **all** | " + " | ".join(f"**{total[column]}**" for column in INPUTS) + " |", "",
-              ", ".join(f"{count} tests {outcome}" for outcome, count in sorted(counts.outcomes.items())) + "."]
+    lines += [f"| **together** | | **{counts.injected.total()}** | **{counts.survived.total()}** |", "",
+              "By " + ", ".join(f"{count} tests {outcome}" for outcome, count in sorted(counts.outcomes.items())) + "."]
     lines += [f"Skipped ({count}): {reason}." for reason, count in sorted(counts.skipped.items()) if "--slow" not in reason]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the tests, print the tables, and put them into tests/README.md."""
+    """Run the tests and the corpus, print both tables, and put them into tests/README.md; 1 if anything was not survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
-    parser.add_argument("--slow", action="store_true", help="twenty kills each, the whole corpus, the soak")
+    parser.add_argument("--slow", action="store_true", help="twenty kills each, the soak, more damaged files")
     parser.add_argument("--print", action="store_true", help="leave tests/README.md as it is")
     options = parser.parse_args(arguments)
     counts = Counts()
     chosen = [str(FOLDER / name) for name in MODULES if (FOLDER / name).is_file()]
     chosen += [str(FOLDER / name) for name in ELSEWHERE if name.partition("::")[0] not in MODULES]
     status = pytest.main(["-q", "-rf", *["--slow"] * options.slow, *chosen], plugins=[counts])
-    made = tables(counts)
-    print(made)
+    print(faults_table(counts), flush=True)
+    inputs = corpus.counts(200 if options.slow else 20)
+    print(corpus.table(inputs))
     if not options.print:
         command = "python -m tests.trust" + " --slow" * options.slow
         commit = subprocess.run(["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
@@ -106,8 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
         head, _, rest = text.partition("<!-- counts -->\n")
         tail = rest.partition("<!-- /counts -->\n")[2]
         with replacing(README) as stream:
-            stream.write(f"{head}<!-- counts -->\n`{command}`, after commit {commit}:\n\n{made}<!-- /counts -->\n{tail}".encode())
-    return int(status)
+            made = f"`{command}`, after commit {commit}:\n\n{faults_table(counts)}\n{corpus.table(inputs)}\n"
+            stream.write(f"{head}<!-- counts -->\n{made}<!-- /counts -->\n{tail}".encode())
+    return int(status != 0 or any(line["crashes"] or line["wrong"] for line in inputs))
 
 
 if __name__ == "__main__":

@@ -105,11 +105,16 @@ def _with_state(grid: GridStudy, run: Run, rows: pd.DataFrame, marks: tuple[str 
 
 
 def _find(rows: pd.DataFrame, kind: str, parameters: dict, mark: str | None, **fields) -> pd.Series | None:
-    """The row with these parameters and fields that counts: made by today's code if there is one, then the newest."""
-    wanted = {f"parameters.{name}": value for name, value in parameters.items()} | fields
-    wanted |= {"kind": kind} | ({} if mark is None else {"fingerprint": mark})
-    found = rows
-    for column, value in wanted.items():
+    """The row with these parameters and fields that counts: made by today's code if there is one, then the newest.
+
+    A setting that came after a row was made had its default in it.
+    """
+    defaults = dataclasses.asdict({"train": TrainSettings, "evaluate": SegmentSettings}[kind]())
+    found = rows[rows["kind"] == kind] if "kind" in rows else rows
+    for name, value in parameters.items():
+        held = found.get(f"parameters.{name}", pd.Series(index=found.index, dtype=object))
+        found = found[held.where(held.notna(), defaults[name]) == value]
+    for column, value in (fields | ({} if mark is None else {"fingerprint": mark})).items():
         if column not in found:
             return None
         found = found[found[column] == value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -246,7 +247,7 @@ class Painter(ipywidgets.VBox):
                     self.editor.replace(read_mask(path))
                     self.refresh()
                 except InputError as error:
-                    self.message.value = str(error).replace(f"{folder}/", "")
+                    self.message.value = html.escape(str(error).replace(f"{folder}/", ""))
 
 
 def _tinted(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
