@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +43,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, number: int) -> InputError:
+def cannot_write(path: Path, number: int | None) -> InputError:
     """What is said of a file or folder that cannot be written, from the system's number of the reason."""
-    return InputError(f"{path}: cannot be written ({os.strerror(number)}); make room or give another folder, and the same call "
+    return InputError(f"{path}: cannot be written ({os.strerror(number or errno.EIO)}); make room or give another folder, and the same call "
                       "continues")
 
 

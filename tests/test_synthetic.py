@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -172,10 +173,10 @@ def test_other_settings_or_another_folder_are_an_error(benchmark, tmp_path):
 
 def test_a_failed_rendering_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, ids):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(synthetic, "write_mask", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cutouts: cannot be written \(No space left"):
         render(tmp_path / "cutouts", **SMALL)
     assert not list(tmp_path.iterdir())
 
