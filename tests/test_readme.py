@@ -52,6 +52,8 @@ def values_of(name: str) -> list[float]:
     for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "parameters.iterations",
                    "parameters.batch", "parameters.crop", "peak_memory_mb"):
         values += list(rows[column].dropna()) if column in rows else []
+    for column in ("cpu_seconds", "training_cpu_seconds"):
+        values += list(rows[column].dropna() / 3600) if column in rows else []
     seconds = rows.seconds.dropna()
     values += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600, len(rows)]
     return values + [step_setting for steps in _settings(name) for step_setting in steps]
