@@ -49,8 +49,8 @@ def values_of(name: str) -> list[float]:
     for column in scores:
         percents = [round(100 * score, 1) for score in rows[column].dropna()]
         values += percents + [a - b for a in percents for b in percents]
-    for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "training_iteration", "parameters.iterations",
-                   "parameters.batch", "parameters.crop", "peak_memory_mb"):
+    for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "training_iteration",
+                   "parameters.iterations", "parameters.batch", "parameters.crop", "peak_memory_mb"):
         values += list(rows[column].dropna()) if column in rows else []
     for column in ("cpu_seconds", "training_cpu_seconds"):
         values += list(rows[column].dropna() / 3600) if column in rows else []
