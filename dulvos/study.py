@@ -28,7 +28,7 @@ from dulvos.files import replacing
 from dulvos.rows import CURVE
 
 __all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
-__all__ += ["run_study"]
+__all__ += ["run_study", "with_others"]
 
 NOTEBOOKS = results.ROOT / "notebooks"
 METHODS = ("copy", "colour", "random", "trained")
@@ -116,6 +116,13 @@ def check_parameters(notebook: str, parameters: dict) -> None:
         raise InputError(f"{path.name}: unknown parameter {', '.join(unknown)}; its parameters are {', '.join(known)}")
     for name, value in parameters.items():
         check_type(name, value, ast.literal_eval(known[name]["default"]))
+
+
+def with_others(notebook: str, parameters: dict) -> dict:
+    """Parameters for a notebook that takes the settings which stand in no line of its cell as one mapping, `others`."""
+    known = papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook}.ipynb"))
+    others = {name: value for name, value in parameters.items() if name not in known}
+    return {name: value for name, value in parameters.items() if name in known} | ({"others": others} if others else {})
 
 
 def refuse_unknown(notebook: str, names: dict) -> None:

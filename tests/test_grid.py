@@ -157,3 +157,16 @@ def test_a_row_from_before_a_setting_had_its_default():
     assert states._find(rows, "train", settings, None).key == "k"
     assert states._find(rows, "train", settings | {"view_flip": False}, None) is None
     assert states._find(rows, "train", settings | {"lam": 0.2}, None) is None
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_training_is_one_that_the_notebook_takes(name):
+    """Flat where its cell has a line for a setting, else in `others`; none is lost."""
+    found = STUDIES[name]
+    for run in grid_runs(found, check_data=False):
+        if run.settings:
+            parameters = states.train_step(found, run).parameters
+            study.check_parameters("01_train", parameters)
+            given = {**parameters, **parameters.get("others", {})}
+            assert {setting: given[setting] for setting in {**found.training, **run.point.training}} == \
+                {**found.training, **run.point.training}

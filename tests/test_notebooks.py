@@ -26,7 +26,7 @@ def test_source_notebooks_carry_no_outputs_and_one_cell_of_parameters(path):
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert all(cell.source.count("\n") < 35 for cell in code)
+    assert all(cell.source.count("\n") < 30 for cell in code)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

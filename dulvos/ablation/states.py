@@ -126,7 +126,7 @@ def train_step(grid: GridStudy, run: Run) -> study.Step:
     given = {**grid.training, **run.point.training, "seed": run.seed}
     minutes = grid.minutes[0] * _cost(given) / _cost(grid.training)
     return study.Step("01_train", f"01_train-{run.training}",
-                      {"study": grid.folder, "data": grid.train, "name": run.training, **given}, minutes)
+                      study.with_others("01_train", {"study": grid.folder, "data": grid.train, "name": run.training, **given}), minutes)
 
 
 def evaluate_step(grid: GridStudy, run: Run, trained_key: str) -> study.Step:
