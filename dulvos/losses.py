@@ -15,7 +15,7 @@ from dulvos.views import warp
 __all__ = ["LossOutput", "dense_loss", "gather_cells", "sample_grid"]
 
 JITTER = ("common", "independent", "none")
-CHUNK = 2**24  # logits alive at once: 64 MB in float32
+CHUNK = 2**22  # logits alive at once: 16 MB in float32, which caches hold in part
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,16 @@ class _AnchorCrossEntropy(torch.autograd.Function):
         step = max(1, CHUNK // len(anchors))
         for start in range(0, len(cells), step):
             part = slice(start, start + step)
-            logits = (cells[part] @ anchors.t()).div_(tau)
+            logits = (cells[part] / tau) @ anchors.t()
             target = labels[part, None]
-            log_sum = logits.logsumexp(1, keepdim=True)
-            loss += (log_sum - logits.gather(1, target)).sum()
+            chosen, top = logits.gather(1, target), logits.amax(1, keepdim=True)
+            slope = logits.sub_(top).exp_()  # in place: each pass over the logits costs as much as their products
+            total = slope.sum(1, keepdim=True)
+            loss += (total.log() + top - chosen).sum()
             if any(ctx.needs_input_grad[:2]):
-                slope = logits.sub_(log_sum).exp_()  # softmax, in place
-                slope.scatter_add_(1, target, slope.new_full((1, 1), -1).expand_as(target))
-                slope.div_(tau * len(cells))
+                scale = tau * len(cells)
+                slope.div_(total.mul_(scale))  # softmax / scale
+                slope.scatter_add_(1, target, slope.new_full((1, 1), -1 / scale).expand_as(target))
                 if grad_cells is not None:
                     torch.mm(slope, anchors, out=grad_cells[part])
                 if grad_anchors is not None:

@@ -59,8 +59,6 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     place = world.device if processes > 1 else devices.find_device(device)
     if settings.batch % processes:
         raise InputError(f"batch={settings.batch} cannot be shared by {processes} processes; choose a multiple of {processes}")
-    if settings.tau < 1e-6 or settings.dim > 2**16:
-        raise InputError(f"tau must be >= 1e-6 and dim <= 65536, not tau={settings.tau}, dim={settings.dim}")
     say = print if rank == 0 else (lambda line: None)
     kept, lines = clips.usable_videos(videos, settings.frames)
     for line in lines:

@@ -81,6 +81,8 @@ class TrainSettings:
                               ("photometric", clips.PHOTOMETRIC),
                               ("precision", ("bf16", "fp32"))):
             need(getattr(self, name) in allowed, f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        need(self.tau >= 1e-6 and self.dim <= 2**16,
+             f"tau must be >= 1e-6 and dim <= 65536, not tau={self.tau}, dim={self.dim}")
         need(self.crop % encoder.STRIDE == 0, f"crop must be a multiple of {encoder.STRIDE}, not {self.crop}")
         need(self.crop <= self.scale_min <= self.scale_max, "scale_min and scale_max must satisfy crop <= scale_min <= "
              f"scale_max, not crop={self.crop}, scale_min={self.scale_min}, scale_max={self.scale_max}")
