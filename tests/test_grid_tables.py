@@ -13,7 +13,8 @@ from dulvos import results
 from dulvos.ablation.figures import claims_figure, small_multiples, star
 from dulvos.ablation.grid import EDGES, GridStudy
 from dulvos.ablation.states import Run, grid_runs
-from dulvos.ablation.tables import CLAIMS, baseline_scores, baseline_values, claims_table, effects, effects_table, write_tables
+from dulvos.ablation.tables import CLAIMS, baseline_scores, baseline_values, claims_table, effects, effects_table
+from dulvos.ablation.tables import findings, write_tables
 from tests import fake_grid
 
 SCORES = {"baseline-0": 49.0, "baseline-1": 50.0, "baseline-2": 51.0, "B40T1-0": 42.0, "B20T2-0": 48.0, "lam0-0": 47.5,
@@ -83,6 +84,19 @@ def test_a_claim_is_decided_by_the_point_that_is_the_claim(grid: GridStudy, tmp_
     assert "-20.0 ± 1.2" in line["we see (J&F)"]
     if "needs the setting" in line["we see (J&F)"]:
         assert line.verdict == "not run"
+
+
+def test_findings_say_each_point_and_claim_once_under_its_verdict(grid: GridStudy, every: list[Run], nothing: list[Run]) -> None:
+    lines = {line.split(":**")[0].removeprefix("- **"): line for line in findings(grid, every).splitlines()}
+    assert "λ=0 -2.5 (the paper -2.3)" in lines["As in the paper"] and "“LayerNorm" in lines["As in the paper"]
+    assert "N=4 +4.0 (the paper -8.2)" in lines["The other way round than in the paper"]
+    assert "λ=1 -1.0" in lines["Too small to tell from another seed"] and "M=8" in lines["Not run"]
+    assert "“The order of frames does not matter”" in lines["An effect where the paper sees none"]
+    points = sum(run.point.varied in EDGES for run in every)
+    items = sum(line.count("; ") + 1 for line in lines.values() if line.startswith("- "))
+    assert items == points + len(CLAIMS)
+    assert findings(grid, nothing).startswith("0 of ") and "As in" not in findings(grid, nothing)
+    assert "mean nothing" in findings(dataclasses.replace(grid, meaningless=True), every)
 
 
 def test_one_seed_has_no_deviation(grid: GridStudy, tmp_path: Path) -> None:

@@ -18,10 +18,13 @@ from dulvos.tables import to_markdown
 from dulvos.training import TrainSettings
 
 __all__ = ["CLAIMS", "FIELDS", "Claim", "baseline_scores", "baseline_values", "claims_table", "effects", "effects_table"]
-__all__ += ["write_tables"]
+__all__ += ["findings", "write_tables"]
 
 FIELDS = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what an edge varies
 VISIBLE = 2  # deviations that a difference must exceed to count as an effect
+VERDICTS = {"agrees": "As in the paper", "opposite": "The other way round than in the paper",
+            "differs": "An effect where the paper sees none", "within the deviation": "Too small to tell from another seed",
+            "-": "Nothing to agree with", "not stated": "The paper gives no number"}
 STALE = "done by earlier code"
 
 
@@ -165,6 +168,24 @@ def _verdict(grid: GridStudy, claim: Claim, points: list[pd.Series]) -> str:
         return "agrees" if all(inside) else "differs"
     # the first point is the claim itself
     return "within the deviation" if inside[0] else "agrees" if first.ours < 0 else "opposite"
+
+
+def findings(grid: GridStudy, every: list[Run]) -> str:
+    """Which of the paper's effects appear at this scale and which do not: a Markdown line for each verdict, made from rows."""
+    found = effects(grid, every)
+    base = baseline_scores(every)
+    count = f"{int(found.ours.notna().sum())} of {len(found)} points have numbers, the baseline {len(base)} of {grid.seeds} seeds"
+    if grid.meaningless:
+        return f"{count}. These numbers mean nothing: they show that everything runs."
+    said: dict[str, list[str]] = {}
+    for line in found[found.varied != "claim"].itertuples():
+        seen = "" if line.ours is None else f" {line.ours:+.1f}" + ("" if line.paper is None else f" (the paper {_stated(line.paper)})")
+        said.setdefault(line.sign, []).append(line.label + seen)
+    for line in claims_table(grid, every).itertuples():
+        said.setdefault(line.verdict, []).append(f"“{line.claim}”")
+    order = [*VERDICTS, *sorted(said.keys() - {*VERDICTS, NOT_RUN}), NOT_RUN]
+    lines = [f"- **{VERDICTS.get(verdict, verdict.capitalize())}:** {'; '.join(said[verdict])}." for verdict in order if verdict in said]
+    return "\n".join([f"{count}. Scale: {grid.scale}.", "", *lines])
 
 
 def _state(state: str) -> str:
