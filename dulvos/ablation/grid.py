@@ -52,7 +52,7 @@ STUDIES = {
         "ablation-davis", "davis", "davis",
         {"iterations": 400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
          "lr_every": 300}, {"shorter_side": 240},
-        seeds=3, minutes=(16, 6), scale="DAVIS-2016, 400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p"),
+        seeds=3, minutes=(11, 6), scale="DAVIS-2016, 400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p"),
     "paper": GridStudy(  # an epoch is a clip a video: 100,000 iterations of 16 clips are about 500 epochs of YouTube-VOS
         "ablation-paper", "youtube-vos", "davis",
         {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319, "lr": 1e-4,
