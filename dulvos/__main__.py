@@ -80,7 +80,8 @@ changes one. Under torchrun the batch is shared by the processes, and anchors ar
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dulvos import runs, sources
+    from dulvos import runs
+    from dulvos.external import sources
     from dulvos.training import TrainSettings
 
     settings = {}
@@ -212,7 +213,8 @@ def _add_data(commands) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from dulvos import runs, sources
+    from dulvos import runs
+    from dulvos.external import sources
     from dulvos.training import TrainSettings
 
     if options.data:
@@ -234,7 +236,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from dulvos.download import download
+    from dulvos.external.download import download
 
     download(options.name, options.to)
     return 0
@@ -270,9 +272,9 @@ weights: the files that the paper's authors and CRW released.""")
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from dulvos.machine import Machine
-    from dulvos.paper_rows import ROWS, rows_table
-    from dulvos.paper_runs import run_paper
+    from dulvos.paper.machine import Machine
+    from dulvos.paper.rows import ROWS, rows_table
+    from dulvos.paper.runs import run_paper
 
     if not options.data:
         if options.dry_run or options.rows:

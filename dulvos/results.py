@@ -34,7 +34,7 @@ SOURCES = {
     "evaluate": ("encoder", "propagation", "tiled", "batched", "inference", "metrics", "videos", "datasets",
                  "evaluation"),
     "youtube-vos": ("encoder", "propagation", "tiled", "batched", "inference", "metrics", "videos", "datasets",
-                    "local_split", "submission", "youtube_vos"),
+                    "external/local_split", "external/submission", "external/youtube_vos"),
 }
 SOURCES["select"] = SOURCES["evaluate"]  # the same on a few sequences, to choose among snapshots
 

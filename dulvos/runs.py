@@ -13,13 +13,13 @@ from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
+from dulvos.external.local_split import LOCAL, local_split
+from dulvos.external.official import write_davis_csv
+from dulvos.external.released import locate
+from dulvos.external.sources import SOURCES, Collection, open_collection
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
-from dulvos.local_split import LOCAL, local_split
 from dulvos.metrics import summarise
-from dulvos.official import write_davis_csv
-from dulvos.released import locate
-from dulvos.sources import SOURCES, Collection, open_collection
 from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
@@ -37,9 +37,9 @@ def open_data(data: str, split: str) -> Dataset:
 
     Arguments:
         data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (the folder that the environment variable
-            DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.sources.SOURCES`, such as
+            DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.external.sources.SOURCES`, such as
             "youtube-vos" (the folder of that name in the one that DULVOS_DATA_DIR names), "youtube-vos-local" (its videos
-            without the classes and videos that `dulvos.local_split` keeps back), or any folder of videos.
+            without the classes and videos that `dulvos.external.local_split` keeps back), or any folder of videos.
         split: "train" or "val".
 
     Raises:
@@ -68,8 +68,8 @@ def open_training(data: str, *, decode: bool = False) -> Collection:
     """A training collection, or any folder of videos, by its index; what `open_data` gives for these.
 
     Arguments:
-        data: a key of `dulvos.sources.SOURCES`, "youtube-vos-local", or a folder.
-        decode: count the frames of video files by decoding them, see `dulvos.indexing.index_videos`.
+        data: a key of `dulvos.external.sources.SOURCES`, "youtube-vos-local", or a folder.
+        decode: count the frames of video files by decoding them, see `dulvos.external.indexing.index_videos`.
 
     Raises:
         InputError: DULVOS_DATA_DIR is not set, or the videos are not there.

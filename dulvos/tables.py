@@ -13,7 +13,7 @@ import pandas as pd
 from dulvos import paper, results
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.paper_tables import PROTOCOL, table1, table2, table3
+from dulvos.paper.tables import PROTOCOL, table1, table2, table3
 from dulvos.rows import CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, run_path, state
 
 __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failure_frame", "newest", "run_path"]

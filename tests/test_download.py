@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dulvos import download
 from dulvos.__main__ import main
 from dulvos.datasets import load_davis
-from dulvos.download import ARCHIVES, check, fetch, unpack
 from dulvos.errors import InputError
+from dulvos.external import download
+from dulvos.external.download import ARCHIVES, check, fetch, unpack
 from tests.test_evaluation import dataset  # noqa: F401
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -20,12 +20,13 @@ import psutil
 import pytest
 import torch
 
-from dulvos import evaluation, indexing, losses, runs, study, training
+from dulvos import evaluation, losses, runs, study, training
 from dulvos.__main__ import main
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import evaluate
-from dulvos.indexing import index_videos
+from dulvos.external import indexing
+from dulvos.external.indexing import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.runs import evaluation_run, training_run
 from dulvos.trainer import train

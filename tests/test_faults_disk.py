@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dulvos import download, results, study, synthetic
+from dulvos import results, study, synthetic
 from dulvos.errors import InputError
+from dulvos.external import download
 from dulvos.inference import SegmentSettings
 from dulvos.runs import evaluation_run, training_run
 from tests.test_download import archive, server  # noqa: F401

@@ -14,7 +14,7 @@ from dulvos.ablation import states
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import read_predictions
 from dulvos.errors import InputError
-from dulvos.indexing import index_videos
+from dulvos.external.indexing import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.runs import evaluation_run, training_run
 from tests import fake_grid

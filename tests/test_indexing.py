@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dulvos import indexing
 from dulvos.errors import InputError
-from dulvos.indexing import FrameNames, index_videos
+from dulvos.external import indexing
+from dulvos.external.indexing import FrameNames, index_videos
 from dulvos.videos import open_video
 from tests.test_videos import make_file
 

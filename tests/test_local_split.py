@@ -8,7 +8,7 @@ import pytest
 
 from dulvos import runs
 from dulvos.errors import InputError
-from dulvos.local_split import LOCAL, local_split
+from dulvos.external.local_split import LOCAL, local_split
 from tests.test_youtube_vos import root  # noqa: F401
 
 

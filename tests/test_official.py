@@ -10,9 +10,9 @@ import pytest
 
 from dulvos import results
 from dulvos.datasets import load_davis
+from dulvos.external.official import write_davis_csv
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import SequenceScores, summarise
-from dulvos.official import write_davis_csv
 from dulvos.runs import evaluation_run
 from tests.test_datasets import blocks, make_davis17
 

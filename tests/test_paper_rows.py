@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dulvos import paper, results, sources
+from dulvos import paper, results
 from dulvos.__main__ import main
-from dulvos.paper_rows import ROWS, rows_table, study_name
+from dulvos.external import sources
+from dulvos.paper.rows import ROWS, rows_table, study_name
 
 
 def test_the_rows_are_those_of_the_tables():

@@ -13,18 +13,20 @@ import cv2
 import pytest
 import torch
 
-from dulvos import machine as machines
-from dulvos import paper_runs, paper_tables, results, runs, synthetic
+from dulvos import results, runs, synthetic
 from dulvos.__main__ import main
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
+from dulvos.external.miniature import write_youtube_vos
+from dulvos.external.released import RELEASES
 from dulvos.inference import SegmentSettings
-from dulvos.machine import MINIATURE_SEGMENT, Machine
-from dulvos.miniature import write_youtube_vos
-from dulvos.paper_rows import COLLECTIONS, ROWS
-from dulvos.paper_runs import prepare, row_steps, run_paper
-from dulvos.released import RELEASES
+from dulvos.paper import machine as machines
+from dulvos.paper import runs as paper_runs
+from dulvos.paper import tables as paper_tables
+from dulvos.paper.machine import MINIATURE_SEGMENT, Machine
+from dulvos.paper.rows import COLLECTIONS, ROWS
+from dulvos.paper.runs import prepare, row_steps, run_paper
 from dulvos.study import check_parameters
 from tests.oracles import texture
 from tests.test_released import snapshot, walk

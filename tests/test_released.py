@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from dulvos import released
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
+from dulvos.external import released
 
 HEADS = {"named": ("conv1", "bn1", "conv2"), "numbered": ("0", "1", "3")}
 

@@ -13,12 +13,12 @@ from dulvos import paper, results, runs, selection, tables
 from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
+from dulvos.external.miniature import write_youtube_vos
+from dulvos.external.youtube_vos import youtube_vos_run
 from dulvos.inference import SegmentSettings
-from dulvos.miniature import write_youtube_vos
 from dulvos.rows import NOT_RUN
 from dulvos.selection import draw_sequences, find_selected, list_snapshots, selection_run
 from dulvos.training import TrainSettings
-from dulvos.youtube_vos import youtube_vos_run
 from tests.oracles import texture
 
 SETTINGS = SegmentSettings(context=2)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dulvos import results, runs, sources
+from dulvos import results, runs
 from dulvos.__main__ import main
 from dulvos.errors import InputError
+from dulvos.external import sources
+from dulvos.external.sources import SOURCES, open_collection, paper_settings, sources_table
 from dulvos.runs import open_data, training_run
-from dulvos.sources import SOURCES, open_collection, paper_settings, sources_table
 from dulvos.training import TrainSettings
 from tests.test_indexing import numbered, write_frames, write_video
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dulvos import paper, results, tables, youtube_vos
+from dulvos import paper, results, tables
 from dulvos.errors import InputError
+from dulvos.external import youtube_vos
+from dulvos.external.local_split import LOCAL
 from dulvos.inference import SegmentSettings
-from dulvos.local_split import LOCAL
 from dulvos.training import TrainSettings
 
 SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}

@@ -19,8 +19,8 @@ import torch
 
 from dulvos import study
 from dulvos.checkpoints import load_encoder
-from dulvos.download import unpack
 from dulvos.errors import InputError
+from dulvos.external.download import unpack
 from dulvos.trainer import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dulvos import results, youtube_vos
+from dulvos import results
 from dulvos.datasets import load_youtube_vos, read_mask
 from dulvos.errors import InputError
+from dulvos.external import youtube_vos
+from dulvos.external.local_split import LOCAL, local_split
+from dulvos.external.miniature import FRAMES, STEP, write_youtube_vos
+from dulvos.external.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
 from dulvos.inference import SegmentSettings
-from dulvos.local_split import LOCAL, local_split
 from dulvos.metrics import score_sequence
-from dulvos.miniature import FRAMES, STEP, write_youtube_vos
-from dulvos.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
 
 SETTINGS = SegmentSettings(context=2, radius=3.0)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dulvos import paper
-from dulvos.paper_tables import table3
-from dulvos.released import RELEASES
+from dulvos.external.released import RELEASES
+from dulvos.external.sources import SOURCES
+from dulvos.paper.tables import table3
 from dulvos.rows import all_rows, kind, newest, state
-from dulvos.sources import SOURCES
 
 __all__ = ["COLLECTIONS", "ROWS", "Row", "rows_table", "study_name"]
 

@@ -13,19 +13,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dulvos import miniature, results, runs
+from dulvos import results, runs
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, load_youtube_vos, read_mask, write_mask
 from dulvos.devices import find_device, peak_memory
 from dulvos.errors import InputError
 from dulvos.evaluation import read_finished
+from dulvos.external import miniature
+from dulvos.external.local_split import LOCAL, local_split, object_categories
+from dulvos.external.sources import SOURCES
+from dulvos.external.submission import handed_in, mask_file, write_submission
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
-from dulvos.local_split import LOCAL, local_split, object_categories
 from dulvos.metrics import score_sequence
 from dulvos.selection import find_selected
-from dulvos.sources import SOURCES
-from dulvos.submission import handed_in, mask_file, write_submission
 
 __all__ = ["CLASS_COLUMNS", "class_scores", "open_root", "open_split", "predict", "score", "youtube_vos_run"]
 

@@ -15,10 +15,10 @@ import torchvision
 from dulvos import paper, results, tables
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
-from dulvos.paper_rows import Row
-from dulvos.paper_tables import ESTIMATE
-from dulvos.released import RELEASES, locate
+from dulvos.external.released import RELEASES, locate
+from dulvos.paper.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
+from dulvos.paper.rows import Row
+from dulvos.paper.tables import ESTIMATE
 from dulvos.rows import SUFFIX
 from dulvos.selection import draw_sequences
 from dulvos.study import NOTEBOOKS, Step, run_study

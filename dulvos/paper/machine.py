@@ -18,15 +18,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dulvos import devices, paper, results, runs, youtube_vos
+from dulvos import devices, paper, results, runs
 from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
+from dulvos.external import youtube_vos
+from dulvos.external.released import FOLDER
+from dulvos.external.sources import Collection, paper_settings
 from dulvos.inference import SegmentSettings, encode, segment
-from dulvos.paper_rows import study_name
-from dulvos.released import FOLDER
-from dulvos.sources import Collection, paper_settings
+from dulvos.paper.rows import study_name
 from dulvos.trainer import train
 from dulvos.training import TrainSettings
 
