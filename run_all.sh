@@ -11,13 +11,15 @@ usage() {
 usage: bash run_all.sh [COMMAND] [OPTIONS]
 
 Commands
-  demo     (also with no command) trains on small videos rendered from the photographs in scikit-image's
-           wheel, carries masks through the validation videos, scores them, and writes tables, figures and
-           notebooks: about a quarter of an hour on two CPU cores; needs no data
-  davis --davis DIR [--setting cpu|paper]
+  (none)   demo, then the ablation grid of Fig. 3 at the same scale: about twenty minutes on two CPU cores
+  demo     trains on small videos rendered from the photographs in scikit-image's wheel, carries masks
+           through the validation videos, scores them, and writes tables, figures and notebooks: about ten
+           minutes on two CPU cores; needs no data
+  davis --davis DIR [--setting cpu|paper] [--grid]
            the same on DAVIS: trains on the frames of the train split without their labels, evaluates on the
            validation split. DIR holds JPEGImages/, Annotations/ and ImageSets/. cpu, the default, is
-           sized for a CPU; paper is the paper's setting and wants a GPU
+           sized for a CPU; paper is the paper's setting and wants a GPU. With --grid, then the ablation
+           grid on DAVIS: about four more hours on two CPU cores
   paper --data DIR [--dry-run] [--rows ROW ...]
            the rows of the paper's Tables 1 and 2: training on YouTube-VOS, OxUvA, TrackingNet and Kinetics-400,
            released weights, DAVIS-2017 val, YouTube-VOS 2018 val; wants a GPU. Checks data, weights, disk and
@@ -167,8 +169,9 @@ absolute() { # PATH
 }
 
 main() {
-  local command=${1:-demo} left word before="" davis="" data="" help=""
-  if (($#)); then shift; fi
+  if (($# == 0)); then set -- demo --grid; fi
+  local command=$1 left word before="" davis="" data="" help=""
+  shift
   case $command in
     help | -h | --help)
       usage

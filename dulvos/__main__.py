@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("name", choices=("demo", "davis"), nargs="?", default="demo")
     study.add_argument("--davis", metavar="DIR", help="folder of DAVIS-2016 or -2017: JPEGImages, Annotations, ImageSets")
     study.add_argument("--setting", choices=("cpu", "paper"), default="cpu")
+    study.add_argument("--grid", action="store_true", help="then what is missing of the ablation grid of that name (Fig. 3)")
     _add_train(commands)
     _add_segment(commands)
     _add_data(commands)
@@ -51,7 +52,8 @@ def _study(options: argparse.Namespace) -> int:
     from dulvos.study import davis_steps, demo_steps, run_study
 
     if options.name == "demo":
-        return run_study("demo", demo_steps(), "cutouts")
+        status = run_study("demo", demo_steps(), "cutouts")
+        return max(status, _run_grid("demo")) if options.grid else status
     folder = options.davis or os.environ.get("DULVOS_DAVIS")
     if not folder:
         raise InputError("the study 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
@@ -59,7 +61,8 @@ def _study(options: argparse.Namespace) -> int:
         raise InputError(f"{folder}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
     os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
     steps = davis_steps(options.setting)
-    return run_study(steps[0].parameters["study"], steps, "davis")
+    status = run_study(steps[0].parameters["study"], steps, "davis")
+    return max(status, _run_grid("davis")) if options.grid else status
 
 
 def _add_train(commands) -> None:
@@ -130,13 +133,18 @@ def _grid(options: argparse.Namespace) -> int:
     if not options.run:
         print(states.listing(found, states.grid_runs(found)))
         return 0
-    from dulvos.ablation.work import draw, run_grid
-
     if options.workers < 0 or options.threads < 1:
         raise InputError(f"--workers must be >= 0 and --threads >= 1, not {options.workers} and {options.threads}")
-    status = run_grid(found, workers=options.workers, threads=options.threads, scheduler=options.scheduler,
-                      only=tuple(options.only))
-    return max(status, draw(options.study))  # what is not run says so in the figure
+    return _run_grid(options.study, workers=options.workers, threads=options.threads, scheduler=options.scheduler,
+                     only=tuple(options.only))
+
+
+def _run_grid(name: str, **options) -> int:
+    from dulvos.ablation import work
+    from dulvos.ablation.grid import find_study
+
+    status = work.run_grid(find_study(name), **options)
+    return max(status, work.draw(name))  # what is not run says so in the figure
 
 
 def _add_segment(commands) -> None:

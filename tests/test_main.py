@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dulvos import datasets, movies, own_video, results, videos
+from dulvos import datasets, movies, own_video, results, study, videos
 from dulvos.__main__ import main
+from dulvos.ablation import work
 from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5
@@ -143,3 +144,20 @@ def test_train_takes_settings_by_name_and_leaves_a_row(tmp_path, monkeypatch, ca
                         (["batch=two"], "batch must be int, not 'two'")):
         assert main([*data, "--set", *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "statuses", "calls"), [
+    (["demo"], (0, 0), ["study demo"]),
+    (["demo", "--grid"], (0, 0), ["study demo", "grid ablation-demo", "draw demo"]),
+    (["demo", "--grid"], (1, 0), ["study demo", "grid ablation-demo", "draw demo"]),
+    (["davis", "--davis", ".", "--grid"], (0, 1), ["study davis", "grid ablation-davis", "draw davis"]),
+])
+def test_the_grid_follows_the_study_and_either_failure_counts(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], statuses: tuple[int, int], calls: list[str]
+) -> None:
+    made = []
+    monkeypatch.setenv("DULVOS_DAVIS", "")  # which the command sets: given back afterwards
+    monkeypatch.setattr(study, "run_study", lambda name, steps, data: made.append(f"study {name}") or statuses[0])
+    monkeypatch.setattr(work, "run_grid", lambda grid: made.append(f"grid {grid.folder}") or statuses[1])
+    monkeypatch.setattr(work, "draw", lambda name: made.append(f"draw {name}") or 0)
+    assert main(["study", *arguments]) == max(statuses) and made == calls

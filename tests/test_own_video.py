@@ -152,7 +152,6 @@ def test_a_correction_leaves_the_frames_before_it_alone(video, tmp_path, encoder
     assert np.array_equal(b[3] == 1, truth[3] == 1) and not np.array_equal(a[4], b[4])
 
 
-
 def test_a_movie_of_the_result_has_the_videos_length(video, tmp_path, encoder):
     path = movies.write_mp4(tmp_path / "o.mp4", own_video.carry(video, {0: block(1)}, encoder, SegmentSettings(), tmp_path))
     assert len(videos.open_video(path)) == LENGTH

@@ -126,7 +126,7 @@ def test_bad_words_give_one_line_at_once(checkout: Checkout, words: list[str], s
 def test_a_complete_environment_is_used_as_it_is(checkout: Checkout) -> None:
     done = checkout.run()
     assert done.returncode == 0, done.stderr
-    assert checkout.calls() == [f"{checkout.python}|-m|dulvos|study|demo|{checkout.root}|"]
+    assert checkout.calls() == [f"{checkout.python}|-m|dulvos|study|demo|--grid|{checkout.root}|"]
     assert not checkout.venv.exists()
 
 

@@ -23,7 +23,6 @@ from dulvos.videos import fingerprint
 __all__ = ["Run", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left", "train_step"]
 
 
-
 @dataclass(frozen=True)
 class Run:
     """One number of the grid: a point and a seed, with the rows found for it.

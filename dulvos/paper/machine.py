@@ -110,7 +110,7 @@ class Machine:
         return self._once(f"frames of table {table}", partial(self._time_frames, self.dataset(table)))
 
     def study(self, collection: str) -> str:
-        """`paper_rows.study_name`, for this machine's settings."""
+        """`dulvos.paper.rows.study_name`, for this machine's settings."""
         return study_name(collection, released=self.released, miniature=self.miniature)
 
     def _once(self, name: str, look: Callable[[], Any]) -> Any:
