@@ -106,9 +106,10 @@ def _carry_all(grid: GridStudy, todo: list[Run], workers: int, threads: int, sch
         names: dict[object, str] = {}
         for run in todo:
             if run.training and run.training not in trainings and not _is_trained(grid, run):
-                future = client.submit(carry, grid, run.name, "train", place, pure=False)
+                future = client.submit(carry, grid, run.name, "train", place, pure=False, priority=-len(names))
                 trainings[run.training], names[future] = future, f"01_train-{run.training}"
-            future = client.submit(carry, grid, run.name, "evaluate", place, trainings.get(run.training), pure=False)
+            future = client.submit(carry, grid, run.name, "evaluate", place, trainings.get(run.training), pure=False,
+                                   priority=-len(names))  # in the order of the list
             names[future] = f"02_evaluate_davis-{run.name}"
         for future in as_completed(list(names)):
             outcome = _outcome(future, names[future])
