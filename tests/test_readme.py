@@ -12,7 +12,7 @@ import pytest
 from dulvos import results, study, tables
 from dulvos.ablation import states
 from dulvos.ablation import tables as grid_tables
-from dulvos.ablation.grid import find_study
+from dulvos.ablation.grid import STUDIES, find_study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -56,6 +56,9 @@ def values_of(name: str) -> list[float]:
         values += list(rows[column].dropna() / 3600) if column in rows else []
     seconds = rows.seconds.dropna()
     values += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600, len(rows)]
+    for grid in [grid for grid in STUDIES.values() if grid.folder == name]:
+        every = states.grid_runs(grid, check_data=False)
+        values += [grid_tables.baseline_scores(every).mean(), *grid_tables.effects(grid, every).ours.dropna().abs()]
     return values + [step_setting for steps in _settings(name) for step_setting in steps]
 
 
@@ -135,8 +138,9 @@ def test_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: P
     _same(tmp_path, results.study_folder(name) / "tables", remedy)
 
 
-def test_the_grid_s_committed_tables_are_those_of_the_committed_rows(tmp_path: Path) -> None:
-    grid = find_study("demo")
+@pytest.mark.parametrize("name", ["demo", "davis"])
+def test_the_grid_s_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: Path) -> None:
+    grid = find_study(name)
     grid_tables.write_tables(grid, states.grid_runs(grid, check_data=False), tmp_path)
     _same(tmp_path, results.study_folder(grid.folder) / "tables", "notebooks/03_ablation.ipynb")
 
