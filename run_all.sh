@@ -13,8 +13,8 @@ usage: bash run_all.sh [COMMAND] [OPTIONS]
 Commands
   (none)   demo, then the ablation grid of Fig. 3 at the same scale: about twenty minutes on two CPU cores
   demo     trains on small videos rendered from the photographs in scikit-image's wheel, carries masks
-           through the validation videos, scores them, and writes tables, figures and notebooks: about ten
-           minutes on two CPU cores; needs no data
+           through the validation videos, scores them, and writes tables, figures and notebooks: about
+           twelve minutes on two CPU cores; needs no data
   davis --davis DIR [--setting cpu|paper] [--grid]
            the same on DAVIS: trains on the frames of the train split without their labels, evaluates on the
            validation split. DIR holds JPEGImages/, Annotations/ and ImageSets/. cpu, the default, is
