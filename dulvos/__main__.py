@@ -53,16 +53,16 @@ def _study(options: argparse.Namespace) -> int:
 
     if options.name == "demo":
         status = run_study("demo", demo_steps(), "cutouts")
-        return max(status, _run_grid("demo")) if options.grid else status
-    folder = options.davis or os.environ.get("DULVOS_DAVIS")
-    if not folder:
-        raise InputError("the study 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
-    os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
-    steps = davis_steps(options.setting)
-    status = run_study(steps[0].parameters["study"], steps, "davis")
-    return max(status, _run_grid("davis")) if options.grid else status
+    else:
+        folder = options.davis or os.environ.get("DULVOS_DAVIS")
+        if not folder:
+            raise InputError("the study 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
+        os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
+        steps = davis_steps(options.setting)
+        status = run_study(steps[0].parameters["study"], steps, "davis")
+    return max(status, _run_grid(options.name)) if options.grid else status
 
 
 def _add_train(commands) -> None:

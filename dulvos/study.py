@@ -80,7 +80,7 @@ def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[s
 
 
 def demo_steps() -> list[Step]:
-    """The study at demo scale on the embedded benchmark: about ten minutes on two cores."""
+    """The study at demo scale on the embedded benchmark: about twelve minutes on two cores."""
     return _steps("demo", "cutouts", DEMO, {}, {"train": 10, "copy": 0.2, "colour": 0.5, "random": 0.5, "trained": 0.5})
 
 
