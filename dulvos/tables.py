@@ -116,7 +116,8 @@ def score_curve(study: str) -> pd.DataFrame:
         row = newest(evaluated[evaluated["name"] == name])
         spent = row.get("training_cpu_seconds")
         lines.append({"iteration": int(name[len(CURVE):]), "CPU hours": 0.0 if pd.isna(spent) else round(spent / 3600, 2),
-                      **{column: percent(row[f"scores.{SCORES[column]}"]) for column in ("J&F", "J mean", "F mean")}, "shorter side": int(row["parameters.shorter_side"]), "state": state(row, rows)})
+                      **{column: percent(row[f"scores.{SCORES[column]}"]) for column in ("J&F", "J mean", "F mean")},
+                      "shorter side": int(row["parameters.shorter_side"]), "state": state(row, rows)})
     return pd.DataFrame(lines)
 
 

@@ -14,7 +14,7 @@ from dulvos.ablation.figures import claims_figure, small_multiples, star
 from dulvos.ablation.grid import EDGES, GridStudy
 from dulvos.ablation.states import Run, grid_runs
 from dulvos.ablation.tables import CLAIMS, baseline_scores, baseline_values, claims_table, effects, effects_table
-from dulvos.ablation.tables import findings, write_tables
+from dulvos.ablation.tables import STALE, findings, write_tables
 from tests import fake_grid
 
 SCORES = {"baseline-0": 49.0, "baseline-1": 50.0, "baseline-2": 51.0, "B40T1-0": 42.0, "B20T2-0": 48.0, "lam0-0": 47.5,
@@ -97,6 +97,9 @@ def test_findings_say_each_point_and_claim_once_under_its_verdict(grid: GridStud
     assert items == points + len(CLAIMS)
     assert findings(grid, nothing).startswith("0 of ") and "As in" not in findings(grid, nothing)
     assert "mean nothing" in findings(dataclasses.replace(grid, meaningless=True), every)
+    old = [dataclasses.replace(run, state=STALE) if run.name in ("lam0-0", "layer-norm-0") else run for run in every]
+    said = findings(grid, old)
+    assert "(the paper -2.3) †" in said and "“LayerNorm in the head changes little” †" in said and said.count("†") == 2
 
 
 def test_one_seed_has_no_deviation(grid: GridStudy, tmp_path: Path) -> None:

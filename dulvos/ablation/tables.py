@@ -180,9 +180,9 @@ def findings(grid: GridStudy, every: list[Run]) -> str:
     said: dict[str, list[str]] = {}
     for line in found[found.varied != "claim"].itertuples():
         seen = "" if line.ours is None else f" {line.ours:+.1f}" + ("" if line.paper is None else f" (the paper {_stated(line.paper)})")
-        said.setdefault(line.sign, []).append(line.label + seen)
-    for line in claims_table(grid, every).itertuples():
-        said.setdefault(line.verdict, []).append(f"“{line.claim}”")
+        said.setdefault(line.sign, []).append(line.label + seen + " †" * (line.state == STALE))
+    for line in claims_table(grid, every).to_dict("records"):
+        said.setdefault(line["verdict"], []).append(f"“{line['claim']}”" + " †" * ("†" in line["we see (J&F)"]))
     order = [*VERDICTS, *sorted(said.keys() - {*VERDICTS, NOT_RUN}), NOT_RUN]
     lines = [f"- **{VERDICTS.get(verdict, verdict.capitalize())}:** {'; '.join(said[verdict])}." for verdict in order if verdict in said]
     return "\n".join([f"{count}. Scale: {grid.scale}.", "", *lines])
