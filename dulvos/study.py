@@ -229,7 +229,7 @@ def execute(study: str, step: Step, key: str) -> bool:
     try:
         papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
                                    kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=_Progress(),
-                                   extra_arguments=["--log-level=ERROR"])  # it warns of TCP, which does not leave this machine
+                                   extra_arguments=["--log-level=CRITICAL"])  # quiet about TCP, and about its end at Ctrl-C
     except (papermill.PapermillExecutionError, DeadKernelError, OSError) as error:
         told = f"{error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else \
             "its kernel was killed (out of memory?)" if isinstance(error, DeadKernelError) else f"{running}: {error.strerror}"
