@@ -57,7 +57,7 @@ def test_the_paper_s_grid_is_the_paper_s() -> None:
 
 @pytest.mark.parametrize("scale", STUDIES)
 def test_every_point_is_one_change_of_settings_that_exist(scale: str) -> None:
-    """And the notebooks take what they are given; a point that training cannot do says which setting it lacks."""
+    """And the notebooks take what they are given."""
     grid_ = STUDIES[scale]
     base = dataclasses.asdict(TrainSettings.from_dict(grid_.training))
     points = grid_points(grid_)
@@ -65,12 +65,8 @@ def test_every_point_is_one_change_of_settings_that_exist(scale: str) -> None:
     for run in grid_runs(grid_, check_data=False):
         changed = {k for k, v in (run.settings or base).items() if v != base[k]} - {"seed"}
         beside = {"iterations", "lr_every"} if grid_.epochs else set()
-        assert changed == set(run.point.training) - beside - set(run.point.lacks()) or {"batch", "frames"} == changed - beside \
-            or run.point.lacks()
+        assert changed - beside in (set(run.point.training) - beside, {"batch", "frames"})
         assert run.inference == dataclasses.asdict(SegmentSettings(**{**grid_.inference, **run.point.inference}))
-        if run.point.lacks():
-            assert run.state == f"needs the setting {', '.join(run.point.lacks())}"
-            continue
         if run.training:
             study.check_parameters("01_train", train_step(grid_, run).parameters)
         study.check_parameters("02_evaluate_davis", evaluate_step(grid_, run, "0").parameters)
@@ -81,7 +77,8 @@ def test_epochs_stay_where_iterations_mean_epochs() -> None:
     settings = {run.point.name: run.settings for run in grid_runs(PAPER, check_data=False) if run.settings}
     clips = {name: tuple(settings[name][count] * settings[name]["batch"] for count in ("iterations", "lr_every"))
              for name in ("baseline", "B80T1", "B40T2", "B8T10")}
-    assert set(clips.values()) == {(1_600_000, 320_000)}
+    for seen, epochs in zip(zip(*clips.values()), (500, 100)):
+        assert max(abs(count - epochs * 3471) for count in seen) <= 80, "but for a batch"
     davis = {run.settings["iterations"] for run in grid_runs(STUDIES["davis"], check_data=False) if run.settings}
     assert davis == {STUDIES["davis"].training["iterations"]}
 

@@ -12,15 +12,16 @@ import pytest
 from dulvos import results
 from dulvos.ablation.figures import claims_figure, small_multiples, star
 from dulvos.ablation.grid import EDGES, GridStudy
-from dulvos.ablation.states import Run, grid_runs
-from dulvos.ablation.tables import CLAIMS, baseline_scores, baseline_values, claims_table, effects, effects_table
-from dulvos.ablation.tables import STALE, findings, write_tables
+from dulvos.ablation.states import STALE, Run, grid_runs
+from dulvos.ablation.tables import CLAIMS, baseline_is_stale, baseline_scores, baseline_values, claims_table, effects, effects_table
+from dulvos.ablation.tables import findings, write_tables
 from tests import fake_grid
 
-SCORES = {"baseline-0": 49.0, "baseline-1": 50.0, "baseline-2": 51.0, "B40T1-0": 42.0, "B20T2-0": 48.0, "lam0-0": 47.5,
-          "lam1-0": 49.0, "N4-0": 54.0, "T15-0": 49.5, "no-jitter-0": 47.0, "ordered-0": 46.0, "layer-norm-0": 50.5,
+SCORES = {"baseline-0": 49.0, "baseline-1": 50.0, "baseline-2": 51.0, "B40T1-0": 42.0, "B20T2-0": 48.0, "lam0-0": 44.5,
+          "lam1-0": 46.0, "N4-0": 56.0, "T15-0": 49.5, "no-jitter-0": 44.0, "ordered-0": 44.0, "layer-norm-0": 50.5,
           "random-0": 40.0}
 DEVIATION = math.sqrt(1 + 1 / 3)  # of a difference: the seeds' own is 1
+VISIBLE = 4.303 * DEVIATION  # Student's t with two degrees of freedom at 97.5 %: 4.97
 
 
 def with_scores(grid: GridStudy, folder: Path, scores: dict[str, float]) -> list[Run]:
@@ -50,19 +51,19 @@ def nothing(grid: GridStudy, tmp_path_factory: pytest.TempPathFactory) -> list[R
 def test_effects_are_differences_from_the_mean_over_seeds(grid: GridStudy, every: list[Run]) -> None:
     table = effects(grid, every).set_index("name")
     assert baseline_scores(every).tolist() == pytest.approx([49, 50, 51])
-    assert table.ours["lam0"] == pytest.approx(-2.5) and table.paper["lam0"] == -2.3
-    assert table.deviation["lam0"] == pytest.approx(DEVIATION)
+    assert table.ours["lam0"] == pytest.approx(-5.5) and table.paper["lam0"] == -2.3
+    assert table.deviation["lam0"] == pytest.approx(DEVIATION) and table.visible["lam0"] == pytest.approx(VISIBLE, rel=1e-3)
     assert table.ours["N16"] is None and table.deviation["N16"] is None and table.score["N16"] is None
 
 
 @pytest.mark.parametrize(("name", "sign"), [
     ("B40T1", "agrees"),  # -8, the paper's -9.3
     ("B20T2", "not stated"),
-    ("lam0", "agrees"),  # -2.5 of a deviation of 1.15
-    ("lam1", "within the deviation"),  # -1
-    ("N4", "opposite"),  # +4, the paper's -8.2
+    ("lam0", "agrees"),  # -5.5, beyond 4.97
+    ("lam1", "within the deviation"),  # -4: three deviations, but of three seeds
+    ("N4", "opposite"),  # +6, the paper's -8.2
     ("M8", "not run"),
-    ("T15", "agrees"),  # the paper sees no difference, and we none beyond two deviations
+    ("T15", "agrees"),  # the paper sees no difference, and we none that shows
 ])
 def test_signs(grid: GridStudy, every: list[Run], name: str, sign: str) -> None:
     assert effects(grid, every).set_index("name").sign[name] == sign
@@ -73,7 +74,7 @@ def test_signs(grid: GridStudy, every: list[Run], name: str, sign: str) -> None:
 def test_verdicts(grid: GridStudy, every: list[Run], claim: str, verdict: str) -> None:
     table = claims_table(grid, every)
     line = table[table.claim.str.contains(claim)].iloc[0]
-    assert line.verdict == verdict and line.scale == grid.scale
+    assert line.verdict == verdict and line.scale == f"tiny, {grid.scale}"
 
 
 def test_a_claim_is_decided_by_the_point_that_is_the_claim(grid: GridStudy, tmp_path: Path) -> None:
@@ -81,16 +82,14 @@ def test_a_claim_is_decided_by_the_point_that_is_the_claim(grid: GridStudy, tmp_
     made = with_scores(grid, tmp_path, {**SCORES, "no-crop-0": 30.0})
     lines = claims_table(grid, made).set_index("claim")
     line = next(line for claim, line in lines.iterrows() if "regularising" in claim)
-    assert "-20.0 ± 1.2" in line["we see (J&F)"]
-    if "needs the setting" in line["we see (J&F)"]:
-        assert line.verdict == "not run"
+    assert "-20.0 ± 1.2" in line["we see (J&F)"] and line.verdict == "not run"
 
 
 def test_findings_say_each_point_and_claim_once_under_its_verdict(grid: GridStudy, every: list[Run], nothing: list[Run]) -> None:
     lines = {line.split(":**")[0].removeprefix("- **"): line for line in findings(grid, every).splitlines()}
-    assert "λ=0 -2.5 (the paper -2.3)" in lines["As in the paper"] and "“LayerNorm" in lines["As in the paper"]
-    assert "N=4 +4.0 (the paper -8.2)" in lines["The other way round than in the paper"]
-    assert "λ=1 -1.0" in lines["Too small to tell from another seed"] and "M=8" in lines["Not run"]
+    assert "λ=0 -5.5 (the paper -2.3)" in lines["As in the paper"] and "“LayerNorm" in lines["As in the paper"]
+    assert "N=4 +6.0 (the paper -8.2)" in lines["The other way round than in the paper"]
+    assert "λ=1 -4.0" in lines["Too small to tell from another seed"] and "M=8" in lines["Not run"]
     assert "“The order of frames does not matter”" in lines["An effect where the paper sees none"]
     points = sum(run.point.varied in EDGES for run in every)
     items = sum(line.count("; ") + 1 for line in lines.values() if line.startswith("- "))
@@ -100,6 +99,24 @@ def test_findings_say_each_point_and_claim_once_under_its_verdict(grid: GridStud
     old = [dataclasses.replace(run, state=STALE) if run.name in ("lam0-0", "layer-norm-0") else run for run in every]
     said = findings(grid, old)
     assert "(the paper -2.3) †" in said and "“LayerNorm in the head changes little” †" in said and said.count("†") == 2
+
+
+def test_a_baseline_of_earlier_code_marks_every_difference_and_counts_only_without_another(grid: GridStudy, every: list[Run]) -> None:
+    def made_before(*names: str) -> list[Run]:
+        return [dataclasses.replace(run, state=STALE) if run.name in names else run for run in every]
+
+    one = made_before("baseline-0")
+    assert baseline_scores(one).tolist() == pytest.approx([50, 51]) and not set(effects(grid, one).state) & {STALE}
+    old = made_before("baseline-0", "baseline-1", "baseline-2")
+    found = effects(grid, old)
+    assert baseline_scores(old).tolist() == pytest.approx([49, 50, 51])
+    assert set(found.state[found.ours.notna()]) == {STALE} and "done" in set(effects(grid, every).state)
+    assert effects_table(grid, old).state.iloc[0] == "3 of 3 seeds †" and "†" not in effects_table(grid, every).state.iloc[0]
+    shown = texts(star(found, "", baseline_scores(old), stale=baseline_is_stale(old)))
+    assert "50.0 ± 1.0 †" in shown and "\N{MINUS SIGN}5.5†" in shown
+    assert texts(small_multiples(found, baseline_values(grid), baseline_scores(old))).count("†") == sum(
+        found.ours.notna() & found.varied.isin(EDGES))
+    assert {tick.get_text()[-1] for tick in claims_figure(found[found.ours.notna()]).axes[0].get_yticklabels()} == {"†"}
 
 
 def test_one_seed_has_no_deviation(grid: GridStudy, tmp_path: Path) -> None:
@@ -120,7 +137,7 @@ def test_tables_are_written_whole(grid: GridStudy, every: list[Run], nothing: li
     table = pd.read_csv(tmp_path / "fig3.csv").set_index("setting")
     assert table["J&F"].iloc[0] == pytest.approx(50) and table.deviation.iloc[0] == pytest.approx(1)
     assert table.state.iloc[0] == "3 of 3 seeds" and table.state["M=8"] == "not run" and table.paper["M=2"] == "not stated"
-    assert "| λ | λ=0 | 47.5 | -2.5 | 1.2 | -2.3 | agrees | run |" in (tmp_path / "fig3.md").read_text()
+    assert "| λ | λ=0 | 44.5 | -5.5 | 1.2 | -2.3 | agrees | run |" in (tmp_path / "fig3.md").read_text()
     assert len(pd.read_csv(tmp_path / "claims.csv")) == len(CLAIMS)
     assert effects_table(grid, nothing)["J&F"].isna().all() and set(claims_table(grid, nothing).verdict) == {"not run"}
 
@@ -138,8 +155,8 @@ def texts(figure) -> list[str]:
 
 def test_the_star_shows_each_point_once_and_says_what_was_not_run(grid: GridStudy, every: list[Run]) -> None:
     shown = texts(star(effects(grid, every), every[0].point.label, baseline_scores(every)))
-    assert shown.count("λ=0") == 1 and "\N{MINUS SIGN}2.5" in shown and "paper\n\N{MINUS SIGN}2.3" in shown
-    assert "50.0 ± 1.0" in shown and "+4.0" in shown
+    assert shown.count("λ=0") == 1 and "\N{MINUS SIGN}5.5" in shown and "paper\n\N{MINUS SIGN}2.3" in shown
+    assert "50.0 ± 1.0" in shown and "+6.0" in shown
     points = effects(grid, every)
     assert shown.count("not run") == points[points.varied != "claim"].ours.isna().sum()
 
@@ -149,7 +166,7 @@ def test_panels_place_ours_beside_the_paper_s(grid: GridStudy, every: list[Run])
     axes = dict(zip(EDGES, figure.axes))
     assert [tick.get_text() for tick in axes["λ"].get_xticklabels()] == ["0", "0.1", "1"]
     heights = [container.lines[0].get_ydata().tolist() for container in axes["λ"].containers]
-    assert heights == [[0.0], pytest.approx([-2.5, -1.0]), [-2.3, -0.8, 0.0]]
+    assert heights == [[0.0], pytest.approx([-5.5, -4.0]), [-2.3, -0.8, 0.0]]
     assert texts(figure).count("not run") == 5  # B=4 T=10, N=16, M=2, M=8, T=10
 
 

@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 
 from dulvos import figures, paper
 from dulvos.ablation.grid import EDGES
+from dulvos.ablation.states import STALE
 from dulvos.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDTH, NotebookFigure
 from dulvos.rows import NOT_RUN
 
@@ -21,10 +22,11 @@ EDGE_COLOURS = dict(zip(EDGES, (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)))
 EDGE_TITLES = {"B, T": "T at fixed B·T", "λ": "λ, weight of $\\mathcal{L}_{CV}$", "N": "N, anchors a side",
                "M": "M, cross-view cells", "T": "T at fixed B"}
 GREY = "0.45"
+BAND = "grey band: 95 % of further seeds, no effect"
 
 
 @figures.style()
-def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str = "") -> Figure:
+def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str = "", *, stale: bool = False) -> Figure:
     """Fig. 3: the baseline in the centre, an edge a change, ours in bold, the paper's difference below it.
 
     Arguments:
@@ -32,6 +34,7 @@ def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str 
         baseline: what the baseline is, in symbols.
         scores: its J&F in percent, one a seed; may be empty.
         warning: printed across the top.
+        stale: the scores were made by earlier code.
     """
     points = effects[effects.varied != "claim"]
     figure = NotebookFigure((WIDTH, 5.6))
@@ -43,7 +46,7 @@ def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str 
         colour, run = EDGE_COLOURS[point.varied], point.ours is not None
         axis.plot([0, x], [0, y], color=colour, linewidth=2.2 if run else 1.0, linestyle="-" if run else ":", zorder=1)
         _node(axis, x, y, 0.18, colour, run)
-        shown = _signed(point.ours) + "†" * ("earlier" in point.state) if run else NOT_RUN
+        shown = _signed(point.ours) + "†" * (point.state == STALE) if run else NOT_RUN
         within = {"ha": "center", "va": "center", "zorder": 4}
         bold = {"fontsize": 9, "fontweight": "bold"} if run else {"fontsize": 6.5, "color": GREY}
         axis.text(x, y + 0.055, shown, **within, **bold)
@@ -54,6 +57,7 @@ def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str 
     middle = f"{scores.mean():.1f}" if len(scores) else NOT_RUN
     if len(scores) > 1:
         middle += f" ± {scores.std(ddof=1):.1f}"
+    middle += " †" * stale
     within = {"ha": "center", "va": "center", "zorder": 4}
     axis.text(0, 0.15, "baseline", fontsize=7.5, **within)
     axis.text(0, 0.0, middle, fontsize=11, fontweight="bold", **within)
@@ -73,12 +77,12 @@ def small_multiples(effects: pd.DataFrame, baseline: dict[str, float], scores: n
     """
     figure = NotebookFigure((WIDTH, 2.6))
     axes = figure.subplots(1, len(EDGES), sharey=True, width_ratios=[4, 3, 3, 3, 3])
-    spread = _spread(effects)
+    spread = _known(effects.deviation)
     for axis, edge in zip(axes, EDGES):
         points = effects[effects.varied == edge]
         values = sorted([baseline[edge], *points.value])
         place = {value: index for index, value in enumerate(values)}
-        _band(axis, spread)
+        _band(axis, effects)
         deviation = scores.std(ddof=1) if len(scores) > 1 else None
         _ours(axis, [place[baseline[edge]]], [0.0] if len(scores) else [], deviation, "0.2", "s")
         run = points[points.ours.notna()]
@@ -86,6 +90,8 @@ def small_multiples(effects: pd.DataFrame, baseline: dict[str, float], scores: n
         stated = points[points.paper.notna()]
         axis.errorbar([place[value] + 0.22 for value in [*stated.value, baseline[edge]]], [*stated.paper.astype(float), 0.0],
                       paper.SEED_DEVIATION, fmt="D", color=GREY, markerfacecolor="white", markersize=4, linewidth=0.8)
+        for point in run[run.state == STALE].itertuples():
+            axis.annotate("†", (place[point.value] - 0.1, point.ours), xytext=(4, 3), textcoords="offset points", fontsize=7)
         for point in points[points.ours.isna()].itertuples():
             axis.annotate(NOT_RUN, (place[point.value] - 0.1, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
                           textcoords="offset points", rotation=90, ha="center", va="bottom", fontsize=6, color=GREY)
@@ -98,7 +104,7 @@ def small_multiples(effects: pd.DataFrame, baseline: dict[str, float], scores: n
     axes[0].set_ylabel("J&F points from the baseline")
     marks = [axes[0].plot([], [], shape, color=colour, markerfacecolor=face)[0]
              for shape, colour, face in (("o", "0.2", "0.2"), ("D", GREY, "white"))]
-    figure.legend(marks, ["ours (bar: one deviation over seeds; grey band: two, no effect)",
+    figure.legend(marks, [f"ours (bar: one deviation over seeds; {BAND})",
                           f"the paper (bar: its ± {paper.SEED_DEVIATION}), DAVIS-2017 val"],
                   loc="outside lower center", ncols=2)
     _warn(figure, warning)
@@ -111,15 +117,14 @@ def claims_figure(effects: pd.DataFrame, warning: str = "") -> Figure:
     points = effects[effects.varied == "claim"].iloc[::-1].reset_index(drop=True)
     figure = NotebookFigure((WIDTH, 0.21 * len(points) + 0.8))
     axis = figure.subplots()
-    _band(axis, _spread(effects), vertical=True)
+    _band(axis, effects, vertical=True)
     run = points[points.ours.notna()]
-    axis.errorbar(run.ours.astype(float), run.index, xerr=_spread(effects), fmt="o", color=BLUE, markersize=5)
-    for place, point in points[points.ours.isna()].iterrows():
-        needs = f": {point.state}" if point.state.startswith("needs") else ""
-        axis.annotate(f"{NOT_RUN}{needs}", (0, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
+    axis.errorbar(run.ours.astype(float), run.index, xerr=_known(effects.deviation), fmt="o", color=BLUE, markersize=5)
+    for place in points.index[points.ours.isna()]:
+        axis.annotate(NOT_RUN, (0, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
                       textcoords="offset points", va="center", fontsize=6.5, color=GREY)
-    axis.set_yticks(range(len(points)), points.label)
-    axis.set(xlabel="J&F points from the baseline (bar: one deviation over seeds; grey band: two, no effect)",
+    axis.set_yticks(range(len(points)), [point.label + " †" * (point.state == STALE) for point in points.itertuples()])
+    axis.set(xlabel=f"J&F points from the baseline (bar: one deviation over seeds; {BAND})",
              ylim=(-0.7, len(points) - 0.3))
     _warn(figure, warning)
     return figure
@@ -146,15 +151,17 @@ def _node(axis: Axes, x: float, y: float, radius: float, colour: str, run: bool)
     axis.add_patch(Circle((x, y), radius, facecolor="white", edgecolor=colour, zorder=3, **line))
 
 
-def _spread(effects: pd.DataFrame) -> float | None:
-    known = effects.deviation.dropna()
+def _known(column: pd.Series) -> float | None:
+    """What the points that were run have in common."""
+    known = column.dropna()
     return None if known.empty else float(known.iloc[0])
 
 
-def _band(axis: Axes, spread: float | None, vertical: bool = False) -> None:
+def _band(axis: Axes, effects: pd.DataFrame, vertical: bool = False) -> None:
     (axis.axvline if vertical else axis.axhline)(0, color="0.7", linewidth=0.8, zorder=0)
-    if spread is not None:
-        (axis.axvspan if vertical else axis.axhspan)(-2 * spread, 2 * spread, color="0.93", zorder=0)
+    visible = _known(effects.visible)
+    if visible is not None:
+        (axis.axvspan if vertical else axis.axhspan)(-visible, visible, color="0.93", zorder=0)
 
 
 def _ours(axis: Axes, places: list[int], values, spread: float | None, colour: str, marker: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dulvos import paper
 from dulvos.errors import InputError
+from dulvos.external.sources import SOURCES, paper_settings
 from dulvos.training import TrainSettings
 
 __all__ = ["EDGES", "STUDIES", "GridStudy", "Point", "find_study", "grid_points"]
@@ -26,7 +27,7 @@ class GridStudy:
         seeds: trainings of the baseline; every other point has one.
         minutes: of a training and of an evaluation of the baseline, about, on one core.
         epochs: iterations mean epochs: a point of another B has as many clips, not as many iterations.
-        scale: in words, for captions.
+        scale: in words, for captions; the data that were evaluated come from the rows.
         meaningless: the numbers only show that everything runs.
     """
 
@@ -42,6 +43,8 @@ class GridStudy:
     meaningless: bool = False
 
 
+_PAPER = paper_settings("youtube-vos", SOURCES["youtube-vos"].videos)
+
 STUDIES = {
     "demo": GridStudy(
         "ablation-demo", "cutouts", "cutouts",
@@ -52,12 +55,12 @@ STUDIES = {
         "ablation-davis", "davis", "davis",
         {"iterations": 400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
          "lr_every": 300}, {"shorter_side": 240},
-        seeds=3, minutes=(11, 6), scale="DAVIS-2016, 400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p"),
-    "paper": GridStudy(  # an epoch is a clip a video: 100,000 iterations of 16 clips are about 500 epochs of YouTube-VOS
+        seeds=3, minutes=(11, 6), scale="400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p"),
+    "paper": GridStudy(
         "ablation-paper", "youtube-vos", "davis",
-        {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319, "lr": 1e-4,
-         "lr_every": 20_000, "workers": 4},
-        seeds=5, minutes=(360, 10), epochs=True, scale="YouTube-VOS, 500 epochs, B·T = 80 at 256² crops, DAVIS val at 480p"),
+        {"iterations": _PAPER.iterations, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
+         "lr": 1e-4, "lr_every": _PAPER.lr_every, "workers": 4},
+        seeds=5, minutes=(360, 10), epochs=True, scale="trained on YouTube-VOS, 500 epochs, B·T = 80 at 256² crops, val at 480p"),
 }
 
 
@@ -84,11 +87,6 @@ class Point:
     features: str = "trained"
     paper: float | None = None
     note: str = ""
-
-    def lacks(self) -> list[str]:
-        """Settings that training does not have: the point cannot be run."""
-        known = {item.name for item in dataclasses.fields(TrainSettings)}
-        return sorted(set(self.training) - known)
 
 
 def find_study(name: str) -> GridStudy:

@@ -20,7 +20,10 @@ from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 from dulvos.videos import fingerprint
 
-__all__ = ["Run", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left", "train_step"]
+__all__ = ["STALE", "Run", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left"]
+__all__ += ["train_step"]
+
+STALE = "done by earlier code"
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Run:
 
     Fields:
         name: of its evaluation. training: name of its training, which several runs may share; "" without one.
-        settings: TrainSettings as a dict, None for random features or where settings are lacking. inference: SegmentSettings.
+        settings: TrainSettings as a dict, None for random features. inference: SegmentSettings.
         trained, evaluated: rows, or None.
-        state: done, "done by earlier code", running, failed, missing, or "needs the setting …".
+        state: done, `STALE`, running, failed, missing.
     """
 
     point: Point
@@ -63,7 +66,7 @@ def grid_runs(grid: GridStudy, *, check_data: bool = True) -> list[Run]:
         for seed in range(grid.seeds if point.varied == "baseline" else 1):
             training = "" if point.features == "random" else f"{point.name if point.training else 'baseline'}-{seed}"
             settings = None
-            if training and not point.lacks():
+            if training:
                 settings = dataclasses.asdict(TrainSettings.from_dict({**grid.training, **point.training, "seed": seed}))
             inference = dataclasses.asdict(SegmentSettings(**{**grid.inference, **point.inference}))
             run = Run(point, seed, f"{point.name}-{seed}", training, settings, inference)
@@ -88,18 +91,16 @@ def _with_state(grid: GridStudy, run: Run, rows: pd.DataFrame, marks: tuple[str 
     if run.training == "":
         evaluated = _find(rows, "evaluate", run.inference, marks[1], features=run.point.features, seed=run.seed)
     elif trained is not None:
-        evaluated = _find(rows, "evaluate", run.inference, marks[1], trained_key=trained.key)
+        evaluated = _find(rows, "evaluate", run.inference, marks[1], features=f"trained:{trained.key}")
     steps = [train_step(grid, run)] * (run.training != "") + [evaluate_step(grid, run, "")]
-    if run.point.lacks():
-        state = f"needs the setting {', '.join(run.point.lacks())}"
-    elif evaluated is not None and evaluated.current and (trained is None or trained.current):
+    if evaluated is not None and evaluated.current and (trained is None or trained.current):
         state = "done"
     elif any(is_locked(grid, step) for step in steps):
         state = "running"
     elif any(failure_of(grid, step).is_file() for step in steps):
         state = "failed"
     else:
-        state = "missing" if evaluated is None else "done by earlier code"
+        state = "missing" if evaluated is None else STALE
     return dataclasses.replace(run, trained=trained, evaluated=evaluated, state=state)
 
 
@@ -183,7 +184,7 @@ def minutes_left(grid: GridStudy, every: list[Run], workers: int = 1) -> float:
     for run in every:
         parts = [(train_step(grid, run), run.trained)] if run.settings is not None else []
         for step, row in [*parts, (evaluate_step(grid, run, ""), run.evaluated)]:
-            if run.point.lacks() or step.name in seen:
+            if step.name in seen:
                 continue
             seen.add(step.name)
             if row is not None and row.current:
@@ -204,7 +205,7 @@ def listing(grid: GridStudy, every: list[Run]) -> str:
             failures = [failure_of(grid, step) for step in (train_step(grid, run), evaluate_step(grid, run, ""))]
             shown = " ".join(str(path.relative_to(results.RESULTS)) for path in failures if path.is_file())
         lines.append(f"  {run.name:16s} {run.point.label:36s} {run.state:24s} {shown}".rstrip())
-    counts = pd.Series([run.state.split(" ")[0] if "needs" in run.state else run.state for run in every]).value_counts()
+    counts = pd.Series([run.state for run in every]).value_counts()
     lines.append(", ".join(f"{count} {state}" for state, count in counts.items())
                  + f"; left: about {minutes_left(grid, every) / 60:.1f} h one after another")
     return "\n".join(lines)

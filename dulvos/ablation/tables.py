@@ -8,24 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from dulvos import paper
 from dulvos.ablation.grid import EDGES, GridStudy
-from dulvos.ablation.states import Run
+from dulvos.ablation.states import STALE, Run
 from dulvos.files import replacing
 from dulvos.rows import NOT_RUN
 from dulvos.tables import to_markdown
 from dulvos.training import TrainSettings
 
-__all__ = ["CLAIMS", "FIELDS", "Claim", "baseline_scores", "baseline_values", "claims_table", "effects", "effects_table"]
-__all__ += ["findings", "write_tables"]
+__all__ = ["CLAIMS", "FIELDS", "Claim", "baseline_is_stale", "baseline_scores", "baseline_values", "claims_table", "effects"]
+__all__ += ["effects_table", "findings", "write_tables"]
 
 FIELDS = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what an edge varies
-VISIBLE = 2  # deviations that a difference must exceed to count as an effect
+VISIBLE = 0.95  # of further seeds of the baseline stay within what a difference must exceed to count as an effect
 VERDICTS = {"agrees": "As in the paper", "opposite": "The other way round than in the paper",
             "differs": "An effect where the paper sees none", "within the deviation": "Too small to tell from another seed",
             "-": "Nothing to agree with", "not stated": "The paper gives no number"}
-STALE = "done by earlier code"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,18 @@ CLAIMS = (
 
 
 def baseline_scores(every: list[Run]) -> np.ndarray:
-    """J&F of the baseline's seeds, in percent: those that are there."""
-    return np.array([run.score for run in every if run.point.varied == "baseline" and run.evaluated is not None])
+    """J&F of the baseline's seeds, in percent: those that are there, made by today's code if any was."""
+    return np.array([run.score for run in _baseline(every)])
+
+
+def baseline_is_stale(every: list[Run]) -> bool:
+    """Whether the baseline's numbers were made by earlier code; every difference rests on them."""
+    return any(run.state != "done" for run in _baseline(every))
+
+
+def _baseline(every: list[Run]) -> list[Run]:
+    there = [run for run in every if run.point.varied == "baseline" and run.evaluated is not None]
+    return [run for run in there if run.state == "done"] or there
 
 
 def effects(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
@@ -74,11 +84,13 @@ def effects(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
         paper: the paper's difference, None where it states none.
         score, ours: J&F in percent and its difference, None without a row or a baseline.
         deviation: standard deviation of such a difference between one training and the baseline's mean, None below two seeds.
-        state: of the run. sign: how ours compares with the paper's difference.
+        visible: what a difference must exceed to count: 95 % of further seeds stay within (Student's t over the seeds).
+        state: of the run, or of the baseline if that is of earlier code. sign: how ours compares with the paper's.
     """
     base = baseline_scores(every)
     spread = float(np.std(base, ddof=1) * math.sqrt(1 + 1 / len(base))) if len(base) > 1 else None
-    lines = []
+    visible = None if spread is None else float(stats.t.ppf((1 + VISIBLE) / 2, len(base) - 1)) * spread
+    stale, lines = baseline_is_stale(every), []
     for run in every:
         if run.point.varied == "baseline":
             continue
@@ -87,22 +99,23 @@ def effects(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
         ours = None if score is None or not len(base) else score - float(base.mean())
         lines.append({"name": run.point.name, "varied": run.point.varied, "label": run.point.label, "note": run.point.note,
                       "value": value, "paper": run.point.paper, "score": score, "ours": ours,
-                      "deviation": None if ours is None else spread, "state": run.state,
-                      "sign": _sign(grid, run.point.paper, ours, spread)})
+                      "deviation": None if ours is None else spread, "visible": None if ours is None else visible,
+                      "state": STALE if stale and run.state == "done" else run.state,
+                      "sign": _sign(grid, run.point.paper, ours, visible)})
     table = pd.DataFrame(lines, dtype=object)
     return table.where(table.notna(), None)
 
 
-def _sign(grid: GridStudy, stated: float | None, ours: float | None, spread: float | None) -> str:
+def _sign(grid: GridStudy, stated: float | None, ours: float | None, visible: float | None) -> str:
     if ours is None:
         return NOT_RUN
     if grid.meaningless:
         return "means nothing"
     if stated is None:
         return "not stated"
-    if spread is None:
+    if visible is None:
         return f"{_agreement(stated, ours)}, deviation unknown"
-    if abs(ours) <= VISIBLE * spread:
+    if abs(ours) <= visible:
         return "agrees" if stated == 0 else "within the deviation"
     return "differs" if stated == 0 else _agreement(stated, ours)
 
@@ -117,7 +130,7 @@ def effects_table(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
     first = {"varied": "baseline", "setting": next(run.point.label for run in every),
              "J&F": float(base.mean()) if len(base) else None, "ours": None,
              "deviation": float(np.std(base, ddof=1)) if len(base) > 1 else None, "paper": None, "sign": "-",
-             "state": f"{len(base)} of {grid.seeds} seeds"}
+             "state": f"{len(base)} of {grid.seeds} seeds" + " †" * baseline_is_stale(every)}
     lines = [first] + [
         {"varied": line.varied, "setting": line.label + f" ({line.note})" * (line.note != ""), "J&F": line.score,
          "ours": line.ours,
@@ -140,7 +153,7 @@ def claims_table(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
         points = [found.loc[name] for name in claim.points]
         lines.append({"claim": claim.claim, "where": claim.where, "the paper says": claim.says,
                       "we see (J&F)": "; ".join(_seen(point, every) for point in points),
-                      "verdict": _verdict(grid, claim, points), "scale": grid.scale})
+                      "verdict": _verdict(grid, claim, points), "scale": _scale(grid, every)})
     return pd.DataFrame(lines, dtype=object)
 
 
@@ -163,7 +176,7 @@ def _verdict(grid: GridStudy, claim: Claim, points: list[pd.Series]) -> str:
         return "-"
     if any(point.deviation is None for point in points):
         return "deviation unknown"
-    inside = [abs(point.ours) <= VISIBLE * point.deviation for point in points]
+    inside = [abs(point.ours) <= point.visible for point in points]
     if claim.expected == "equal":
         return "agrees" if all(inside) else "differs"
     # the first point is the claim itself
@@ -185,12 +198,17 @@ def findings(grid: GridStudy, every: list[Run]) -> str:
         said.setdefault(line["verdict"], []).append(f"“{line['claim']}”" + " †" * ("†" in line["we see (J&F)"]))
     order = [*VERDICTS, *sorted(said.keys() - {*VERDICTS, NOT_RUN}), NOT_RUN]
     lines = [f"- **{VERDICTS.get(verdict, verdict.capitalize())}:** {'; '.join(said[verdict])}." for verdict in order if verdict in said]
-    return "\n".join([f"{count}. Scale: {grid.scale}.", "", *lines])
+    return "\n".join([f"{count}. Scale: {_scale(grid, every)}.", "", *lines])
 
 
 def _state(state: str) -> str:
     return {"done": "run", STALE: "† by earlier code", "missing": NOT_RUN, "running": f"{NOT_RUN}: running",
             "failed": f"{NOT_RUN}: failed"}.get(state, f"{NOT_RUN}: {state}")
+
+
+def _scale(grid: GridStudy, every: list[Run]) -> str:
+    """What was evaluated, as the rows say, and how it was trained."""
+    return ", ".join([*sorted({run.evaluated["data"] for run in every if run.evaluated is not None}), grid.scale])
 
 
 def baseline_values(grid: GridStudy) -> dict[str, float]:
@@ -206,7 +224,7 @@ def write_tables(grid: GridStudy, every: list[Run], folder: Path) -> dict[str, p
     titles = {"fig3": "Fig. 3: J&F in percent, differences in points from the baseline", "claims": "The paper's other claims"}
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in made.items():
-        text = f"**{titles[name]}.** {warning}Scale: {grid.scale}.\n\n{to_markdown(table)}"
+        text = f"**{titles[name]}.** {warning}Scale: {_scale(grid, every)}.\n\n{to_markdown(table)}"
         for suffix, content in (("csv", table.to_csv(index=False)), ("md", text)):
             with replacing(folder / f"{name}.{suffix}") as stream:
                 stream.write(content.encode())

@@ -71,7 +71,7 @@ def run_grid(grid: GridStudy, *, workers: int = 0, threads: int = 1, scheduler: 
         if unknown:
             raise InputError(f"no run {', '.join(unknown)} in {grid.folder}; the runs are "
                              f"{', '.join(run.name for run in every)}")
-        todo = [run for run in every if run.state != "done" and not run.point.lacks() and (not only or run.name in only)]
+        todo = [run for run in every if run.state != "done" and (not only or run.name in only)]
         print(listing(grid, every), flush=True)
         outcomes = _carry_all(grid, todo, workers, threads, scheduler) if todo else []
         after = grid_runs(grid)
