@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -73,8 +72,8 @@ def _add_train(commands) -> None:
   python -m dulvos train cutouts --study mine --set iterations=200 batch=4 crop=128 scale_min=144 scale_max=208 lr=3e-4
   torchrun --nproc_per_node 4 -m dulvos train youtube-vos --study mine --name youtube-vos
 
-A collection of the paper's has the paper's settings and schedule, other data those of YouTube-VOS but for iterations; NAME=VALUE
-changes one. Under torchrun the batch is shared by the processes, and anchors are gathered over all of them.""")
+A collection of the paper's has the paper's settings and schedule, other data those of YouTube-VOS but for iterations and lr_every;
+NAME=VALUE changes one. Under torchrun the batch is shared by the processes, and anchors are gathered over all of them.""")
     parser.add_argument("data", metavar="DATA", help="cutouts, davis, youtube-vos, ..., or a folder, as 01_train takes it")
     parser.add_argument("--study", required=True, help="folder under results/")
     parser.add_argument("--set", metavar="NAME=VALUE", nargs="+", default=(), help="settings of dulvos.training.TrainSettings")
@@ -87,12 +86,14 @@ def _train(options: argparse.Namespace) -> int:
     from dulvos.external import sources
     from dulvos.training import TrainSettings
 
-    settings = {}
+    changes = dict(_setting(text) for text in options.set)
     if options.data in sources.SOURCES and sources.SOURCES[options.data].schedule:
-        videos = [video for video in runs.open_training(options.data).videos if len(video) >= TrainSettings.frames]
-        settings = dataclasses.asdict(sources.paper_settings(options.data, len(videos)))
-    settings |= dict(_setting(text) for text in options.set)
-    row = runs.training_run(options.study, options.name, options.data, TrainSettings.from_dict(settings), device=options.device)
+        frames = sources.paper_settings(options.data, 1, **changes).frames
+        videos = [video for video in runs.open_training(options.data).videos if len(video) >= frames]
+        settings = sources.paper_settings(options.data, len(videos), **changes)  # epochs are iterations of this batch
+    else:
+        settings = TrainSettings.from_dict(changes)
+    row = runs.training_run(options.study, options.name, options.data, settings, device=options.device)
     print(f"{row['encoder']}: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min, L = {row['loss']:.3f}")
     return 0
 
@@ -196,6 +197,8 @@ def _segment(options: argparse.Namespace) -> int:
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
     out = own_video.check_folder(options.out, video, options.masks)
+    for frame, ids in masks.items():
+        print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")
     pictures = own_video.carry(video, masks, encoder, settings, out)
     with tqdm(pictures, desc=video.name, total=len(video), unit="frame") as bar:
         if options.no_mp4:

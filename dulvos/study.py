@@ -42,7 +42,7 @@ DAVIS_CPU = {"iterations": 4000, "batch": 8, "frames": 5, "gap": 4, "crop": 128,
              "lr_every": 2900, "workers": 1, "snapshot_every": 500}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
 DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
-               "lr": 1e-4, "lr_every": 30_000, "workers": 4}
+               "lr": 1e-4, "lr_every": 21_700, "workers": 4}
 
 
 @dataclass(frozen=True)

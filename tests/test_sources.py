@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,25 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "INDEXES", tmp_path / "indexes")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     return tmp_path / "data"
+
+
+def test_a_folder_called_as_a_collection_is_not_it(tmp_path):
+    write_frames(tmp_path / "YouTube-VOS/a", numbered(6))
+    write_frames(tmp_path / "mine/a", numbered(6))
+    names = [open_collection("", tmp_path / folder, tmp_path / "cache").name for folder in ("YouTube-VOS", "mine")]
+    assert names == ["YouTube-VOS (own folder)", "mine"]
+
+
+def test_settings_of_the_command_line_keep_the_schedule_in_epochs(folder, monkeypatch):
+    """500 epochs of two videos, by a batch of 64 as by one of 16."""
+    make_layout("youtube-vos", folder / "youtube-vos")
+    given = []
+    monkeypatch.setattr(runs, "training_run", lambda study, name, data, settings, device: given.append(settings) or sys.exit(0))
+    for changes in (["batch=64"], ["batch=64", "lr_every=7"], ["gap=3"]):
+        with pytest.raises(SystemExit):
+            main(["train", "youtube-vos", "--study", "s", "--set", *changes])
+    assert [(s.batch, s.iterations, s.lr_every, s.gap) for s in given] == [(64, 16, 4, 2), (64, 16, 7, 2), (16, 63, 13, 3)]
+    assert main(["train", "youtube-vos", "--study", "s", "--set", "batch=x"]) == 2
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -136,6 +136,8 @@ def open_collection(
     miscounted = _miscounted(source, index.videos) if source else []
     sequences = [datasets.Sequence(video.name, video, {}) for video in index.videos]
     title = source.title if source else root.resolve().name
+    if not source and title in {other.title for other in SOURCES.values()}:
+        title += " (own folder)"  # tables know collections by their titles
     return Collection(title, root, "train", sequences, index.fingerprint, miscounted, miscounted + index.notes)
 
 
@@ -155,7 +157,7 @@ def paper_settings(name: str, videos: int, *, released: bool = False, **changes)
     source = _source(name)
     settings = {**source.settings, **changes}
     if source.schedule:
-        batch = changes.get("batch", TrainSettings.batch)
+        batch = TrainSettings.from_dict(settings).batch
         epochs = source.schedule.released if released else source.schedule.epochs
         lengths = {"iterations": epochs, "lr_every": source.schedule.decay}
         settings = {name: max(1, math.ceil(count * videos / batch)) for name, count in lengths.items()} | settings

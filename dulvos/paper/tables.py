@@ -5,8 +5,8 @@ Scores are percentages, differences points. None is what does not apply or is no
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from dulvos.external.released import RELEASES
 from dulvos.external.sources import SOURCES, paper_settings
 from dulvos.inference import SegmentSettings
 from dulvos.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, run_path, state, training
-from dulvos.training import TrainSettings
+from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["METHOD", "PROTOCOL", "probes", "table1", "table2", "table3"]
 
@@ -29,6 +29,7 @@ SHORT = "released length"  # trained as long as the authors' snapshot, not to th
 WEIGHTS = "released weights"
 MISCOUNTED = "data of another size"
 IMAGENET = "ImageNet ResNet-18 (supervised)"
+FREE = ("seed", "precision", "compile", *NO_NUMBERS)  # settings that a training may have of its own
 ESTIMATE = 50  # iterations of a probe from which a cost is estimated
 
 
@@ -94,7 +95,7 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of all studies.
     """
     trained, lines = kind(rows, "train"), []
-    ours = trained[np.array([has(row, METHOD) for _, row in trained.iterrows()], bool)]
+    ours = trained[np.array([_schedule(row) == "" for _, row in trained.iterrows()], bool)]
     used, probed = set(), probes()
     for _, line in paper.TABLE3.iterrows():
         row = newest(ours[ours["data"] == line["data"]]) if line.method == paper.OURS else None
@@ -143,20 +144,28 @@ def _origin(row: pd.Series, rows: pd.DataFrame) -> tuple[str, str | None, str]:
     if features in RELEASES:
         return RELEASES[features].method, RELEASES[features].data, WEIGHTS
     made = training(row, rows)
-    if made is None or not has(made, METHOD):
+    schedule = None if made is None else _schedule(made)
+    if schedule is None:
         return "", None, ""
     miscounted = made.get("miscounted")
-    apart = [SHORT if _is_short(made) else "", MISCOUNTED if isinstance(miscounted, list) and miscounted else "", remark(row)]
+    apart = [schedule, MISCOUNTED if isinstance(miscounted, list) and miscounted else "", remark(row)]
     return paper.OURS, made["data"], ", ".join(filter(None, apart))
 
 
-def _is_short(made: pd.Series) -> bool:
-    """Whether a training ended where the authors took their snapshot."""
+def _schedule(made: pd.Series) -> str | None:
+    """Of a training with the paper's settings for its data: "" at the end of the schedule, SHORT where the authors took their snapshot.
+
+    None of any other: other settings, another length, data that the paper did not train on.
+    """
     name = next((name for name, source in SOURCES.items() if source.title == made["data"] and source.schedule), None)
-    videos = made.get("videos", math.nan)
-    if name is None or math.isnan(videos):
-        return False
-    return made["iterations"] == paper_settings(name, int(videos), released=True).iterations
+    videos = made.get("videos")
+    if name is None or pd.isna(videos):
+        return None
+    for released, what in ((False, ""), (True, SHORT)):
+        expected = dataclasses.asdict(paper_settings(name, int(videos), released=released))
+        if has(made, {name: value for name, value in expected.items() if name not in FREE}):
+            return what
+    return None
 
 
 def _protocol(row: pd.Series) -> dict:
@@ -180,7 +189,8 @@ def _handed_in(row: pd.Series, rows: pd.DataFrame) -> str:
 def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
     if row is None:
         return {"our iterations": NOT_RUN, "our time": None, "our peak memory (MB)": None, "device": None, "state": NOT_RUN}
-    device = f"{row.device}, {int(row.threads)} threads" if str(row.device).startswith("cpu") else str(row.device)
+    gpu = row.get("gpu") if isinstance(row.get("gpu"), str) else str(row.device)
+    device = f"{row.device}, {int(row.threads)} threads" if str(row.device).startswith("cpu") else gpu
     return {"our iterations": int(row.iterations), "our time": _duration(row.seconds),
             "our peak memory (MB)": round(row.peak_memory_mb), "device": device, "state": state(row, rows)}
 
