@@ -1,6 +1,7 @@
 """dulvos: dense unsupervised learning for video segmentation (Araslanov, Schaub-Meyer, Roth; NeurIPS 2021)."""
 
 from dulvos.checkpoints import load_encoder
+from dulvos.datasets import read_mask
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode, segment
@@ -10,5 +11,5 @@ from dulvos.propagation import propagate
 from dulvos.videos import open_video
 
 __all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video", "propagate",
-           "sample_grid", "score_sequence", "segment"]
+           "read_mask", "sample_grid", "score_sequence", "segment"]
 __version__ = "0.1.0"

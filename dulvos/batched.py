@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 __all__ = ["Attention"]
 
 TILE = 12  # side of a tile of queries, in cells
+AT_ONCE = 2**26  # similarities to a reference: 0.25 GB in float32, all of them at 480p
 
 
 class Attention:
     """A video's recent frames and references, and what they predict for the next frame (Eqs. 7, 8). Not measured on a GPU.
 
-    For each recent frame all tiles meet their windows in one product, of which each query keeps its topk; memory is that of
-    one such product.
+    For each recent frame all tiles meet their windows in one product, of which each query keeps its topk; a reference, every
+    cell of which counts, is met by some queries at a time. Memory is that of one such product.
 
     Arguments:
         first: (h, w, K) float, L2-normalised over K: the video's first frame.
@@ -63,8 +65,9 @@ class Attention:
             cell = windows[:, None].expand(-1, tiles.shape[1], -1).gather(2, best)
             values += [value] * min(count, topk)
             indices += [slot * cells + cell] * min(count, topk)
-        affinity = query.view(cells, channels) @ self.references[number].view(cells, channels).t()
-        value, best = affinity.topk(topk, 1)
+        keys = self.references[number].view(cells, channels).t()
+        parts = [(part @ keys).topk(topk, 1) for part in query.view(cells, channels).split(max(1, AT_ONCE // cells))]
+        value, best = (torch.cat(part) for part in zip(*parts))
         value = torch.cat([*values, value[tiles]], 2)
         index = torch.cat([*indices, (self.context + number) * cells + best[tiles]], 2)
         value, chosen = value.topk(topk, 2)
@@ -82,7 +85,7 @@ def _plan(height: int, width: int, radius: float, device: torch.device) -> tuple
 
     All tiles have one size and all windows too: at the border they are moved into the map, where they overlap.
     """
-    reach = int(min(-(-radius // 1) - 1, max(height, width)))
+    reach = min(math.ceil(min(radius, height + width)) - 1, max(height, width))
 
     def cut(length: int) -> tuple[Tensor, Tensor]:
         side = min(TILE, length)

@@ -60,8 +60,9 @@ def encode(encoder: Encoder, frames: Iterable[np.ndarray], settings: SegmentSett
     device = next(encoder.parameters()).device
     frames = iter(frames)
     while chunk := list(itertools.islice(frames, batch)):
-        images = torch.from_numpy(np.stack(chunk)).to(device).permute(0, 3, 1, 2)  # [n, 3, H, W], channels last
-        images = prepare_frames(_reduce(images, settings.shorter_side))
+        images = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)  # [n, 3, H, W], channels last
+        # reduced where it is read: a GPU does not resize bytes
+        images = prepare_frames(_reduce(images, settings.shorter_side).to(device))
         with torch.inference_mode(), autocast(device, settings.precision):
             features = getattr(encoder(images, (settings.layer,)), settings.layer)
         yield from features
@@ -110,7 +111,7 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     ids = object_ids(masks)
     if ids[-1] > 254:
-        raise InputError(f"object ids must be <= 254, not {ids[-1]}")
+        raise InputError(f"object ids must be <= 254, not {ids[-1]}; dulvos.read_mask reads a mask of 0 and 255 as object 1")
     size = np.shape(next(iter(masks.values()), ()))
     softs = propagate(features(_checked(frames, size), settings), masks, context=settings.context,
                       radius=settings.radius, topk=settings.topk, tau=settings.tau)

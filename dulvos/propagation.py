@@ -102,10 +102,10 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, frame 0 of {tuple(shape)}")
         # similarities rounded to half precision, by the features or by autocast, would choose other cells
         keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()  # [h, w, K]
+        if not keys.isfinite().all():
+            raise InputError(f"features of frame {t} are infinite or no numbers: the weights are damaged, or bf16 fails here "
+                             "(as it does on frames 8 pixels wide); try precision='fp32'")
         if t == 0:
-            if not keys.isfinite().all():
-                raise InputError("features of frame 0 are infinite or no numbers: the weights are damaged, or bf16 fails here "
-                                 "(as it does on frames 8 pixels wide); try precision='fp32'")
             try:
                 with torch.autocast(frame.device.type, enabled=False):
                     attention = _engine(frame.device)(keys, context, radius, topk, tau)

@@ -107,6 +107,7 @@ def test_agrees_with_the_plain_way_at_720p() -> None:
     torch.testing.assert_close(soft[2].flatten(1)[:, cells].double(), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("radius", [1e5, float("inf")])
 def test_a_radius_beyond_the_map_restricts_nothing(radius: float) -> None:
     features, mask = correlated(1, 5, 8, 6, 9), blobs(0, (1,), 48, 72)
@@ -316,6 +317,30 @@ def test_settings_out_of_range(setting: str, value: float) -> None:
 def test_wrong_masks_and_frames(features: Tensor | list, masks: dict | np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(propagate(features, masks))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("t", [0, 2])
+def test_features_that_are_no_numbers_are_refused_in_every_frame(t: int) -> None:
+    """Else objects would vanish from there on."""
+    features = FRAMES.clone()
+    features[t, 3, 2, 5] = float("nan")
+    soft = propagate(features, MASK)
+    with pytest.raises(InputError, match=f"features of frame {t} are infinite or no numbers"):
+        for _ in range(t + 1):
+            next(soft)
+
+
+def test_references_are_compared_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells at once against all others would be 60 GB in a video of 3840x2160."""
+    monkeypatch.setattr(propagation, "_engine", lambda device: batched.Attention)
+    features, mask = correlated(2, 4, 8, 11, 9), blobs(0, (1, 2), 88, 72)
+    whole = torch.stack(list(propagate(features, mask, context=2)))
+    rows, split = [], Tensor.split
+    monkeypatch.setattr(batched, "AT_ONCE", 5 * 99)
+    monkeypatch.setattr(Tensor, "split", lambda self, size, *rest: rows.append(size) or split(self, size, *rest))
+    torch.testing.assert_close(torch.stack(list(propagate(features, mask, context=2))), whole)
+    assert set(rows) == {5}
 
 
 def test_more_neighbours_than_cells() -> None:
