@@ -58,6 +58,15 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def encoder_file(name: str) -> Path:
+    """The file of this study's weights ("davis2016") or of released ones, by their names; any other name is the file's own.
+
+    Raises:
+        InputError: released weights that are not there.
+    """
+    return WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
+
+
 def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
@@ -84,7 +93,7 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
                 raise InputError(f"'imagenet' cannot be fetched ({error}); give 'davis2016' or a .safetensors file") from None
             encoder.backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
         return encoder.eval()
-    path = WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
+    path = encoder_file(name)
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016', 'imagenet' or a released "
                          f"file (.pth, or {', '.join(RELEASES)})")
@@ -174,8 +183,9 @@ class TrainingState:
                 ValueError) as error:
             raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to start anew "
                              f"({type(error).__name__})") from None
-        for name, ours in (("settings", self.settings), ("data", self.data)):
-            theirs = saved[name] if name == "data" else {k: saved[name].get(k) for k in ours}
+        one = {"processes": 1}  # what several of them computed, a single one would not go on with
+        for name, ours in (("settings", one | self.settings), ("data", self.data)):
+            theirs = saved[name] if name == "data" else {k: (one | saved[name]).get(k) for k in ours}
             if theirs != ours:
                 if name == "settings":
                     theirs = {k: v for k, v in theirs.items() if v != ours[k]}

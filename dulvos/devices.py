@@ -31,7 +31,10 @@ def find_device(device: str | None = None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which an encoder runs: "bf16" computes convolutions in bfloat16, "fp32" changes nothing."""
+    """The context in which an encoder runs: "bf16" computes convolutions in bfloat16, "fp32" changes nothing.
+
+    Unchanged, PyTorch lets a GPU's convolutions round to TF32; `torch.backends.cudnn.allow_tf32 = False` forbids it.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import read_mask, write_mask
@@ -23,7 +24,8 @@ from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.propagation import propagate
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "carry", "check_folder", "corrected", "first_frames", "given_masks", "look", "prepare_encoder"]
+__all__ = ["MOVIE", "carry", "check_folder", "corrected", "first_frames", "given_masks", "look", "own_mask"]
+__all__ += ["prepare_encoder"]
 
 MOVIE = "overlay.mp4"
 
@@ -62,7 +64,7 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
             raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to {len(video) - 1}")
         if frame in masks:
             raise InputError(f"{path}: a second mask of frame {frame}; give one for each frame, as FRAME=PNG")
-        masks[frame] = read_mask(path)
+        masks[frame] = own_mask(path)
         if masks[frame].shape != tuple(video.size):
             mask, size = (f"{shape[1]}x{shape[0]}" for shape in (masks[frame].shape, video.size))
             raise InputError(f"{path} is {mask} (width x height), frames of {video.path} are {size}; they must have one size")
@@ -70,6 +72,26 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
         raise InputError(f"{', '.join(str(path) for _, path in files)}: no object in it; expected ids 1 to 254 somewhere, 0 is "
                          "background")
     return dict(sorted(masks.items()))
+
+
+def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """A mask as `dulvos.datasets.read_mask` reads it, refused where a paint program has written something else than ids.
+
+    Raises:
+        InputError: also for soft edges, whose greys would be objects, and for an object that only the alpha channel holds.
+    """
+    ids = read_mask(path)
+    with Image.open(path) as image:
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            return ids
+        colours, alpha = np.asarray(image.convert("RGB")), np.asarray(image.convert("RGBA"))[..., 3]
+    if alpha.min() < alpha.max() and colours.any() and (colours == colours[0, 0]).all():
+        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it without transparency, on black")
+    counts = np.bincount(colours[..., 0].ravel(), minlength=256)
+    if (colours == colours[..., :1]).all() and counts[1:255].any() and counts[255] > counts[1:255].max():
+        raise InputError(f"{path}: mostly 255, but {np.count_nonzero(counts[1:255])} other greys too, each of which would be an object; "
+                         "save it without soft edges, as 0 and 255, or give each object an id from 1 to 254")
+    return ids
 
 
 def _named(video: Video, folder: Path) -> list[tuple[int, Path]]:

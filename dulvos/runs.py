@@ -9,17 +9,18 @@ import os
 from pathlib import Path
 
 from dulvos import devices, results, synthetic
-from dulvos.checkpoints import is_whole
+from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.evaluation import BASELINES, evaluate, object_table
 from dulvos.external.local_split import LOCAL, local_split
 from dulvos.external.official import write_davis_csv
-from dulvos.external.released import locate
+from dulvos.external.released import RELEASES
 from dulvos.external.sources import SOURCES, Collection, open_collection
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import summarise
+from dulvos.rows import newest
 from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
@@ -134,19 +135,22 @@ def trained_encoder(study: str, name: str = "trained") -> Path:
     """The encoder of the newest training run of that name, or of the run with that key; "NAME@1000" is its snapshot.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or its file is not here: rows are committed, and weights are not.
     """
     name, _, iteration = name.partition("@")
     rows = results.read_rows(study, "train")
-    for row in rows[(rows.name == name) | (rows.key == name)].sort_values(["current", "date"]).to_dict("records")[::-1]:
-        path = results.study_folder(study) / row["encoder"]
-        snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
-        if path.exists() and iteration and not snapshot.exists():
-            raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
-        if path.exists():
-            return snapshot if iteration else path
-    raise InputError(f"study {study!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb first, or give "
-                     "'random', 'davis2016' or a .safetensors file")
+    row = newest(rows[(rows.name == name) | (rows.key == name)])
+    if row is None:
+        raise InputError(f"study {study!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb first, or give "
+                         "'random', 'davis2016' or a .safetensors file")
+    path = results.study_folder(study) / row["encoder"]
+    if not path.exists():
+        raise InputError(f"{path}: the encoder that the training {name!r} (key {row['key']}) left is not on this machine: run "
+                         "01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
+    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
+    if iteration and not snapshot.exists():
+        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
+    return snapshot if iteration else path
 
 
 def find_features(study: str, features: str) -> tuple[str, dict]:
@@ -164,8 +168,9 @@ def find_features(study: str, features: str) -> tuple[str, dict]:
         InputError: there are none.
     """
     trained = features.split(":")[0] == "trained"
-    source = str(trained_encoder(study, features.rpartition(":")[2])) if trained else locate(features)
-    weights = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if Path(source).is_file() else source
+    path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
+    source = features if features == "davis2016" else str(path)
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
     iteration = features.partition("@")[2] if trained else ""
     run = Path(source).parent.parent if iteration else Path(source).parent
     said = {"features": features, "weights": weights, "trained_key": run.name.rpartition("-")[2] if trained else "",
@@ -195,6 +200,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     mark = dataset_fingerprint(dataset)
     parameters = dataclasses.asdict(settings)
     determining = {**parameters, "weights": said["weights"], "seed": seed} | ({"selected": selected} if selected else {})
+    determining |= {"reader": results.code_hash("external/released")} if features in RELEASES else {}
     key = results.run_key("evaluate", determining, mark)
     row, base = results.find_row(study, "evaluate", key), results.study_folder(study)
     folder, scored = base / "masks" / f"{name}-{key}", base / "scores" / f"{name}-{key}.csv"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -70,6 +71,10 @@ def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | list[i
     CASES.append(Case("masks", name, act, check))
 
 
+def soften(ids: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(ids, (0, 0), 0.8)
+
+
 palette = Image.fromarray(blocks(1, 4, 9))
 palette.putpalette(datasets.PALETTE.tobytes())
 own_palette = Image.fromarray(blocks(1, 2))
@@ -98,6 +103,10 @@ mask("EXIF rotation", np.rot90(blocks(1, 2)), [0, 1, 2], exif=turned)
 mask("RGB in other colours", picture(), r"mask\.png: #\w{6} is neither in the DAVIS palette nor grey")
 mask("RGB red", np.dstack([blocks(255), blocks(), blocks()]), "#ff0000 is neither")
 mask("the object in alpha alone", np.dstack([blocks()] * 3 + [blocks(255)]), r"mask\.png: no object in it")
+mask("an object in alpha, white everywhere", np.dstack([blocks() + 255] * 3 + [blocks(255)]), r"mask\.png: one colour .*alpha")
+mask("soft edges", soften(blocks(255)), r"mask\.png: mostly 255, but \d+ other greys .*without soft edges")
+mask("soft edges in RGB", np.dstack([soften(blocks(255))] * 3), "without soft edges")
+mask("objects 128 and 255 in grey", blocks(128, 255, 255), r"but 1 other greys")
 mask("16 bits beyond 255", blocks(1, 300, kind=np.uint16), r"mask\.png: .*300.*ids of 0 to 255")
 mask("16 bits, 0 and 65535", blocks(65535, kind=np.uint16), "65535.*ids of 0 to 255")
 mask("empty", blocks(), r"mask\.png: no object in it; expected ids 1 to 254")

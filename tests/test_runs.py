@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from dulvos import results, runs, synthetic
+from dulvos import checkpoints, results, runs, synthetic
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.runs import evaluation_run, open_data, trained_encoder, training_run
@@ -72,6 +72,29 @@ def test_another_checkpoint_or_other_masks_are_another_run(data, folder, tmp_pat
 def test_a_study_without_a_trained_encoder_says_how_to_get_one(data, folder):
     with pytest.raises(InputError, match="01_train"):
         evaluation_run("s", "trained", data, "trained", SegmentSettings())
+
+
+def test_an_encoder_that_is_not_here_is_not_replaced_by_an_older_one(data, folder):
+    """Rows are committed, and weights are not."""
+    first = training_run("s", "trained", data, SETTINGS, device="cpu")
+    second = training_run("s", "trained", data, dataclasses.replace(SETTINGS, seed=1), device="cpu")
+    path = folder / second["encoder"]
+    results.write_row("s", {**second, "date": "2999-01-01"})
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path}: .*not on this machine.*run 01_train again"):
+        trained_encoder("s")
+    assert trained_encoder("s", first["key"]) == folder / first["encoder"]
+
+
+def test_features_are_known_by_the_bytes_of_their_weights(tmp_path, monkeypatch):
+    """Also those that come with the package, which a later training replaces."""
+    source, said = runs.find_features("s", "davis2016")
+    shutil.copytree(checkpoints.WEIGHTS, tmp_path / "weights")
+    path = tmp_path / "weights" / "davis2016.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path / "weights")
+    again = runs.find_features("s", "davis2016")
+    assert source == again[0] == "davis2016" and len(said["weights"]) == 12 and said["weights"] != again[1]["weights"]
 
 
 @pytest.mark.parametrize(("name", "message"), [("davis", "DULVOS_DAVIS"), ("no such folder", "no such folder")])

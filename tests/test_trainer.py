@@ -160,6 +160,14 @@ def test_not_a_checkpoint(videos: list, tmp_path: Path, content: object) -> None
         train(SMALL, videos, tmp_path, device="cpu")
 
 
+def test_checkpoint_of_several_processes(videos: list, whole: Path, tmp_path: Path) -> None:
+    """Each had BatchNorm statistics of its own: one process would go on with something else."""
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "settings": state["settings"] | {"processes": 4}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*other settings \({'processes': 4}\)"):
+        train(SMALL, videos, tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize("change", [{"lr": 1e-4}, {"seed": 1}, {"norm": "layer"}])
 def test_checkpoint_of_other_settings(videos: list, spoilt: Path, change: dict) -> None:
     name, = change

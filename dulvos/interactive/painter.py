@@ -14,10 +14,10 @@ from matplotlib.backend_bases import MouseEvent
 from matplotlib.figure import Figure
 from matplotlib.widgets import PolygonSelector
 
-from dulvos.datasets import read_mask
 from dulvos.errors import InputError
 from dulvos.figures import OBJECT_COLOURS, overlay
 from dulvos.interactive.player import fit, jpeg
+from dulvos.own_video import own_mask
 
 __all__ = ["MaskEditor", "Painter"]
 
@@ -244,7 +244,7 @@ class Painter(ipywidgets.VBox):
                 path = Path(folder) / Path(file["name"]).name
                 path.write_bytes(bytes(file["content"]))
                 try:
-                    self.editor.replace(read_mask(path))
+                    self.editor.replace(own_mask(path))
                     self.refresh()
                 except InputError as error:
                     self.message.value = html.escape(str(error).replace(f"{folder}/", ""))
