@@ -48,6 +48,8 @@ Environment
 
 Variables
   DULVOS_PYTHON    the Python to use, or to make .venv with; default: python, then python3, on the PATH
+  DULVOS_DAVIS     folder of DAVIS, where no --davis names one; DULVOS_DATA_DIR: of the training collections;
+                   DULVOS_WEIGHTS: of released weights
   DULVOS_GOLDEN, DULVOS_DATA    folders of reference values and of real videos for the tests; what needs them
                                 is skipped where they are absent
 EOF

@@ -109,6 +109,7 @@ def figure() -> None:
             ax.set_xticks(SWEEP[name], [str(v) for v in SWEEP[name]], minor=False)
             ax.minorticks_off()
     axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 1].set_title("what is not varied: B=16, T=5, N=8, 32x32 cells", fontsize=9)
     plt.savefig(RESULTS / "loss_complexity.png", dpi=110)
 
 

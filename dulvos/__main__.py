@@ -15,10 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m dulvos", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    study = commands.add_parser("study", help="run what is not done of a study")
-    study.add_argument("name", choices=("demo", "davis"), nargs="?", default="demo")
+    study = commands.add_parser("study", help="run what is not done of a study", description="Train, evaluate, make tables and figures: "
+                                "each step once. Stopped in any way, the same command continues.")
+    study.add_argument("name", choices=("demo", "davis"), nargs="?", default="demo",
+                       help="demo: on videos that it renders (the default); davis: on DAVIS")
     study.add_argument("--davis", metavar="DIR", help="folder of DAVIS-2016 or -2017: JPEGImages, Annotations, ImageSets")
-    study.add_argument("--setting", choices=("cpu", "paper"), default="cpu")
+    study.add_argument("--setting", choices=("cpu", "paper"), default="cpu",
+                       help="of davis: a training of hours on two cores (the default), or the paper's, for a GPU")
     study.add_argument("--grid", action="store_true", help="then what is missing of the ablation grid of that name (Fig. 3)")
     _add_train(commands)
     _add_segment(commands)
@@ -73,7 +76,9 @@ def _add_train(commands) -> None:
   torchrun --nproc_per_node 4 -m dulvos train youtube-vos --study mine --name youtube-vos
 
 A collection of the paper's has the paper's settings and schedule, other data those of YouTube-VOS but for iterations and lr_every;
-NAME=VALUE changes one. Under torchrun the batch is shared by the processes, and anchors are gathered over all of them.""")
+NAME=VALUE changes one. Under torchrun the batch is shared by the processes, and anchors are gathered over all of them.
+
+davis is the folder that DULVOS_DAVIS names; collections lie in the one that DULVOS_DATA_DIR names (python -m dulvos index).""")
     parser.add_argument("data", metavar="DATA", help="cutouts, davis, youtube-vos, ..., or a folder, as 01_train takes it")
     parser.add_argument("--study", required=True, help="folder under results/")
     parser.add_argument("--set", metavar="NAME=VALUE", nargs="+", default=(), help="settings of dulvos.training.TrainSettings")
@@ -130,12 +135,16 @@ def _grid(options: argparse.Namespace) -> int:
         if not Path(options.davis).is_dir():
             raise InputError(f"{options.davis}: no such folder; --davis names the folder that holds JPEGImages and Annotations")
         os.environ["DULVOS_DAVIS"] = str(Path(options.davis).resolve())
-    found = grid.find_study(options.study)
-    if not options.run:
-        print(states.listing(found, states.grid_runs(found)))
-        return 0
+    elif options.study == "davis" and options.run and not os.environ.get("DULVOS_DAVIS"):
+        raise InputError("the grid 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
     if options.workers < 0 or options.threads < 1:
         raise InputError(f"--workers must be >= 0 and --threads >= 1, not {options.workers} and {options.threads}")
+    found = grid.find_study(options.study)
+    if not options.run:
+        every = states.grid_runs(found)
+        states.check_names(found, every, options.only)
+        print(states.listing(found, [run for run in every if not options.only or run.name in options.only]))
+        return 0
     return _run_grid(options.study, workers=options.workers, threads=options.threads, scheduler=options.scheduler,
                      only=tuple(options.only))
 
@@ -219,7 +228,7 @@ def _add_data(commands) -> None:
     index.add_argument("--decode", action="store_true", help="count the frames of video files by decoding them all (hours for "
                        "Kinetics-400), which also leaves out those that do not decode")
     download = commands.add_parser("download", help="fetch DAVIS from its site (CC BY-NC 4.0), check and unpack it")
-    download.add_argument("name", choices=("davis2017", "davis2016"))
+    download.add_argument("name", choices=("davis2017", "davis2016"), help="which: davis2017 has the paper's benchmark")
     download.add_argument("--to", metavar="DIR", required=True, help="folder in which davis-2017 or davis-2016 will lie")
 
 
@@ -230,6 +239,8 @@ def _index(options: argparse.Namespace) -> int:
 
     if options.data:
         os.environ["DULVOS_DATA_DIR"] = str(Path(options.data).resolve())
+    if not options.names and options.data:
+        raise InputError(f"--data {options.data}: which of its collections? Give NAME: {', '.join(sources.SOURCES)}")
     if not options.names:
         print(sources.sources_table())
     miscounted = False
@@ -288,7 +299,7 @@ def _paper(options: argparse.Namespace) -> int:
     from dulvos.paper.runs import run_paper
 
     if not options.data:
-        if options.dry_run or options.rows:
+        if options.dry_run or options.rows or options.released or options.selected or options.incomplete or options.miniature:
             raise InputError("--data DIR is missing: the folder that holds davis-2017, youtube-vos, ...")
         print(rows_table())
         return 0

@@ -25,7 +25,7 @@ def find_device(device: str | None = None) -> torch.device:
         found = torch.device(device)
         torch.zeros(1, device=found).item()  # "meta" has tensors, but no numbers in them
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device={device!r} is not to be had here ({str(error).splitlines()[0]}); give 'cpu', or None for "
+        raise InputError(f"device={device!r} is not to be had here ({str(error).splitlines()[0]}); give 'cpu', or nothing for "
                          "what there is") from None
     return found
 

@@ -182,7 +182,7 @@ def landings(view: np.ndarray, panels: Mapping[str, tuple[np.ndarray, np.ndarray
 @style()
 def error_curves(panels: Mapping[str, Mapping[str, np.ndarray]], *, limit: float = 12) -> Figure:
     """For each panel and each named set of distances (any shape, in cells): the share of cells that are at most so far off."""
-    figure = NotebookFigure((WIDTH * len(panels) / max(2, len(panels)), 2.3))
+    figure = NotebookFigure((WIDTH * len(panels) / max(2, len(panels)), 2.3 + 0.14 * max(map(len, panels.values()))))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     grid = np.linspace(0, limit, 241)
     for axis, (title, curves) in zip(axes, panels.items()):
@@ -191,7 +191,7 @@ def error_curves(panels: Mapping[str, Mapping[str, np.ndarray]], *, limit: float
             share = np.searchsorted(ordered, grid, side="right") / len(ordered)
             axis.plot(grid, 100 * share, dashes, color=colour, label=f"{name} (median {np.median(ordered):.1f})")
         axis.set(title=title, xlabel="distance d in cells of 8 pixels", xlim=(0, limit), ylim=(0, 101))
-        axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))  # below: a curve may run anywhere
     axes[0].set_ylabel("cells within d (%)")
     return figure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -109,10 +110,12 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
     heights = [max(image.shape[0] / image.shape[1] for image in images) for _, images in rows]
     figure = NotebookFigure((WIDTH, 0.25 + (WIDTH - 0.3) / columns * sum(heights)))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    for line, (title, images) in zip(figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights), rows):
-        label, longest = line[0].set_ylabel(title), max(map(len, title.split("\n")))
-        room = (WIDTH - 0.3) / columns * max(image.shape[0] / image.shape[1] for image in images)  # inches
-        label.set_fontsize(min(label.get_fontsize(), 115 * room / max(longest, 1)))  # a letter is about .6 of its size wide
+    titles = ["\n".join(textwrap.fill(line, 13, break_long_words=False) for line in title.split("\n")) for title, _ in rows]
+    # of a letter, which is about .6 of its size wide: the size at which every title fits beside its row
+    size = min(115 * (WIDTH - 0.3) / columns * height / max(1, *map(len, title.split("\n"))) for title, height in zip(titles, heights))
+    for line, title, (_, images) in zip(figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights), titles, rows):
+        label = line[0].set_ylabel(title)
+        label.set_fontsize(min(label.get_fontsize(), size))
         show_pictures(line, images, column_titles)
         column_titles = ()
     return figure
@@ -143,7 +146,7 @@ def score_curve(table: pd.DataFrame) -> Figure:
     axis.plot(table["CPU hours"], table["J&F"], "o-", color=BLUE, markersize=4)
     for iteration, hours, score in table[["iteration", "CPU hours", "J&F"]].itertuples(index=False):
         axis.annotate(f"{score:.1f}\n{iteration:,} it.", (hours, score), xytext=(5, -13), textcoords="offset points", fontsize=6)
-    axis.set(xlabel="CPU hours of training", ylabel="J&F (%)", ylim=(table["J&F"].min() - 8, None))
+    axis.set(xlabel="CPU hours of training", ylabel=f"J&F (%), frames at {table['shorter side'].iloc[0]}p", ylim=(table["J&F"].min() - 8, None))
     return figure
 
 
@@ -176,13 +179,13 @@ def frame_strip(frames: Sequence[np.ndarray], j: np.ndarray, f: np.ndarray, *, s
     top, bottom = figure.subfigures(2, 1, height_ratios=[tall, 1.4])
     axis, places = bottom.subplots(), top.subplots(1, len(picked), squeeze=False)[0]
     for name, values, colour, line in (("J", j, BLUE, "-"), ("F", f, VERMILLION, "--")):
-        axis.plot(values, line, color=colour, label=f"{name}: mean {100 * np.nanmean(values):.1f} %")
-    axis.set(xlim=(-0.5, len(frames) - 0.5), ylim=(0, 1.02), xlabel="frame", ylabel="score")
+        axis.plot(100 * values, line, color=colour, label=f"{name}: mean {100 * np.nanmean(values):.1f} %")
+    axis.set(xlim=(-0.5, len(frames) - 0.5), ylim=(0, 102), xlabel="frame", ylabel="J, F (%)")
     axis.legend(loc="lower left", ncols=2)
     show_pictures(places, [frames[index] for index in picked], [f"frame {index}" for index in picked])
     for place, index in zip(places, picked):
         axis.axvline(index, color="0.8", linewidth=0.8, zorder=0)
-        figure.add_artist(ConnectionPatch((width / 2, height), (index, 1.02), place.transData, axis.transData, color="0.8"))
+        figure.add_artist(ConnectionPatch((width / 2, height), (index, 102), place.transData, axis.transData, color="0.8"))
     return figure
 
 

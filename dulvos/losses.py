@@ -26,7 +26,8 @@ class LossOutput:
         total: scalar, L = L_ST + λ·L_CV (Eq. 6).
         space_time: scalar, L_ST (Eq. 3).
         cross_view: scalar, L_CV (Eq. 5).
-        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell: b·N² + n, always an anchor of the own clip (Eq. 2).
+        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell: b·N² + n, always an anchor of the own clip (Eq. 2); with
+            several processes b counts the clips of all.
     """
 
     total: Tensor

@@ -52,7 +52,7 @@ def open_data(data: str, split: str) -> Dataset:
         folder = os.environ.get("DULVOS_DAVIS")
         if not folder:
             raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that holds JPEGImages, "
-                             "Annotations and ImageSets (or: bash run_all.sh davis --davis DIR)")
+                             "Annotations and ImageSets (export DULVOS_DAVIS=DIR; the commands study and grid take --davis DIR)")
         return load_davis(folder, split)
     collected = data in (*SOURCES, LOCAL_TRAINING)
     if collected and split != "train":

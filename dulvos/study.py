@@ -264,7 +264,12 @@ def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
     """Rename an executed copy; keep the last state of each progress bar, leave this machine's paths out, add the key."""
     notebook = nbformat.read(running, as_version=4)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        told = [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+        for output in told[1:]:  # each state of a progress bar is one
+            told[0].text += output.text
+            outputs.remove(output)
+        for output in outputs:
             if output.output_type == "stream":
                 lines = output.text.split("\n")
                 output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

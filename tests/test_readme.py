@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,6 +15,8 @@ from dulvos import results, study, tables
 from dulvos.ablation import states
 from dulvos.ablation import tables as grid_tables
 from dulvos.ablation.grid import STUDIES, find_study
+from dulvos.movies import write_mp4
+from tests.oracles import texture
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -116,6 +120,7 @@ def test_the_first_table_is_that_of_the_newest_rows() -> None:
         method = next(names[start] for start in names if line[0].startswith(start))
         for column, cell in zip(header[1:], line[1:]):
             assert cell == ours.loc[method, column], f"{line[0]}, {column}"
+        assert ("†" in line[0]) == ours.loc[method, "state"].startswith("†"), f"{line[0]}: {ours.loc[method, 'state']}"
 
 
 def test_the_benchmarks_table_is_that_of_the_rows() -> None:
@@ -149,3 +154,17 @@ def _same(made: Path, committed: Path, remedy: str) -> None:
     different = [path.name for path in sorted(made.iterdir())
                  if not (committed / path.name).is_file() or (committed / path.name).read_text() != path.read_text()]
     assert not different, f"{committed}: {', '.join(different)} are not what the rows give; make them anew: {remedy}"
+
+
+def test_the_api_as_printed_carries_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the commonest mask, of 0 and 255."""
+    code, = (block for block in re.findall(r"```python\n(.*?)```", README, flags=re.S))
+    frames = [texture(t, 48, 64) for t in range(3)]
+    write_mp4(tmp_path / "clip.mp4", frames, 24)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:30, 10:40] = 255
+    cv2.imwrite(str(tmp_path / "first.png"), mask)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert len(names["masks"]) == 3 and np.array_equal(names["masks"][0], mask > 0)

@@ -75,11 +75,11 @@ def test_executed_copies_name_no_path_of_this_machine_and_keep_one_line_a_bar(be
     monkeypatch.setenv("DULVOS_DAVIS", "/disk/of/mine/davis-2017")
     notebook = nbformat.read(bench / "good.ipynb", as_version=4)
     notebook.cells[1].source = (f"print({str(results.ROOT)!r}, '/disk/of/mine/davis-2017/a /disk/of/mine/b')\nimport sys\n"
-                                "for i in range(3): print(f'\\rbar {i}', end='', file=sys.stderr)")
+                                "import time\nfor i in range(3): print(f'\\rbar {i}', end='', file=sys.stderr, flush=True), time.sleep(0.5)")
     nbformat.write(notebook, bench / "good.ipynb")
     assert run_study("s", [Step("good", "first")], "x") == 0
     text = (results.study_folder("s") / "notebooks/first.ipynb").read_text()
-    assert str(results.ROOT) not in text and "bar 2" in text and "bar 1" not in text
+    assert str(results.ROOT) not in text and "bar 2" in text and "bar 1" not in text and text.count('"stderr"') == 1
     assert "DAVIS/a DATA_DIR/b" in text
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import fcntl
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 from dulvos.videos import fingerprint
 
-__all__ = ["STALE", "Run", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left"]
+__all__ = ["STALE", "Run", "check_names", "evaluate_step", "failure_of", "grid_runs", "is_locked", "listing", "lock_step", "minutes_left"]
 __all__ += ["train_step"]
 
 STALE = "done by earlier code"
@@ -74,8 +74,17 @@ def grid_runs(grid: GridStudy, *, check_data: bool = True) -> list[Run]:
     return made
 
 
+def check_names(grid: GridStudy, every: list[Run], names: Sequence[str]) -> None:
+    """Raise an InputError that names what is no run of the grid."""
+    unknown = sorted(set(names) - {run.name for run in every})
+    if unknown:
+        raise InputError(f"no run {', '.join(unknown)} in {grid.folder}; the runs are {', '.join(run.name for run in every)}")
+
+
 def _marks(grid: GridStudy) -> tuple[str | None, str | None]:
-    """Fingerprints of the training videos and of the evaluation's frames and masks, as rows hold them."""
+    """Fingerprints of the training videos and of the evaluation's frames and masks, as rows hold them; None where they are not here."""
+    if "cutouts" in (grid.train, grid.evaluate) and not runs.CUTOUTS.is_dir():  # to open it would render it
+        return None, None
     try:
         train, val = runs.open_data(grid.train, "train"), runs.open_data(grid.evaluate, "val")
     except InputError:

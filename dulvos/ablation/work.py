@@ -32,7 +32,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
 
 from dulvos import results, study
 from dulvos.ablation.grid import GridStudy, find_study
-from dulvos.ablation.states import Run, evaluate_step, failure_of, grid_runs, listing, lock_step, minutes_left, train_step
+from dulvos.ablation.states import Run, check_names, evaluate_step, failure_of, grid_runs, listing, lock_step, minutes_left, train_step
 from dulvos.errors import InputError
 
 __all__ = ["Outcome", "carry", "draw", "local_cluster", "run_grid"]
@@ -67,10 +67,7 @@ def run_grid(grid: GridStudy, *, workers: int = 0, threads: int = 1, scheduler: 
         study.runs.open_data(data, split)
     with study.lock(results.study_folder(grid.folder)):
         every = grid_runs(grid)
-        unknown = sorted(set(only) - {run.name for run in every})
-        if unknown:
-            raise InputError(f"no run {', '.join(unknown)} in {grid.folder}; the runs are "
-                             f"{', '.join(run.name for run in every)}")
+        check_names(grid, every, only)
         todo = [run for run in every if run.state != "done" and (not only or run.name in only)]
         print(listing(grid, every), flush=True)
         outcomes = _carry_all(grid, todo, workers, threads, scheduler) if todo else []
