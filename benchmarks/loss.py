@@ -97,6 +97,11 @@ def figure() -> None:
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS / "loss_complexity.csv", index=False, float_format="%.4g")
+    draw(table)
+
+
+def draw(table: pd.DataFrame) -> None:
+    """The figure from results/loss_complexity.csv."""
     labels = {"grid": "N (anchors a side)", "batch": "B (clips)", "frames": "T (frames)"}
     _, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharey="row", layout="constrained")
     for column, name in enumerate(SWEEP):
