@@ -39,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (FloatingPointError, ChildProcessError) as error:  # what ends a training, told by it
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of PyTorch, which is imported only where it is needed
+            raise
+        print(f"error: {str(error).splitlines()[0]} Give less: a smaller batch or crop, or a --shorter-side", file=sys.stderr)
+        return 1
     except OSError as error:  # the system's words: a full disk, no permission, a name too long
         if not error.strerror:
             raise

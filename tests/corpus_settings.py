@@ -198,6 +198,10 @@ line("training into another folder", "study must be a plain", lambda folder: ["t
 line("training on what is not there", "neither 'cutouts' nor 'davis' nor a folder",
      lambda folder: ["train", folder / "absent", "--study", "s"])
 line("a grid of -1 workers", "--workers must be >= 0", lambda folder: ["grid", "--run", "--workers", "-1"])
+line("a list of -1 workers", "--workers must be >= 0", lambda folder: ["grid", "--workers", "-1"])
+line("a list of runs that are none", "no run lam7-0 in ablation-demo; the runs are baseline-0", lambda folder: ["grid", "--only", "lam7-0"])
+line("a place to index, and no name", "which of its collections", lambda folder: ["index", "--data", str(folder)])
+line("what only training does, without data", "--data DIR is missing", lambda folder: ["paper", "--selected"])
 line("a grid of x workers", "--workers: invalid int", lambda folder: ["grid", "--workers", "x"])
 line("a grid on a folder that is not there", "absent: no such folder", lambda folder: ["grid", "--davis", folder / "absent"])
 line("an index of nothing", "absent: no such folder", lambda folder: ["index", folder / "absent"])

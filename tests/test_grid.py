@@ -144,7 +144,7 @@ def test_the_command_lists_the_grid_without_data(tmp_path: Path) -> None:
     assert done.returncode == 0 and "baseline-2" in done.stdout and "missing" in done.stdout.splitlines()[-1], done.stderr
     done = subprocess.run([sys.executable, "-m", "dulvos", "grid", "--study", "davis", "--run"], capture_output=True, text=True,
                           cwd=results.ROOT, env=environment)
-    assert done.returncode == 2 and "DULVOS_DAVIS" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "--davis DIR" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_row_from_before_a_setting_had_its_default():

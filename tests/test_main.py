@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dulvos import datasets, movies, own_video, results, study, videos
+from dulvos import datasets, movies, own_video, results, runs, study, videos
 from dulvos.__main__ import main
 from dulvos.ablation import work
 from tests.oracles import write_textures
@@ -144,6 +145,16 @@ def test_train_takes_settings_by_name_and_leaves_a_row(tmp_path, monkeypatch, ca
                         (["batch=two"], "batch must be int, not 'two'")):
         assert main([*data, "--set", *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_too_small_is_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(runs, "training_run", full)
+    assert main(["train", "cutouts", "--study", "s"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: CUDA out of memory. Tried to allocate 2 GiB. Give less: a smaller batch") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("arguments", "statuses", "calls"), [
