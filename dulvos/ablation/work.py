@@ -32,7 +32,8 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
 
 from dulvos import results, study
 from dulvos.ablation.grid import GridStudy, find_study
-from dulvos.ablation.states import Run, check_names, evaluate_step, failure_of, grid_runs, listing, lock_step, minutes_left, train_step
+from dulvos.ablation.states import Run, check_names, evaluate_step, failure_of, grid_runs, listing, lock_step
+from dulvos.ablation.states import minutes_left, train_step
 from dulvos.errors import InputError
 
 __all__ = ["Outcome", "carry", "draw", "local_cluster", "run_grid"]
