@@ -14,11 +14,11 @@ from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
 from dulvos.external.miniature import write_youtube_vos
+from dulvos.external.sources import paper_settings
 from dulvos.external.youtube_vos import youtube_vos_run
 from dulvos.inference import SegmentSettings
 from dulvos.rows import NOT_RUN
 from dulvos.selection import draw_sequences, find_selected, list_snapshots, selection_run
-from dulvos.training import TrainSettings
 from tests.oracles import texture
 
 SETTINGS = SegmentSettings(context=2)
@@ -63,7 +63,7 @@ def write_training(**changes):
     results.write_row("study", {"kind": "train", "study": "study", "name": "trained", "key": "0123456789ab", "iterations": 12,
                                 "date": "2026-01-01", "encoder": "runs/trained-0123456789ab/encoder.safetensors",
                                 "seconds": 1.0, "data": "YouTube-VOS", "code": results.code_hash(*results.SOURCES["train"]),
-                                "parameters": dataclasses.asdict(TrainSettings()), "split": "train", "videos": 7, "seed": 0,
+                                "parameters": dataclasses.asdict(paper_settings("youtube-vos", 3471)), "split": "train", "videos": 3471, "seed": 0,
                                 "peak_memory_mb": 1.0, "device": "cpu", "threads": 1, **changes})
 
 
