@@ -24,7 +24,7 @@ METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "rand
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay", "F mean": "F-Mean",
           "F recall": "F-Recall", "F decay": "F-Decay"}
 
-FORMATS = {"difference": "{:+.1f}", "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}  # other numbers: one decimal, integers as they are
+FORMATS = {"difference": "{:+z.1f}", "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}  # other numbers: one decimal, integers as they are
 TITLES = {
     "table1": "Table 1: DAVIS-2017 val, J&F in percent",
     "study": "This study: means over objects, in percent",
@@ -151,7 +151,7 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
     text = {column: [cell(value, column) for value in table[column]] for column in table}
     for place, made in enumerate(table.get("state", ())):
         for column in SCORES.keys() & text.keys() if made == POINTS else ():
-            text[column][place] = f"{table[column].iloc[place]:+.1f}"
+            text[column][place] = f"{table[column].iloc[place]:+z.1f}"
     return pd.DataFrame(text, columns=table.columns, dtype=object)
 
 

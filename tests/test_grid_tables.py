@@ -119,6 +119,17 @@ def test_a_baseline_of_earlier_code_marks_every_difference_and_counts_only_witho
     assert {tick.get_text()[-1] for tick in claims_figure(found[found.ours.notna()]).axes[0].get_yticklabels()} == {"†"}
 
 
+def test_no_difference_has_no_sign(grid: GridStudy, tmp_path: Path) -> None:
+    made = with_scores(grid, tmp_path, {"baseline-0": 50.0, "baseline-1": 50.0, "M2-0": 49.98})
+    assert "| M | M=2 | 50.0 | +0.0 |" in _markdown(grid, made, tmp_path)
+    assert "+0.0" in texts(star(effects(grid, made), "", baseline_scores(made)))
+
+
+def _markdown(grid: GridStudy, made: list[Run], folder: Path) -> str:
+    write_tables(grid, made, folder)
+    return (folder / "fig3.md").read_text()
+
+
 def test_one_seed_has_no_deviation(grid: GridStudy, tmp_path: Path) -> None:
     table = effects(grid, with_scores(grid, tmp_path, {"baseline-0": 50.0, "lam0-0": 48.0})).set_index("name")
     assert table.deviation["lam0"] is None and table.sign["lam0"] == "agrees, deviation unknown"

@@ -143,7 +143,7 @@ def _stated(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+z.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _node(axis: Axes, x: float, y: float, radius: float, colour: str, run: bool) -> None:

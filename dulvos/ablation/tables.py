@@ -137,12 +137,12 @@ def effects_table(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
          "deviation": line.deviation, "paper": _stated(line.paper), "sign": line.sign, "state": _state(line.state)}
         for line in found[found.varied != "claim"].itertuples()]
     table = pd.DataFrame(lines, dtype=object)
-    table["ours"] = [None if value is None else f"{value:+.1f}" for value in table["ours"].where(table["ours"].notna(), None)]
+    table["ours"] = [None if value is None else f"{value:+z.1f}" for value in table["ours"].where(table["ours"].notna(), None)]
     return table.where(table.notna(), None)
 
 
 def _stated(value: float | None) -> str:
-    return "not stated" if value is None else "about 0" if value == 0 else f"{value:+.1f}"
+    return "not stated" if value is None else "about 0" if value == 0 else f"{value:+z.1f}"
 
 
 def claims_table(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
@@ -160,7 +160,7 @@ def claims_table(grid: GridStudy, every: list[Run]) -> pd.DataFrame:
 def _seen(point: pd.Series, every: list[Run]) -> str:
     if point.ours is None:
         return f"{point.label}: {_state(point.state)}"
-    text = f"{point.label}: {point.ours:+.1f}" + ("" if point.deviation is None else f" ± {point.deviation:.1f}")
+    text = f"{point.label}: {point.ours:+z.1f}" + ("" if point.deviation is None else f" ± {point.deviation:.1f}")
     if point.name == "random":
         text += f" ({point.score:.1f}, {100 * point.score / baseline_scores(every).mean():.0f} % of the baseline)"
     return text + " †" * (point.state == STALE)
@@ -192,7 +192,7 @@ def findings(grid: GridStudy, every: list[Run]) -> str:
         return f"{count}. These numbers mean nothing: they show that everything runs."
     said: dict[str, list[str]] = {}
     for line in found[found.varied != "claim"].itertuples():
-        seen = "" if line.ours is None else f" {line.ours:+.1f}" + ("" if line.paper is None else f" (the paper {_stated(line.paper)})")
+        seen = "" if line.ours is None else f" {line.ours:+z.1f}" + ("" if line.paper is None else f" (the paper {_stated(line.paper)})")
         said.setdefault(line.sign, []).append(line.label + seen + " †" * (line.state == STALE))
     for line in claims_table(grid, every).to_dict("records"):
         said.setdefault(line["verdict"], []).append(f"“{line['claim']}”" + " †" * ("†" in line["we see (J&F)"]))
