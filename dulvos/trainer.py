@@ -35,7 +35,8 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     run is the uninterrupted one, to the bit on the CPU at a fixed number of threads.
 
     Started by torchrun, each process takes its share of every batch; anchors and cross-view features are gathered over all of
-    them, so that the loss is that of the whole batch. BatchNorm's statistics are those of each process's clips. Process 0 writes.
+    them, so that the loss is that of the whole batch. BatchNorm's statistics are those of each process's clips. Process 0 writes;
+    with second_forward="eval", where running statistics count, all go on with its own after a stop.
 
     Arguments:
         videos: those shorter than T are left out with a line each.
