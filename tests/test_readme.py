@@ -63,6 +63,7 @@ def values_of(name: str) -> list[float]:
     for grid in [grid for grid in STUDIES.values() if grid.folder == name]:
         every = states.grid_runs(grid, check_data=False)
         values += [grid_tables.baseline_scores(every).mean(), *grid_tables.effects(grid, every).ours.dropna().abs()]
+        values += list(grid_tables.effects(grid, every).visible.dropna())
     return values + [step_setting for steps in _settings(name) for step_setting in steps]
 
 
