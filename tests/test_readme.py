@@ -24,7 +24,7 @@ BENCHMARKS = pd.read_csv(ROOT / "results" / "benchmarks.csv")
 # what is no result of ours, or a result without a row, each said why
 NO_ROWS = {
     r"CC BY(-NC)? 4\.0": "a licence", r"Apache-2\.0": "a licence", r"[Pp]ython 3\.\d+": "a version",
-    r"8\*i\* \+ 3\.5": "the method",
+    r"8\*i\* \+ 3\.5": "the method", r"−[\d.]+ in the paper": "the paper's",
     r"4[,\d]* of the paper|λ ?= ?[\d.]+|τ ?= ?[\d.]+": "the method",
     r"[\d.]+ (min|h) \(estimated\)": "an estimate, and said to be one",
     r"300,000 videos": "Kinetics-400", r"(up to )?[\d.]+ GB": "sizes of downloads and memory",
@@ -47,12 +47,14 @@ def sections() -> Iterator[tuple[str, str]]:
 def values_of(name: str) -> list[float]:
     """What the rows of a study say: scores in percent and their differences, counts, times in several units, settings."""
     rows, values = results.read_rows(name), []
+    grids = [grid for grid in STUDIES.values() if grid.folder == name]
     if rows.empty:
         return []
     scores = [column for column in ("scores.J&F-Mean", "scores.J-Mean", "scores.F-Mean") if column in rows]
     for column in scores:
         percents = [round(100 * score, 1) for score in rows[column].dropna()]
-        values += percents + [a - b for a in percents for b in percents]
+        # in a grid every difference would be some pair's: there the effects count
+        values += percents + [a - b for a in percents for b in percents if not grids]
     for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "training_iteration",
                    "parameters.iterations", "parameters.batch", "parameters.crop", "peak_memory_mb"):
         values += list(rows[column].dropna()) if column in rows else []
@@ -60,9 +62,10 @@ def values_of(name: str) -> list[float]:
         values += list(rows[column].dropna() / 3600) if column in rows else []
     seconds = rows.seconds.dropna()
     values += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600, len(rows)]
-    for grid in [grid for grid in STUDIES.values() if grid.folder == name]:
+    for grid in grids:
         every = states.grid_runs(grid, check_data=False)
-        values += [grid_tables.baseline_scores(every).mean(), *grid_tables.effects(grid, every).ours.dropna().abs()]
+        base = grid_tables.baseline_scores(every)
+        values += [base.mean(), base.max() - base.min(), *grid_tables.effects(grid, every).ours.dropna().abs()]
         values += list(grid_tables.effects(grid, every).visible.dropna())
     return values + [step_setting for steps in _settings(name) for step_setting in steps]
 
