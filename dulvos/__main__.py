@@ -61,15 +61,20 @@ def _study(options: argparse.Namespace) -> int:
     if options.name == "demo":
         status = run_study("demo", demo_steps(), "cutouts")
     else:
-        folder = options.davis or os.environ.get("DULVOS_DAVIS")
-        if not folder:
-            raise InputError("the study 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
-        if not Path(folder).is_dir():
-            raise InputError(f"{folder}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
-        os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
+        _use_davis(options.davis, "the study 'davis'")
         steps = davis_steps(options.setting)
         status = run_study(steps[0].parameters["study"], steps, "davis")
     return max(status, _run_grid(options.name)) if options.grid else status
+
+
+def _use_davis(folder: str | None, what: str) -> None:
+    """Let DULVOS_DAVIS, where notebooks look, name the folder that --davis gives, or what it names already."""
+    folder = folder or os.environ.get("DULVOS_DAVIS")
+    if not folder:
+        raise InputError(f"{what} needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
+    os.environ["DULVOS_DAVIS"] = str(Path(folder).resolve())
 
 
 def _add_train(commands) -> None:
@@ -136,12 +141,8 @@ def _add_grid(commands) -> None:
 def _grid(options: argparse.Namespace) -> int:
     from dulvos.ablation import grid, states
 
-    if options.davis:
-        if not Path(options.davis).is_dir():
-            raise InputError(f"{options.davis}: no such folder; --davis names the folder that holds JPEGImages and Annotations")
-        os.environ["DULVOS_DAVIS"] = str(Path(options.davis).resolve())
-    elif options.study == "davis" and options.run and not os.environ.get("DULVOS_DAVIS"):
-        raise InputError("the grid 'davis' needs --davis DIR, the folder that holds JPEGImages, Annotations and ImageSets")
+    if options.davis or options.run and options.study != "demo":
+        _use_davis(options.davis, f"the grid {options.study!r}")
     if options.workers < 0 or options.threads < 1:
         raise InputError(f"--workers must be >= 0 and --threads >= 1, not {options.workers} and {options.threads}")
     found = grid.find_study(options.study)
