@@ -38,8 +38,8 @@ CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
 DEMO = {"iterations": 750, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
         "lr_every": 400}
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
-DAVIS_CPU = {"iterations": 4000, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-             "lr_every": 2900, "workers": 1, "snapshot_every": 500}
+DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
+             "lr_every": 6000, "workers": 1, "snapshot_every": 1000}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
 DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
                "lr": 1e-4, "lr_every": 21_700, "workers": 4}
@@ -88,7 +88,7 @@ def davis_steps(setting: str) -> list[Step]:
     """The real study on DAVIS; `setting` is "cpu" (hours on two cores) or "paper" (a GPU)."""
     if setting not in ("cpu", "paper"):
         raise InputError(f"--setting must be 'cpu' or 'paper', not {setting!r}")
-    minutes = {"train": 70, "copy": 2, "colour": 15, "random": 17, "trained": 17}
+    minutes = {"train": 120, "copy": 2, "colour": 15, "random": 17, "trained": 17}
     training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
     study = "davis" if setting == "cpu" else "davis-paper"
     steps = _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})
