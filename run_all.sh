@@ -174,6 +174,10 @@ main() {
   if (($# == 0)); then set -- demo --grid; fi
   local command=$1 left word before="" davis="" data="" help=""
   shift
+  for word in DAVIS DATA DATA_DIR GOLDEN RESULTS WEIGHTS; do
+    word=DULVOS_$word
+    if [[ -n ${!word:-} ]]; then export "$word=$(absolute "${!word}")"; fi
+  done
   case $command in
     help | -h | --help)
       usage
@@ -209,7 +213,7 @@ main() {
       before=$word
       set -- "$@" "$word"
     done
-    if [[ $command == davis && -z $davis ]]; then
+    if [[ $command == davis && -z $davis && -z ${DULVOS_DAVIS:-} ]]; then
       die "davis needs --davis DIR, the folder that holds JPEGImages/ and Annotations/"
     fi
     if [[ $command == paper && -z $data && -z $help ]]; then

@@ -60,13 +60,30 @@ def plain(davis: str, numbers: range) -> float:
     return time.perf_counter() - started
 
 
+def decoding(davis: str, numbers: range) -> float:
+    """As many frames read, and nothing else: what neither way does without."""
+    videos = [s.video for s in load_davis(davis, "val").sequences]
+    started = time.perf_counter()
+    for number in numbers:
+        for index in range(FRAMES):
+            videos[number % len(videos)].read(index)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("davis", help="folder in DAVIS's layout")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--clips", type=int, default=60, help="of each process")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="how much of one process's time is JPEG decoding")
     options = parser.parse_args()
+    if options.profile:
+        for way in (decoding, ours, plain):
+            way(options.davis, range(2))  # warm
+            seconds = min(way(options.davis, range(options.clips)) for _ in range(options.runs))
+            print(f"{way.__name__:8s} {1000 * seconds / (options.clips * FRAMES):.2f} ms a frame, one process")
+        return
     times = {"ours": [], "plain": []}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(partial(ours, options.davis), [range(2)] * options.processes))

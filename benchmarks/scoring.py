@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest import mock
 
 import cv2
 import numpy as np
 
 from benchmarks.measure import compare
-from dulvos.metrics import score_sequence
+from dulvos import metrics
 
 
 def plain(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=3)
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="where the time of one thread goes")
     options = parser.parse_args()
     noise = np.random.default_rng(0).normal(size=(options.objects + 1, 560, 960))
     smooth = np.stack([cv2.GaussianBlur(channel, (0, 0), 40) for channel in noise])
@@ -51,9 +56,15 @@ def main() -> None:
     prediction = np.stack([smooth[:, t: t + 480, t + 4: t + 858].argmax(0) for t in range(options.frames)]).astype(np.uint8)
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        scores = score_sequence(truth, prediction)
+        scores = metrics.score_sequence(truth, prediction)
         return scores.j, scores.f
 
+    if options.profile:
+        one_thread = SimpleNamespace(map=map)
+        with mock.patch.object(metrics, "ThreadPoolExecutor", lambda threads: nullcontext(one_thread)):
+            ours()  # warm
+            cProfile.runctx("ours()", {}, {"ours": ours}, sort="tottime")
+        return
     compare("J and F", "480p", ours, lambda: plain(truth, prediction), runs=options.runs, unit="ms an object and frame",
             per=options.objects * (options.frames - 2) / 1000,
             difference=lambda a, b: float(max(np.abs(x - y).max() for x, y in zip(a, b))))

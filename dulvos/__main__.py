@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _study(options: argparse.Namespace) -> int:
     from dulvos.study import davis_steps, demo_steps, run_study
 
+    if options.name == "demo" and (options.davis or options.setting != "cpu"):
+        raise InputError("--davis and --setting belong to the study 'davis': python -m dulvos study davis")
     if options.name == "demo":
         status = run_study("demo", demo_steps(), "cutouts")
     else:
@@ -141,6 +143,8 @@ def _add_grid(commands) -> None:
 def _grid(options: argparse.Namespace) -> int:
     from dulvos.ablation import grid, states
 
+    if options.davis and options.study == "demo":
+        raise InputError("the grid 'demo' has its own videos; --davis belongs to --study davis or paper")
     if options.davis or options.run and options.study != "demo":
         _use_davis(options.davis, f"the grid {options.study!r}")
     if options.workers < 0 or options.threads < 1:

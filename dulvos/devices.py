@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 
@@ -10,17 +11,17 @@ from accelerate import PartialState
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "cannot_compile", "find_device", "peak_memory"]
+__all__ = ["autocast", "cannot_compile", "find_device", "joined_processes", "peak_memory"]
 
 
 def find_device(device: str | None = None) -> torch.device:
-    """The device of that name, tried out; without a name, this process's GPU as Accelerate finds it, else the CPU.
+    """The device of that name, tried out; without a name, a CUDA device where there is one, else the CPU.
 
     Raises:
         InputError: no such device here.
     """
     if device is None:
-        return PartialState().device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).item()  # "meta" has tensors, but no numbers in them
@@ -28,6 +29,21 @@ def find_device(device: str | None = None) -> torch.device:
         raise InputError(f"device={device!r} is not to be had here ({str(error).splitlines()[0]}); give 'cpu', or nothing for "
                          "what there is") from None
     return found
+
+
+def joined_processes(device: str | None = None) -> PartialState:
+    """This process among those that torchrun started, joined with them: each has a GPU of its own, or all compute on the CPU.
+
+    Raises:
+        InputError: they cannot be joined, or not on that device.
+    """
+    # Left to itself without a GPU, Accelerate joins the processes and yet counts one.
+    world = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1 and (world.num_processes != started or device and torch.device(device).type != world.device.type):
+        raise InputError(f"{started} processes were started, and they compute on {world.device.type!r} here, {world.num_processes} "
+                         f"together; give no device, or start one process")
+    return world
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +21,16 @@ from dulvos.devices import find_device
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.figures import overlay
+from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.propagation import propagate
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "carry", "check_folder", "corrected", "first_frames", "given_masks", "look", "own_mask"]
-__all__ += ["prepare_encoder"]
+__all__ += ["prepare_encoder", "write_given"]
 
 MOVIE = "overlay.mp4"
+WRITTEN = ".written.json"  # names of what a run left in its folder
 
 
 def first_frames(video: Video, count: int) -> Video:
@@ -181,10 +184,32 @@ def _carry(video: Video, masks: Mapping[int, np.ndarray], encoder: Encoder, sett
     results = segment(encoded, masks, partial(encode, encoder), settings)
     for index, (ids, frame) in enumerate(zip(results, shown)):
         if index == 0:  # nothing is wrong with the settings, then
-            for name in (MOVIE, *names):
-                (out / name).unlink(missing_ok=True)
+            _replace_written(out, [MOVIE, *names])
         write_mask(out / names[index], ids)
         yield overlay(frame, ids)
+
+
+def write_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> None:
+    """Write given masks, as PNGs that `given_masks` takes, in place of those that an earlier call left in that folder.
+
+    Arguments:
+        given: frame -> (H, W) uint8 ids.
+    """
+    masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_written(folder, list(masks))
+    for name, ids in masks.items():
+        write_mask(folder / name, ids)
+
+
+def _replace_written(folder: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier run left in a folder, by the list that it left, and what has those names; leave the list of them."""
+    path = folder / WRITTEN
+    earlier = json.loads(path.read_bytes()) if path.exists() else []
+    for name in {*earlier, *names}:
+        (folder / Path(name).name).unlink(missing_ok=True)
+    with replacing(path) as stream:
+        stream.write(json.dumps(list(names)).encode())
 
 
 def look(video: Video, out: Path, count: int = 5) -> tuple[list[np.ndarray], list[str]]:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -230,9 +231,10 @@ def execute(study: str, step: Step, key: str) -> bool:
         papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
                                    kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=_Progress(),
                                    extra_arguments=["--log-level=CRITICAL"])  # quiet about TCP, and about its end at Ctrl-C
-    except (papermill.PapermillExecutionError, DeadKernelError, OSError) as error:
+    except (papermill.PapermillExecutionError, RuntimeError, OSError) as error:
         told = f"{error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else \
-            "its kernel was killed (out of memory?)" if isinstance(error, DeadKernelError) else f"{running}: {error.strerror}"
+            "its kernel was killed (out of memory?)" if isinstance(error, DeadKernelError) else \
+            f"{running}: {error.strerror}" if isinstance(error, OSError) else str(error)  # a kernel that does not start
         print(f"\n[{step.name}] FAILED: {told}", flush=True)
         with contextlib.suppress(OSError, ValueError):  # there may be none, or no room for it
             _tidy(running, failure)
@@ -275,14 +277,25 @@ def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
                 output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
     if mark:
         notebook.metadata["dulvos"] = mark
-    text = nbformat.writes(notebook)
     private = {os.environ.get(f"DULVOS_{name}"): name for name in ("DAVIS", "WEIGHTS", "DATA_DIR")}
-    private |= {str(results.ROOT): ".", str(Path.home()): "."}
-    for folder in sorted(filter(None, private), key=len, reverse=True):  # one may lie in another
-        text = text.replace(json.dumps(folder)[1:-1], private[folder])
+    private |= {str(results.ROOT): ".", os.path.expanduser("~"): "."}
+    private = {folder: private[folder] for folder in sorted(filter(None, private), key=len, reverse=True)  # one may lie in another
+               if len(Path(folder).parts) > 1}  # not "/", which a user without a home has
     with replacing(final) as stream:
-        stream.write(text.encode())
+        stream.write(nbformat.writes(nbformat.from_dict(_without(notebook, private))).encode())
     running.unlink()
+
+
+def _without(value: object, private: dict[str, str]) -> object:
+    """A notebook whose texts name no private folder; its pictures are left as they are."""
+    if isinstance(value, dict):
+        return {key: item if key.startswith("image/") else _without(item, private) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, private) for item in value]
+    if isinstance(value, str):
+        for folder, word in private.items():
+            value = re.sub(re.escape(folder) + r"(?![\w+])", word, value)
+    return value
 
 
 @contextlib.contextmanager

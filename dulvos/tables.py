@@ -109,10 +109,18 @@ def sequence_table(study: str) -> pd.DataFrame:
 
 
 def score_curve(study: str) -> pd.DataFrame:
-    """J&F against training: iteration, CPU hours, J&F, J mean, F mean (percent), state; a line each evaluation on the way, rising."""
+    """J&F against training: iteration, CPU hours, J&F, J mean, F mean (percent), state; a line each evaluation on the way, rising.
+
+    The way of one training on one data set: those of the newest evaluation.
+    """
     rows, lines = results.read_rows(study), []
     evaluated = kind(rows, "evaluate")
-    for name in sorted({name for name in evaluated["name"] if name.startswith(CURVE)}, key=lambda name: int(name[len(CURVE):])):
+    evaluated = evaluated[evaluated["name"].str.startswith(CURVE)]
+    for column in ("fingerprint", "trained_key"):
+        marks = evaluated[column].fillna("") if column in evaluated else pd.Series(dtype=object)
+        last = marks[marks != ""].tail(1)
+        evaluated = evaluated[marks.isin(["", *last])] if len(last) else evaluated
+    for name in sorted(set(evaluated["name"]), key=lambda name: int(name[len(CURVE):])):
         row = newest(evaluated[evaluated["name"] == name])
         spent = row.get("training_cpu_seconds")
         lines.append({"iteration": int(name[len(CURVE):]), "CPU hours": 0.0 if pd.isna(spent) else round(spent / 3600, 2),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -55,9 +54,10 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    world = PartialState(cpu=device == "cpu")
+    place = devices.find_device(device)
+    world = devices.joined_processes(device)
     processes, rank = world.num_processes, world.process_index
-    place = world.device if processes > 1 else devices.find_device(device)
+    place = world.device if processes > 1 else place
     if settings.batch % processes:
         raise InputError(f"batch={settings.batch} cannot be shared by {processes} processes; choose a multiple of {processes}")
     say = print if rank == 0 else (lambda line: None)
@@ -144,7 +144,9 @@ def _read(loader: Iterable[Tensor], save: Callable[[], None]) -> Iterator[Tensor
     except InputError as error:
         save()
         # a worker's message is its traceback, which ends with the error
-        raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
+        told = str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()
+        raise InputError(f"{told}. What was trained is saved and goes on once the file is as it was; with another file the data are "
+                         "other data, and training starts anew") from None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dulvos
-from dulvos import results
+from dulvos import devices, results
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
@@ -53,7 +54,7 @@ def fresh() -> Encoder:
 def process(folder: Path) -> None:
     """What each process does; torchrun starts it, `train` joins the processes."""
     videos = find_videos(folder / "videos")
-    whole = train(SETTINGS, videos, folder / "whole", device="cpu")
+    whole = train(SETTINGS, videos, folder / "whole")  # no device: there is no GPU, and the processes are joined all the same
     for iterations in (1, SETTINGS.iterations):
         train(dataclasses.replace(SETTINGS, iterations=iterations), videos, folder / "part", device="cpu")
     rank, count = distributed.get_rank(), distributed.get_world_size()
@@ -76,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     write_textures(folder / "videos", "abcd")
     roots = [Path(dulvos.__file__).parent.parent, Path(__file__).parent.parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     done = subprocess.run([*command, "-m", "tests.test_distributed", str(folder)], env=environment, capture_output=True,
                           text=True, timeout=300)
@@ -116,6 +117,16 @@ def test_gradients_are_those_of_the_whole_batch(seen: list[dict], alone: tuple[L
         for name, gradient in expected.items():
             torch.testing.assert_close(process["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()),
                                        msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize(("joined", "place", "device"), [(1, "cpu", None), (2, "cuda", "cpu")])
+def test_processes_that_are_not_joined_as_they_were_started_are_refused(
+    joined: int, place: str, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(devices, "PartialState", lambda cpu: SimpleNamespace(num_processes=joined, device=torch.device(place)))
+    with pytest.raises(InputError, match=f"2 processes were started, and they compute on '{place}' here, {joined} together"):
+        devices.joined_processes(device)
 
 
 def test_a_run_of_two_processes_writes_once(folder: Path, seen: list[dict]) -> None:

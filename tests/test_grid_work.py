@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dulvos import results, study
-from dulvos.ablation import states
+from dulvos.ablation import states, work
 from dulvos.ablation.grid import GridStudy
 from dulvos.ablation.work import run_grid
 from dulvos.errors import InputError
@@ -192,5 +192,14 @@ def test_wrong_wishes_end_before_anything_runs(tmp_path: Path, data: Path, monke
         run_grid(grid, only=("lam7-0",))
     with pytest.raises(InputError, match="127.0.0.1:9: no Dask scheduler answers there"):
         run_grid(grid, scheduler="tcp://127.0.0.1:9", only=ONLY)
+    with pytest.raises(InputError, match="leave --workers and --threads out"):
+        run_grid(grid, scheduler="tcp://127.0.0.1:9", workers=2, only=ONLY)
     with pytest.raises(InputError, match="nowhere"):
         run_grid(fake_grid.tiny_grid(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", ["0", "1", "0"]), ("2,5", ["2", "5", "2"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b", "GPU-a"])])
+def test_workers_share_the_gpus_that_are_left_to_this_process(visible: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [work.worker_environment(index, 1, 2)["CUDA_VISIBLE_DEVICES"] for index in range(3)] == expected
+    assert "CUDA_VISIBLE_DEVICES" not in work.worker_environment(0, 1, 0)

@@ -43,7 +43,7 @@ def run(*arguments):
 
 def test_a_folder_of_frames_gives_masks_and_a_movie(clip, capsys):
     assert run(clip / "clip", clip / "mask.png", clip / "out") == 0
-    assert sorted(file.name for file in (clip / "out").iterdir()) == [*(f"{t:05d}.png" for t in range(LENGTH)), "overlay.mp4"]
+    assert sorted(file.name for file in (clip / "out").glob("[!.]*")) == [*(f"{t:05d}.png" for t in range(LENGTH)), "overlay.mp4"]
     for t in range(LENGTH):
         ids = datasets.read_mask(clip / "out" / f"{t:05d}.png")
         assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 3}
@@ -58,7 +58,7 @@ def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
     assert np.array_equal(datasets.read_mask(clip / "out" / "00003.png"), datasets.read_mask(clip / "even.png"))
     assert movies.frame_rate(videos.open_video(clip / "out" / "overlay.mp4")) == 12
     assert run(clip / "clip.mp4", clip / "even.png", clip / "plain", "--no-mp4") == 0
-    assert not (clip / "plain" / "overlay.mp4").exists() and len(list((clip / "plain").iterdir())) == LENGTH
+    assert not (clip / "plain" / "overlay.mp4").exists() and len(list((clip / "plain").glob("[!.]*"))) == LENGTH
 
 
 def test_settings_reach_the_propagation(clip):
@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_the_masks_so_far_and_says_what_the_same_command_does(clip,
     monkeypatch.setattr(own_video, "carry", stopped)
     assert run(clip / "clip", clip / "mask.png", clip / "out") == 130
     assert capsys.readouterr().err.endswith("stopped; the same command starts again at the first frame\n")
-    assert sorted(os.listdir(clip / "out")) == ["00000.png", "00001.png"]
+    assert sorted(file.name for file in (clip / "out").glob("[!.]*")) == ["00000.png", "00001.png"]
 
 
 def test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_well(clip):

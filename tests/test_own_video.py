@@ -105,6 +105,9 @@ def test_masks_are_written_as_they_come_and_old_ones_go_first(video, tmp_path, e
     assert np.array_equal(datasets.read_mask(out / "10.png"), first)
     assert all(set(np.unique(datasets.read_mask(out / f"{10 + t}.png"))) <= {0, 1, 200} for t in range(LENGTH))
     assert (out / "notes.png").exists() and not (out / own_video.MOVIE).exists()
+    list(own_video.carry(own_video.first_frames(video, 2), {0: first}, encoder, SegmentSettings(), out))
+    assert sorted(file.stem for file in out.glob("*.png")) == ["10", "11", "notes"], "the longer run's masks are gone, others' files stay"
+    list(own_video.carry(video, {0: first}, encoder, SegmentSettings(), out))
     shown, titles = own_video.look(video, out, 3)
     assert titles == ["frame 0", "frame 2", "frame 5"] and len(shown) == 3
 
@@ -150,6 +153,17 @@ def test_a_correction_leaves_the_frames_before_it_alone(video, tmp_path, encoder
     a, b = ([datasets.read_mask(tmp_path / name / f"{10 + t}.png") for t in range(LENGTH)] for name in "ab")
     assert all(np.array_equal(a[t], b[t]) for t in range(3))
     assert np.array_equal(b[3] == 1, truth[3] == 1) and not np.array_equal(a[4], b[4])
+
+
+def test_given_masks_are_kept_as_they_are_now(video, tmp_path):
+    """A correction of an earlier session would count as one of these objects."""
+    folder = tmp_path / "out" / "given"
+    own_video.write_given(folder, video, {0: block(1), 4: block(2)})
+    assert own_video.given_masks(video, [folder]).keys() == {0, 4}
+    save(folder / "12.png", block(5))  # by hand
+    own_video.write_given(folder, video, {0: block(3)})
+    given = own_video.given_masks(video, [folder])
+    assert given.keys() == {0, 2} and np.array_equal(given[0], block(3))
 
 
 def test_a_movie_of_the_result_has_the_videos_length(video, tmp_path, encoder):

@@ -209,6 +209,16 @@ def test_a_full_disk_and_a_small_device_are_named(machine, monkeypatch):
     assert "0.0 GB are free on this disk" in missing["space"][0]
 
 
+def test_what_is_written_already_needs_no_more_space(machine, monkeypatch):
+    monkeypatch.setattr(paper_runs.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    ready, missing, _ = prepare([ROWS["random"]], machine)
+    assert "space" in missing
+    masks = results.study_folder(ready["random"][0].parameters["study"]) / "masks" / "random-key"
+    masks.mkdir(parents=True)
+    (masks / "00000.png").write_bytes(bytes(2**20))
+    assert "space" not in prepare([ROWS["random"]], machine)[1]
+
+
 def test_results_on_a_disk_of_their_own_need_its_space(machine, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "not/made/yet")
     asked = []

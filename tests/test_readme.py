@@ -33,6 +33,7 @@ NO_ROWS = {
     r"takes [\d.]+ s a frame at `--shorter-side 480` and [\d.]+ s at 240": "the command prints it and leaves no row",
 }
 COUNTED = "sequences|frames|objects|iterations|minutes|min|runs|videos|J&F|MB"
+TIME = re.compile(r" (min|minutes|h|hours|s|CPU hours|core hours)\b")
 NUMBER = re.compile(rf"(?<![\w.,²×/-])[+-]?(\d[\d,]*\.\d+|\d[\d,]*(?= (?:{COUNTED})\b)|(?<=J&F )\d+)(?![\d.]*\w)")
 
 
@@ -44,50 +45,55 @@ def sections() -> Iterator[tuple[str, str]]:
         yield title, re.sub(r"\]\([^)]*\)", "]", text)
 
 
-def values_of(name: str) -> list[float]:
-    """What the rows of a study say: scores in percent and their differences, counts, times in several units, settings."""
-    rows, values = results.read_rows(name), []
+def values_of(name: str) -> tuple[list[float], list[float]]:
+    """What the rows of a study say: scores in percent and their differences, counts, settings; and times in several units."""
+    rows, values, times = results.read_rows(name), [], []
     grids = [grid for grid in STUDIES.values() if grid.folder == name]
     if rows.empty:
-        return []
+        return [], []
     scores = [column for column in ("scores.J&F-Mean", "scores.J-Mean", "scores.F-Mean") if column in rows]
     for column in scores:
         percents = [round(100 * score, 1) for score in rows[column].dropna()]
         # in a grid every difference would be some pair's: there the effects count
         values += percents + [a - b for a in percents for b in percents if not grids]
-    for column in ("sequences", "objects", "frames", "iterations", "videos", "seconds_per_frame", "training_iteration",
-                   "parameters.iterations", "parameters.batch", "parameters.crop", "peak_memory_mb"):
+    for column in ("sequences", "objects", "frames", "iterations", "videos", "training_iteration", "parameters.iterations",
+                   "parameters.batch", "parameters.crop", "peak_memory_mb"):
         values += list(rows[column].dropna()) if column in rows else []
     for column in ("cpu_seconds", "training_cpu_seconds"):
-        values += list(rows[column].dropna() / 3600) if column in rows else []
+        times += list(rows[column].dropna() / 3600) if column in rows else []
     seconds = rows.seconds.dropna()
-    values += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600, len(rows)]
+    times += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600]
+    times += list(rows.seconds_per_frame.dropna()) if "seconds_per_frame" in rows else []
+    values.append(len(rows))
     for grid in grids:
         every = states.grid_runs(grid, check_data=False)
         base = grid_tables.baseline_scores(every)
         values += [base.mean(), base.max() - base.min(), *grid_tables.effects(grid, every).ours.dropna().abs()]
         values += list(grid_tables.effects(grid, every).visible.dropna())
-    return values + [step_setting for steps in _settings(name) for step_setting in steps]
+    return values + [setting for settings in _settings(name) for setting in settings], times
 
 
 def _settings(name: str) -> Iterator[list[float]]:
     if name in ("demo", "davis"):
         for step in study.demo_steps() if name == "demo" else study.davis_steps("cpu"):
-            yield [value for value in step.parameters.values() if isinstance(value, int | float)] + [step.minutes]
+            yield [value for value in step.parameters.values() if isinstance(value, int | float)]
 
 
-def values_for(text: str) -> list[float]:
-    """The values that a section may take its numbers from: those of the results that it names."""
+def values_for(text: str) -> tuple[list[float], list[float]]:
+    """The values and times that a section may take its numbers from: those of the results that it names."""
     named = set(re.findall(r"results/([\w-]+)", text))
     named |= {name for name, words in {"demo": "run_all.sh`", "davis": "DAVIS-2016"}.items() if words in text}
     values: list[float] = []
+    times: list[float] = []
     for name in sorted(named):
         if (ROOT / "results" / name / "rows").is_dir():
-            values += values_of(name)
+            found = values_of(name)
+            values, times = values + found[0], times + found[1]
     if "benchmarks.csv" in text:
         measured = BENCHMARKS[["ours", "plain", "ratio", "ours_mb", "plain_mb"]]
-        values += measured.stack().tolist() + [value / 1000 for value in measured.stack()] + [100.0, 1000.0]
-    return values
+        found = measured.stack().tolist() + [value / 1000 for value in measured.stack()]
+        values, times = values + found + [100.0, 1000.0], times + found
+    return values, times
 
 
 def matches(number: str, values: list[float]) -> bool:
@@ -99,9 +105,9 @@ def matches(number: str, values: list[float]) -> bool:
 @pytest.mark.parametrize("title", [title for title, _ in sections()])
 def test_every_number_comes_from_a_row(title: str) -> None:
     text = dict(sections())[title]
-    values = values_for(text)
+    values, times = values_for(text)
     prose = re.sub(r"`[^`]*`", "", text)
-    strange = [number for number in NUMBER.findall(prose) if not matches(number, values)]
+    strange = [number[1] for number in NUMBER.finditer(prose) if not matches(number[1], times if TIME.match(prose, number.end()) else values)]
     assert not strange, f"{title}: from no row of the results that this section names: {', '.join(strange)}"
 
 

@@ -222,6 +222,14 @@ def test_a_folder_is_meant_from_where_the_caller_stands(checkout: Checkout, tmp_
         assert f"|study|davis|--davis{'|='[len(words) == 1]}{tmp_path}/my DAVIS|--setting|paper|" in call
 
 
+def test_a_folder_in_a_variable_too(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.python.write_text(STAND_IN.replace("#!/bin/sh", '#!/bin/sh\nprintf "%s|%s" "$DULVOS_DAVIS" "$DULVOS_RESULTS" >"$LOG.said"'))
+    for words in (["davis"], ["grid", "--study", "davis"]):
+        done = checkout.run(*words, cwd=tmp_path, DULVOS_DAVIS="my DAVIS", DULVOS_RESULTS="/elsewhere")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "log.said").read_text() == f"{tmp_path}/my DAVIS|/elsewhere"
+
+
 def test_paper_and_grid_are_commands_of_their_own(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "all data").mkdir()
     for words in (["--data", "all data", "--dry-run"], ["--data=all data", "--dry-run"]):

@@ -59,6 +59,14 @@ def test_training_and_evaluation_leave_rows_and_files_and_run_once(data, folder,
         evaluation_run("s", "trained", data, "trained", SegmentSettings(topk=5), device="cpu")
 
 
+def test_a_training_may_have_a_second_name(data, folder, monkeypatch):
+    first = training_run("s", "quick", data, SETTINGS, device="cpu")
+    monkeypatch.setattr(runs, "train", None)
+    assert training_run("s", "mine", data, SETTINGS, device="cpu")["name"] == "mine"
+    assert trained_encoder("s", "mine") == trained_encoder("s", "quick")
+    assert len(pd.read_csv(folder / f"history/mine-{first['key']}.csv")) == 2
+
+
 def test_another_checkpoint_or_other_masks_are_another_run(data, folder, tmp_path):
     keys = [evaluation_run("s", "random", data, "random", SegmentSettings(), device="cpu", seed=seed)["key"] for seed in (0, 1)]
     assert keys[0] != keys[1]

@@ -83,6 +83,29 @@ def test_executed_copies_name_no_path_of_this_machine_and_keep_one_line_a_bar(be
     assert "DAVIS/a DATA_DIR/b" in text
 
 
+@pytest.mark.parametrize("home", ["/", "/root"])
+def test_executed_copies_keep_their_pictures(bench, monkeypatch, home):
+    """Base64 has slashes; and a user without a home has "/" for one."""
+    picture = "iVBOR/root/AAAA"
+    cells = [nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data={
+        "image/png": picture, "text/plain": "/root/mine 3/4 /rooted"})])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), bench / "ran.ipynb")
+    monkeypatch.setenv("HOME", home)
+    study._tidy(bench / "ran.ipynb", bench / "tidy.ipynb")
+    made = nbformat.read(bench / "tidy.ipynb", as_version=4).cells[0].outputs[0].data
+    assert made["image/png"].strip() == picture
+    assert made["text/plain"] == ("/root/mine" if home == "/" else "./mine") + " 3/4 /rooted"
+
+
+def test_a_kernel_that_does_not_start_stops_only_what_needs_it(bench, capsys, monkeypatch):
+    def silent(*_, **__):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr(study.papermill, "execute_notebook", silent)
+    assert run_study("s", [Step("good", "first"), Step("good", "second", {"word": "b"})], "x") == 1
+    assert capsys.readouterr().out.count("FAILED: Kernel didn't respond in 60 seconds") == 2
+
+
 def test_the_real_studies_give_their_notebooks_only_what_they_know():
     for step in [*study.demo_steps(), *study.davis_steps("cpu"), *study.davis_steps("paper")]:
         study.check_parameters(step.notebook, step.parameters)

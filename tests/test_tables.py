@@ -328,11 +328,14 @@ def test_table3_estimates_what_was_probed_and_says_so():
 
 
 def test_the_curve_goes_from_no_training_to_the_last_encoder():
-    """Evaluations on the way stand on it by their iteration, and in no table of methods."""
+    """Evaluations on the way stand on it by their iteration, those of one training on one data set, and in no table of methods."""
     for iteration, hours, mean in ((4000, 2.0, 0.6), (500, 0.25, 0.5), (1000, 0.5, 0.55)):
-        write("evaluate", f"curve-{iteration}", f"c{iteration}", training_cpu_seconds=3600 * hours,
+        write("evaluate", f"curve-{iteration}", f"c{iteration}", trained_key="t1", training_cpu_seconds=3600 * hours,
               settings={"shorter_side": 240}, scores={**SCORES, "J&F-Mean": mean})
     write("evaluate", "curve-0", "c0", settings={"shorter_side": 240}, scores={**SCORES, "J&F-Mean": 0.4}, stale=True)
+    for old in ({"trained_key": "t0"}, {"fingerprint": "of other data"}):
+        write("evaluate", "curve-2000", f"c{[*old][0]}", date="2000-01-01", training_cpu_seconds=3600,
+              settings={"shorter_side": 240}, scores=SCORES, **old)
     curve = tables.score_curve("study")
     assert curve["iteration"].tolist() == [0, 500, 1000, 4000] and curve["CPU hours"].tolist() == [0, 0.25, 0.5, 2]
     assert curve["J&F"].tolist() == [40, 50, 55, 60] and curve["state"].str.startswith("†").tolist() == [True] + [False] * 3

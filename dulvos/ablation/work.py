@@ -162,6 +162,8 @@ def carry(grid: GridStudy, name: str, stage: str, place: dict, training: Outcome
 
 @contextlib.contextmanager
 def _client(workers: int, threads: int, scheduler: str) -> Iterator[Client]:
+    if scheduler and (workers or threads != 1):
+        raise InputError(f"--scheduler {scheduler}: its workers run, as many as it has; leave --workers and --threads out")
     if not scheduler:
         with local_cluster(workers, threads) as cluster, Client(cluster) as client:
             client.wait_for_workers(1)
@@ -179,6 +181,13 @@ def _client(workers: int, threads: int, scheduler: str) -> Iterator[Client]:
         yield client
 
 
+def worker_environment(index: int, threads: int, gpus: int) -> dict[str, str]:
+    """Variables of a worker: its threads, and one GPU of those that CUDA_VISIBLE_DEVICES leaves to this process."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return {name: str(threads) for name in names} | ({"CUDA_VISIBLE_DEVICES": visible.split(",")[index % gpus]} if gpus else {})
+
+
 def local_cluster(workers: int = 0, threads: int = 1) -> SpecCluster:
     """A scheduler and workers on this machine: each has a GPU of its own, or `threads` threads on the CPU.
 
@@ -188,10 +197,9 @@ def local_cluster(workers: int = 0, threads: int = 1) -> SpecCluster:
     gpus = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or gpus or max(1, min(cores // threads, psutil.virtual_memory().total // WORKER_MEMORY))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     specs = {}
     for index in range(workers):
-        environment = {name: str(threads) for name in names} | ({"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {})
+        environment = worker_environment(index, threads, gpus)
         # 0: a kernel's memory is not the worker's
         specs[index] = {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": environment, "dashboard": False,
                                                   "host": HOST, "dashboard_address": f"{HOST}:0",

@@ -154,7 +154,7 @@ def _lacking(needs: Sequence[Callable]) -> list[str]:
 
 
 def _gigabytes(ready: dict[str, list[Step]], machine: Machine) -> float:
-    """What the steps write, about: masks (of YouTube-VOS also zipped), encoders and checkpoints."""
+    """What the steps have still to write, about: masks (of YouTube-VOS also zipped), encoders and checkpoints."""
     steps = {(step.parameters["study"], step.name): step for steps in ready.values() for step in steps}.values()
     masks, encoders, trainings = 0, 0, 0
     for step in steps:
@@ -165,4 +165,6 @@ def _gigabytes(ready: dict[str, list[Step]], machine: Machine) -> float:
         else:
             trainings += 1
             encoders += -(-step.parameters["iterations"] // step.parameters["snapshot_every"])
-    return masks * MB_A_MASK / 1024 + GB_AN_ENCODER * encoders + GB_A_TRAINING * trainings
+    written = sum(path.stat().st_size for study in {step.parameters["study"] for step in steps} for folder in ("runs", "masks")
+                  for path in (results.study_folder(study) / folder).rglob("*") if path.is_file())
+    return max(0, masks * MB_A_MASK / 1024 + GB_AN_ENCODER * encoders + GB_A_TRAINING * trainings - written / 2**30)
