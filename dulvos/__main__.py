@@ -95,7 +95,7 @@ davis is the folder that DULVOS_DAVIS names; collections lie in the one that DUL
     parser.add_argument("--study", required=True, help="folder under results/")
     parser.add_argument("--set", metavar="NAME=VALUE", nargs="+", default=(), help="settings of dulvos.training.TrainSettings")
     parser.add_argument("--name", default="trained", help="of the run (default: trained)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a CUDA GPU where there is one)")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -192,7 +192,7 @@ command starts again at the first frame, and what an earlier run wrote is replac
     parser.add_argument("--shorter-side", type=int, default=0, metavar="PIXELS", help="features are made of frames reduced to "
                         "this shorter side; masks keep the frames' size (default 0: not reduced)")
     parser.add_argument("--precision", default="bf16", help="of the network: bf16 (default), fp32")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a CUDA GPU where there is one)")
     parser.add_argument("--fps", type=float, help="of overlay.mp4 (default: the video's; 24 for a folder)")
     parser.add_argument("--no-mp4", action="store_true", help="write no overlay.mp4")
 
@@ -292,7 +292,7 @@ weights: the files that the paper's authors and CRW released.""")
                         "of rows, in Markdown")
     parser.add_argument("--rows", metavar="ROW", nargs="+", help="which (default: all); table2-* are for YouTube-VOS' server")
     parser.add_argument("--dry-run", action="store_true", help="check and plan only")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a CUDA GPU where there is one)")
     parser.add_argument("--probe", type=int, default=2, metavar="N", help="iterations that probe time and memory (default 2)")
     parser.add_argument("--released", action="store_true", help="train as long as the authors' snapshots, not to the end")
     parser.add_argument("--selected", action="store_true", help="besides the last checkpoint, evaluate the snapshot and layer "

@@ -140,12 +140,13 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 @style()
 def score_curve(table: pd.DataFrame) -> Figure:
-    """J&F (percent) against CPU hours of training; columns as in `dulvos.tables.score_curve`."""
+    """J&F (percent) against CPU hours of training; columns as in `dulvos.tables.score_curve`. †: made by earlier code."""
     figure = NotebookFigure((WIDTH * 0.6, 2.2))
     axis = figure.subplots()
     axis.plot(table["CPU hours"], table["J&F"], "o-", color=BLUE, markersize=4)
-    for iteration, hours, score in table[["iteration", "CPU hours", "J&F"]].itertuples(index=False):
-        axis.annotate(f"{score:.1f}\n{iteration:,} it.", (hours, score), xytext=(5, -13), textcoords="offset points", fontsize=6)
+    for iteration, hours, score, state in table[["iteration", "CPU hours", "J&F", "state"]].itertuples(index=False):
+        text = f"{score:.1f}{' †' * state.startswith('†')}\n{iteration:,} it."
+        axis.annotate(text, (hours, score), xytext=(5, -13), textcoords="offset points", fontsize=6)
     axis.set(xlabel="CPU hours of training", ylabel=f"J&F (%), frames at {table['shorter side'].iloc[0]}p", ylim=(table["J&F"].min() - 8, None))
     return figure
 

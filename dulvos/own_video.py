@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -127,7 +128,7 @@ def corrected(given: Mapping[int, np.ndarray], frame: int, carried: np.ndarray, 
 
 
 def prepare_encoder(checkpoint: str | os.PathLike[str], device: str | None = None) -> Encoder:
-    """An encoder as `load_encoder` finds it, on that device (None takes a GPU where there is one); raises as both do."""
+    """An encoder as `load_encoder` finds it, on that device (None takes a CUDA GPU where there is one); raises as both do."""
     return load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
 
 
@@ -143,7 +144,7 @@ def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str 
         raise InputError(f"{out}: holds the video's frames, which masks of the same names would replace; give another folder")
     for item in map(os.fspath, given):
         path = Path(item if os.path.exists(item) else item.partition("=")[2])
-        if own in (path.resolve(), path.resolve().parent):
+        if own == (path.resolve() if path.is_dir() else path.resolve().parent):
             raise InputError(f"{out}: holds the given {path.name}, which results may replace; give another folder")
     probe = out / f".probe.{os.getpid()}"
     try:
@@ -190,14 +191,22 @@ def _carry(video: Video, masks: Mapping[int, np.ndarray], encoder: Encoder, sett
 
 
 def write_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> None:
-    """Write given masks, as PNGs that `given_masks` takes, in place of those that an earlier call left in that folder.
+    """Let a folder hold these masks and no others, as PNGs that `given_masks` takes.
+
+    Masks are drawn by hand: others that it held, and earlier ones of these frames, are moved to `earlier-<number>/` in it.
 
     Arguments:
         given: frame -> (H, W) uint8 ids.
     """
     masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace_written(folder, list(masks))
+    for path in sorted(folder.glob("*.png")):
+        with contextlib.suppress(InputError):  # damaged: moved too
+            if path.name in masks and np.array_equal(read_mask(path), masks[path.name]):
+                continue
+        numbers = (number for number in itertools.count(1) if not (folder / f"earlier-{number}" / path.name).exists())
+        place = folder / f"earlier-{next(numbers)}" / path.name
+        place.parent.mkdir(exist_ok=True)
+        path.rename(place)
     for name, ids in masks.items():
         write_mask(folder / name, ids)
 

@@ -113,22 +113,17 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
     determining = {k: v for k, v in parameters.items() if k not in NO_NUMBERS} | ({"processes": processes} if processes > 1 else {})
     key = results.run_key("train", determining, mark)
     row, base = results.find_row(study, "train", key), results.study_folder(study)
-
-    def keep_history(folder: Path) -> None:
-        if rank == 0 and (folder / "history.csv").exists():
-            with replacing(base / "history" / f"{name}-{key}.csv") as stream:
-                stream.write((folder / "history.csv").read_bytes())
-
+    if row and row["name"] != name:
+        raise InputError(f"name={name!r}: study {study!r} has this very training as {row['name']!r} ({key}); take that name, or change "
+                         "a setting, such as seed")
     if row and is_whole(base / row["encoder"]):
         print(f"{name} ({key}) is trained already: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min")
-        if row["name"] != name and rank == 0:  # under another one
-            row |= {"name": name}
-            results.write_row(study, row)
-        keep_history((base / row["encoder"]).parent)
         return row
     folder = base / "runs" / f"{name}-{key}"
     outcome = train(settings, videos, folder, device=device, data=mark)
-    keep_history(folder)
+    if rank == 0:
+        with replacing(base / "history" / f"{name}-{key}.csv") as stream:
+            stream.write((folder / "history.csv").read_bytes())
     row = {"kind": "train", "study": study, "name": name, "key": key, **outcome,
            "encoder": str(outcome["encoder"].relative_to(base)), "frames": sum(map(len, videos)), "split": "train",
            "parameters": parameters, "notes": notes,
@@ -197,7 +192,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
 
     Arguments:
         features: as `find_features` takes them.
-        device: None takes a GPU where there is one.
+        device: None takes a CUDA GPU where there is one.
         selected: how the features were chosen (`dulvos.selection`), said by the row; "" for the last of a training.
     """
     results.plain_name("name", name)

@@ -60,7 +60,7 @@ def selection_run(study: str, name: str, data: str, features: str, settings: Seg
         data: as `runs.open_data` takes it. features: "trained" or "trained:KEY".
         settings: of inference; the layer is chosen.
         count: sequences to select on.
-        device: None takes a GPU where there is one.
+        device: None takes a CUDA GPU where there is one.
 
     Returns:
         the row of the best; J&F in percent of what it was chosen from, a line a snapshot (its iteration), a column a layer.

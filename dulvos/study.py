@@ -294,7 +294,7 @@ def _without(value: object, private: dict[str, str]) -> object:
         return [_without(item, private) for item in value]
     if isinstance(value, str):
         for folder, word in private.items():
-            value = re.sub(re.escape(folder) + r"(?![\w+])", word, value)
+            value = re.sub(r"(?:(?<![\w.])|(?<=[0-9]m))" + re.escape(folder) + r"(?![\w+-])", word, value)  # 0m: of a coloured traceback
     return value
 
 

@@ -19,7 +19,7 @@ from dulvos.rows import CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label
 __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failure_frame", "newest", "run_path"]
 __all__ += ["score_curve", "sequence_table", "state", "study_table", "summary", "table1", "table2", "table3", "to_markdown", "to_text", "write_tables"]
 
-POINTS = "points"  # state of a line of differences
+POINTS = "points"  # state of a line of differences, after a † where one of the two has one
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features", "trained": "trained features"}
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay", "F mean": "F-Mean",
           "F recall": "F-Recall", "F decay": "F-Decay"}
@@ -50,15 +50,17 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
                     line |= {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
                     line |= {column: int(row[column]) for column in ("sequences", "objects", "frames")}
                     line["seconds a frame"] = round(float(row.seconds_per_frame), 2)
+                    line["threads"] = int(row.threads)
                 except (AttributeError, LookupError, TypeError, ValueError) as error:
                     raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a number "
                                      f"({error}); restore it or delete it to run again") from error
             lines.append({**line, "state": state(row, rows)})
+        mark = "† " * any(state(picked[name], rows).startswith("†") for name in ("trained", "random"))
         gain = difference(picked["trained"], picked["random"])
         comparable = gain or picked["trained"] is None or picked["random"] is None
         lines.append({"data": data and f"{data} {split}", "method": "trained - random", **gain,
-                      "state": POINTS if gain else NOT_RUN if comparable else "not comparable: other data or settings"})
-    columns = ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame", "state"]
+                      "state": mark + POINTS if gain else NOT_RUN if comparable else "not comparable: other data or settings"})
+    columns = ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame", "threads", "state"]
     return frame(lines, columns)
 
 
@@ -158,7 +160,7 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
 
     text = {column: [cell(value, column) for value in table[column]] for column in table}
     for place, made in enumerate(table.get("state", ())):
-        for column in SCORES.keys() & text.keys() if made == POINTS else ():
+        for column in SCORES.keys() & text.keys() if made.removeprefix("† ") == POINTS else ():
             text[column][place] = f"{table[column].iloc[place]:+z.1f}"
     return pd.DataFrame(text, columns=table.columns, dtype=object)
 

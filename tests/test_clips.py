@@ -99,6 +99,20 @@ def test_all_frames_of_a_clip_share_crop_and_flip() -> None:
     assert len({clip.numpy().tobytes() for clip in drawn}) == 12
 
 
+def test_colours_change_alike_in_a_clip_or_anew_in_each_frame() -> None:
+    """And nothing else does: the crop is the same, brightness, contrast and saturation are not."""
+    plain, video, frame = ([clips(stills(1), photometric=how)[number].float() for number in range(6)] for how in ("none", "video", "frame"))
+    for number in range(6):
+        assert torch.equal(plain[number], clips(stills(1))[number].float())
+        assert torch.equal(video[number], video[number][:1].expand_as(video[number]))
+        assert not torch.equal(frame[number][0], frame[number][1])
+        for changed in (video[number][0], *frame[number]):
+            assert not torch.equal(changed, plain[number][0])
+            assert torch.corrcoef(torch.stack([changed.mean(0).flatten(), plain[number][0].mean(0).flatten()]))[0, 1] > 0.9
+    brighter = torch.stack([changed.mean() / before.mean() for changed, before in zip(video, plain)])
+    assert 0.4 < brighter.min() < 0.95 and 1.02 < brighter.max() < 1.5
+
+
 def test_crops_and_flips_are_what_is_drawn() -> None:
     """At the pictures' own scale each clip is found in the picture: flipped half the time, at any place."""
     picture = texture(0, 40, 56, sigma=2)

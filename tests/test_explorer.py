@@ -133,6 +133,8 @@ def test_what_is_wrong_at_the_start_is_said_in_place_of_the_picture(explore, opt
     explorer = explore(**options)
     assert line in explorer.message
     assert Image.open(io.BytesIO(explorer.snapshot().data)).size[0] > 100
+    with pytest.raises(InputError, match=line):  # no figure of an error message
+        explorer.snapshot("figure")
     explorer.click(10, 10)
     explorer.key("left")
     assert explorer.state()["affinity"] is None

@@ -87,7 +87,9 @@ def test_results_never_replace_what_they_are_made_from(video, tmp_path):
     for wrong in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(InputError, match="cannot be written"):
             own_video.check_folder(wrong, video)
-    assert own_video.check_folder(tmp_path / "new" / "out", video, [mask]).is_dir()
+    (tmp_path / "new" / "out" / "given").mkdir(parents=True)  # masks of an earlier session lie in their own folder
+    assert own_video.check_folder(tmp_path / "new" / "out", video, [mask, tmp_path / "new" / "out" / "given"]).is_dir()
+    (tmp_path / "new" / "out" / "given").rmdir()
     assert not list((tmp_path / "new" / "out").iterdir())
 
 
@@ -160,10 +162,13 @@ def test_given_masks_are_kept_as_they_are_now(video, tmp_path):
     folder = tmp_path / "out" / "given"
     own_video.write_given(folder, video, {0: block(1), 4: block(2)})
     assert own_video.given_masks(video, [folder]).keys() == {0, 4}
-    save(folder / "12.png", block(5))  # by hand
-    own_video.write_given(folder, video, {0: block(3)})
-    given = own_video.given_masks(video, [folder])
-    assert given.keys() == {0, 2} and np.array_equal(given[0], block(3))
+    for number, first in ((1, block(3)), (2, block(4))):
+        own_video.write_given(folder, video, {0: first})
+        given = own_video.given_masks(video, [folder])
+        assert given.keys() == {0} and np.array_equal(given[0], first)
+        assert (folder / f"earlier-{number}" / "10.png").exists(), "drawn by hand: never deleted"
+    own_video.write_given(folder, video, given)
+    assert np.array_equal(datasets.read_mask(folder / "earlier-1" / "14.png"), block(2)) and not (folder / "earlier-3").exists()
 
 
 def test_a_movie_of_the_result_has_the_videos_length(video, tmp_path, encoder):

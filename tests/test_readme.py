@@ -33,7 +33,8 @@ NO_ROWS = {
     r"takes [\d.]+ s a frame at `--shorter-side 480` and [\d.]+ s at 240": "the command prints it and leaves no row",
 }
 COUNTED = "sequences|frames|objects|iterations|minutes|min|runs|videos|J&F|MB"
-TIME = re.compile(r" (min|minutes|h|hours|s|CPU hours|core hours)\b")
+TIME = re.compile(r" (?:(s\b)|(min\b|minutes\b)|(h\b|hours\b|CPU hours\b|core hours\b))")
+UNITS = (1, 60, 3600)
 NUMBER = re.compile(rf"(?<![\w.,²×/-])[+-]?(\d[\d,]*\.\d+|\d[\d,]*(?= (?:{COUNTED})\b)|(?<=J&F )\d+)(?![\d.]*\w)")
 
 
@@ -46,7 +47,7 @@ def sections() -> Iterator[tuple[str, str]]:
 
 
 def values_of(name: str) -> tuple[list[float], list[float]]:
-    """What the rows of a study say: scores in percent and their differences, counts, settings; and times in several units."""
+    """What the rows of a study say: scores in percent and their differences, counts, settings; and times in seconds."""
     rows, values, times = results.read_rows(name), [], []
     grids = [grid for grid in STUDIES.values() if grid.folder == name]
     if rows.empty:
@@ -60,9 +61,8 @@ def values_of(name: str) -> tuple[list[float], list[float]]:
                    "parameters.batch", "parameters.crop", "peak_memory_mb"):
         values += list(rows[column].dropna()) if column in rows else []
     for column in ("cpu_seconds", "training_cpu_seconds"):
-        times += list(rows[column].dropna() / 3600) if column in rows else []
-    seconds = rows.seconds.dropna()
-    times += [*seconds, *(seconds / 60), *(seconds / 3600), seconds.sum() / 60, seconds.sum() / 3600]
+        times += list(rows[column].dropna()) if column in rows else []
+    times += [*rows.seconds.dropna(), rows.seconds.sum()]
     times += list(rows.seconds_per_frame.dropna()) if "seconds_per_frame" in rows else []
     values.append(len(rows))
     for grid in grids:
@@ -80,7 +80,7 @@ def _settings(name: str) -> Iterator[list[float]]:
 
 
 def values_for(text: str) -> tuple[list[float], list[float]]:
-    """The values and times that a section may take its numbers from: those of the results that it names."""
+    """The values, and times in seconds, that a section may take its numbers from: those of the results that it names."""
     named = set(re.findall(r"results/([\w-]+)", text))
     named |= {name for name, words in {"demo": "run_all.sh`", "davis": "DAVIS-2016"}.items() if words in text}
     values: list[float] = []
@@ -91,8 +91,8 @@ def values_for(text: str) -> tuple[list[float], list[float]]:
             values, times = values + found[0], times + found[1]
     if "benchmarks.csv" in text:
         measured = BENCHMARKS[["ours", "plain", "ratio", "ours_mb", "plain_mb"]]
-        found = measured.stack().tolist() + [value / 1000 for value in measured.stack()]
-        values, times = values + found + [100.0, 1000.0], times + found
+        found = measured.stack().tolist()
+        values, times = values + found + [value / 1000 for value in found] + [100.0, 1000.0], times + found
     return values, times
 
 
@@ -107,7 +107,11 @@ def test_every_number_comes_from_a_row(title: str) -> None:
     text = dict(sections())[title]
     values, times = values_for(text)
     prose = re.sub(r"`[^`]*`", "", text)
-    strange = [number[1] for number in NUMBER.finditer(prose) if not matches(number[1], times if TIME.match(prose, number.end()) else values)]
+    strange = []
+    for number in NUMBER.finditer(prose):
+        unit = TIME.match(prose, number.end())
+        found = [time / UNITS[unit.lastindex - 1] for time in times] if unit else values
+        strange += [] if matches(number[1], found) else [number[0]]
     assert not strange, f"{title}: from no row of the results that this section names: {', '.join(strange)}"
 
 

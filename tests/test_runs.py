@@ -59,12 +59,11 @@ def test_training_and_evaluation_leave_rows_and_files_and_run_once(data, folder,
         evaluation_run("s", "trained", data, "trained", SegmentSettings(topk=5), device="cpu")
 
 
-def test_a_training_may_have_a_second_name(data, folder, monkeypatch):
-    first = training_run("s", "quick", data, SETTINGS, device="cpu")
-    monkeypatch.setattr(runs, "train", None)
-    assert training_run("s", "mine", data, SETTINGS, device="cpu")["name"] == "mine"
-    assert trained_encoder("s", "mine") == trained_encoder("s", "quick")
-    assert len(pd.read_csv(folder / f"history/mine-{first['key']}.csv")) == 2
+def test_a_training_has_one_name(data, folder):
+    """Under a second one its cost would count twice, or its encoder would not be found."""
+    training_run("s", "quick", data, SETTINGS, device="cpu")
+    with pytest.raises(InputError, match="name='mine': study 's' has this very training as 'quick'"):
+        training_run("s", "mine", data, SETTINGS, device="cpu")
 
 
 def test_another_checkpoint_or_other_masks_are_another_run(data, folder, tmp_path):

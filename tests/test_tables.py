@@ -148,7 +148,16 @@ def test_study_table():
     assert table.loc["trained - random", "J&F"] == 20.5 and table.loc["trained - random", "J decay"] == -10.0
     assert table.loc["raw colours", "state"] == "not run" and table.loc["raw colours", "J&F"] is None
     text = tables.to_text(table.reset_index()).set_index("method")
+    assert text.loc["random features", "threads"] == "2"
     assert text.loc["trained - random", "J&F"] == "+20.5" and text.loc["random features", "seconds a frame"] == "0.12"
+
+
+def test_a_difference_is_no_newer_than_what_it_is_of():
+    write("train", "trained", "t1", stale=True)
+    write("evaluate", "trained", "e1", trained_key="t1")
+    write("evaluate", "random", "e2")
+    last = tables.to_text(tables.study_table(results.read_rows("study"))).iloc[-1]
+    assert last["state"] == "† points" and last["J&F"] == "+0.0"
 
 
 @pytest.mark.parametrize("slip", [{"settings": {"shorter_side": 240}}, {"fingerprint": "other"}], ids=str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dulvos import losses
+from dulvos import losses, training, views
 from dulvos.encoder import Encoder, Features, prepare_frames
 from dulvos.errors import InputError
-from dulvos.training import TrainSettings, clip_numbers, forward_views, parameter_groups, training_loss
+from dulvos.training import TrainSettings, clip_numbers, forward_views, make_clips, parameter_groups, training_loss
 from tests.oracles import texture
 
 SMALL = TrainSettings(iterations=12, batch=3, frames=2, crop=64, scale_min=64, scale_max=72, grid=4, cross_grid=2,
@@ -201,6 +203,25 @@ def test_the_losses_see_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
     training_loss(Encoder(dim=16).train(), torch.randn(2, 2, 3, 64, 64), settings, torch.Generator(), autocast)
     assert seen == {"tau": 0.1, "lam": 0.3, "corrected_stride": 8, "shapes": ((2, 2, 16, 8, 8), (2, 4, 4), (2, 2, 2))}
+
+
+def test_every_switch_reaches_what_it_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that arrives nowhere would make an ablation of nothing."""
+    seen = {}
+
+    def spy(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: seen.update(k) or original(*a, **k))
+    for module, name in ((views, "sample_similarity"), (losses, "sample_grid"), (training, "forward_views")):
+        spy(module, name)
+    settings = dataclasses.replace(SMALL, view_scale=0.75, view_flip=False, jitter="none", second_forward="eval", centre=True,
+                                   ordered=True, photometric="frame", gap=3, seed=4)
+    training_loss(Encoder(dim=16).train(), torch.randn(2, 2, 3, 64, 64), settings, torch.Generator())
+    assert seen.pop("autocast") is contextlib.nullcontext
+    assert seen == {"scale": (0.75, 1.0), "flip": False, "jitter": "none", "second_forward": "eval"}
+    drawn = make_clips(settings, [range(9)])  # as long as a video of 9 frames
+    given = {name: getattr(drawn, name) for name in ("frames", "gap", "crop", "centre", "ordered", "photometric", "seed", "scale")}
+    assert given == {name: getattr(settings, name) for name in given if name != "scale"} | {"scale": (64, 72)}
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

@@ -142,6 +142,7 @@ def test_scale_bounds_the_crop() -> None:
     drawn = sample_similarity(500, SIZE, torch.Generator().manual_seed(0), scale=(0.25, 0.5))
     assert drawn.side.min() >= SIZE // 4 and drawn.side.max() <= SIZE // 2
     assert set(sample_similarity(9, SIZE, torch.Generator(), scale=(1, 1)).side.tolist()) == {SIZE}
+    assert not sample_similarity(99, SIZE, torch.Generator(), flip=False).flip.any()
 
 
 @pytest.mark.parametrize("scale", [(0, 1), (0.5, 1.1), (0.9, 0.5), (float("nan"), 1)])

@@ -88,7 +88,10 @@ def small_multiples(effects: pd.DataFrame, baseline: dict[str, float], scores: n
         run = points[points.ours.notna()]
         _ours(axis, [place[value] for value in run.value], run.ours.astype(float), spread, EDGE_COLOURS[edge], "o")
         stated = points[points.paper.notna()]
-        axis.errorbar([place[value] + 0.22 for value in [*stated.value, baseline[edge]]], [*stated.paper.astype(float), 0.0],
+        told = stated[stated.paper != 0]  # "no effect" is said without a number, and so without a deviation
+        axis.plot([place[value] + 0.22 for value in stated.value[stated.paper == 0]], [0.0] * (len(stated) - len(told)), "D",
+                  color=GREY, markerfacecolor="white", markersize=4)
+        axis.errorbar([place[value] + 0.22 for value in [*told.value, baseline[edge]]], [*told.paper.astype(float), 0.0],
                       paper.SEED_DEVIATION, fmt="D", color=GREY, markerfacecolor="white", markersize=4, linewidth=0.8)
         for point in run[run.state == STALE].itertuples():
             axis.annotate("†", (place[point.value] - 0.1, point.ours), xytext=(4, 3), textcoords="offset points", fontsize=7)

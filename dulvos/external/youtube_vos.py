@@ -156,7 +156,7 @@ def youtube_vos_run(study: str, name: str, root: Path, features: str, settings: 
         root: the folder of YouTube-VOS. features: as `dulvos.runs.find_features` takes them, or "selected" (what
             `dulvos.selection` chose on DAVIS in this study, with its layer).
         split: "valid" or "local" (`local_split` at its defaults).
-        device: None takes a GPU where there is one.
+        device: None takes a CUDA GPU where there is one.
     """
     device, root = str(find_device(device)), Path(root)
     dataset = open_split(root, split)

@@ -45,7 +45,7 @@ class Explorer:
         batch: B, clips whose anchors compete where `clips` is "all".
         shorter_side: to which frames are reduced for the encoder; 0 keeps them.
         width: of the picture in pixels.
-        device: None takes a GPU where there is one. seed: of random features.
+        device: None takes a CUDA GPU where there is one. seed: of random features.
         interactive: see `dulvos.interactive.canvas.Canvas`.
         features: makes features as `dulvos.interactive.scene.encode_clip` does.
         view: fields of `dulvos.interactive.scene.View`.
@@ -119,7 +119,12 @@ class Explorer:
                 "affinity": self.maps[0] if self.maps else None, "anchor": self.anchor, "message": self.message}
 
     def snapshot(self, path: str | os.PathLike | None = None) -> Image:
-        """The picture as it is now, to be shown; also written, as a JPEG, if there is a path."""
+        """The picture as it is now, to be shown; also written, as a JPEG, if there is a path.
+
+        Raises an InputError with what `message` says where a picture is to be written and no clip could be opened.
+        """
+        if path is not None and self.scene is None:
+            raise InputError(self.message)
         picture = self.canvas.jpeg()
         if path is not None:
             path = Path(path).with_suffix(".jpg")

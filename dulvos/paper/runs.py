@@ -156,15 +156,20 @@ def _lacking(needs: Sequence[Callable]) -> list[str]:
 def _gigabytes(ready: dict[str, list[Step]], machine: Machine) -> float:
     """What the steps have still to write, about: masks (of YouTube-VOS also zipped), encoders and checkpoints."""
     steps = {(step.parameters["study"], step.name): step for steps in ready.values() for step in steps}.values()
-    masks, encoders, trainings = 0, 0, 0
+    total = 0.0
     for step in steps:
         if step.notebook == NOTEBOOK[1]:
-            masks += sum(len(sequence.video) for sequence in machine.dataset(1).sequences)
+            needed = MB_A_MASK / 1024 * sum(len(sequence.video) for sequence in machine.dataset(1).sequences)
         elif step.notebook == NOTEBOOK[2]:
-            masks += 2 * sum(len(sequence.saved) for sequence in machine.dataset(2).sequences)
+            needed = MB_A_MASK / 1024 * 2 * sum(len(sequence.saved) for sequence in machine.dataset(2).sequences)
         else:
-            trainings += 1
-            encoders += -(-step.parameters["iterations"] // step.parameters["snapshot_every"])
-    written = sum(path.stat().st_size for study in {step.parameters["study"] for step in steps} for folder in ("runs", "masks")
-                  for path in (results.study_folder(study) / folder).rglob("*") if path.is_file())
-    return max(0, masks * MB_A_MASK / 1024 + GB_AN_ENCODER * encoders + GB_A_TRAINING * trainings - written / 2**30)
+            needed = GB_A_TRAINING + GB_AN_ENCODER * -(-step.parameters["iterations"] // step.parameters["snapshot_every"])
+        total += max(0.0, needed - _written(step))
+    return total
+
+
+def _written(step: Step) -> float:
+    """GB in the newest folder of that step's name."""
+    below = results.study_folder(step.parameters["study"]) / ("masks" if step.notebook in NOTEBOOK.values() else "runs")
+    folders = sorted(below.glob(f"{step.parameters['name']}-*"), key=lambda folder: folder.stat().st_mtime)
+    return sum(path.stat().st_size for path in folders[-1].rglob("*") if path.is_file()) / 2**30 if folders else 0.0
