@@ -86,7 +86,8 @@ def main() -> None:
         return
     times = {"ours": [], "plain": []}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(partial(ours, options.davis), [range(2)] * options.processes))
+        for way in (ours, plain):  # warm
+            list(pool.map(partial(way, options.davis), [range(2)] * options.processes))
         for _ in range(options.runs):
             for name, way in (("ours", ours), ("plain", plain)):
                 parts = [range(i * options.clips, (i + 1) * options.clips) for i in range(options.processes)]

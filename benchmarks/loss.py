@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import compare, peak, profile
+from benchmarks.measure import added_memory, compare, profile
 from dulvos.losses import dense_loss, gather_cells, sample_grid
 from dulvos.results import RESULTS
 from dulvos.views import sample_similarity
@@ -76,12 +76,15 @@ def probe(way: str, batch: int, frames: int, grid: int) -> dict:
 
 
 def run_probe(way: str, batch: int, frames: int, grid: int) -> None:
-    arguments, before, times = inputs(batch, frames, grid), peak(), []
-    for _ in range(3):
+    arguments, times = inputs(batch, frames, grid), []
+
+    def timed() -> None:
         started = time.perf_counter()
         step({"ours": dense_loss, "plain": plain}[way], arguments)
         times.append(time.perf_counter() - started)
-    print(json.dumps({"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": peak() - before}))
+
+    _, memory = added_memory(lambda: [timed() for _ in range(3)])
+    print(json.dumps({"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": memory}))
 
 
 def figure() -> None:

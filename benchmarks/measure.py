@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import resource
 import statistics
@@ -24,7 +25,7 @@ def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *
             difference: Callable | None = None, per: float = 1, unit: str = "s", ours_mb: float | None = None) -> dict:
     """Run both once, then `runs` times in turn; print and write medians, spread, ratio and peak memory.
 
-    Memory is what the first call adds to the process's peak, ours first, so that the plain way's is right where it is greater.
+    Memory is what the first call of each adds (`added_memory`).
 
     Arguments:
         ours, plain: without arguments; what they return goes to `difference` once.
@@ -33,9 +34,7 @@ def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *
     ways, memory, outcome = {"ours": ours, "plain": plain}, {}, {}
     ways = {name: way for name, way in ways.items() if way}
     for name, way in ways.items():
-        before = peak()
-        outcome[name] = way()
-        memory[name] = peak() - before
+        outcome[name], memory[name] = added_memory(way)
     apart = difference(outcome["ours"], outcome["plain"]) if difference else None
     del outcome
     times = {name: [] for name in ways}
@@ -94,8 +93,17 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def added_memory(call: Callable) -> tuple[object, float]:
+    """What a call returns, and how far this process's memory rises meanwhile above what it holds before, in MB (on Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and would not count otherwise
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = peak()
+    outcome = call()
+    return outcome, peak() - before
+
+
 def peak() -> float:
-    """Peak memory of this process so far, in MB."""
+    """Peak memory of this process, in MB, since it began or since `added_memory` was last called."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -12,7 +12,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import compare, peak, profile
+from benchmarks.measure import added_memory, compare, profile
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis
 from dulvos.inference import encode
@@ -81,10 +81,7 @@ def main() -> None:
         recent = range(t - CONTEXT, t)
         return plain([frames[0], *(frames[j] for j in recent)], [softs[0], *(softs[j] for j in recent)], frames[t])
 
-    before = peak()
-    for _ in range(CONTEXT + 1):
-        ours()
-    memory = peak() - before  # of the context, which is kept from then on
+    _, memory = added_memory(lambda: [ours() for _ in range(CONTEXT + 1)])  # the context, too, which is kept from then on
     if options.profile:
         profile(ours)
         return
