@@ -99,11 +99,12 @@ davis is the folder that DULVOS_DAVIS names; collections lie in the one that DUL
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dulvos import runs
+    from dulvos import devices, runs
     from dulvos.external import sources
     from dulvos.training import TrainSettings
 
     changes = dict(_setting(text) for text in options.set)
+    changes.setdefault("workers", devices.reading_processes(devices.find_device(options.device)))
     if options.data in sources.SOURCES and sources.SOURCES[options.data].schedule:
         frames = sources.paper_settings(options.data, 1, **changes).frames
         videos = [video for video in runs.open_training(options.data).videos if len(video) >= frames]
@@ -208,6 +209,8 @@ def _segment(options: argparse.Namespace) -> int:
 
     names = ("layer", "context", "radius", "topk", "tau", "shorter_side", "precision")
     settings = SegmentSettings(**{name: getattr(options, name) for name in names})
+    if Path(options.video).is_file():
+        print(f"{options.video}: counting its frames", flush=True)  # by decoding them: minutes, for a long one
     video = open_video(options.video)
     masks = own_video.given_masks(video, options.masks)
     video.verify()
@@ -215,6 +218,7 @@ def _segment(options: argparse.Namespace) -> int:
     fps = movies.frame_rate(video) if options.fps is None else options.fps
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
+    own_video.check_memory(video, len(masks), settings, next(encoder.parameters()).device)
     out = own_video.check_folder(options.out, video, options.masks)
     for frame, ids in masks.items():
         print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")

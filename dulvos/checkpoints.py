@@ -152,6 +152,13 @@ class TrainingState:
         self.iteration, self.seconds, self.cpu_seconds, self.peak = 0, 0.0, 0.0, 0.0
         self.history: list[tuple[float, ...]] = []
 
+    def add(self, *values: float) -> None:
+        """An iteration's row of the history."""
+        if len(values) != len(self.COLUMNS):
+            raise ValueError(f"{len(values)} values for the columns {', '.join(self.COLUMNS)} (TrainingState.COLUMNS): what "
+                             "training_step returns goes between iteration and seconds")
+        self.history.append(values)
+
     def table(self) -> pd.DataFrame:
         """The history, a row an iteration."""
         return pd.DataFrame(self.history, columns=self.COLUMNS)

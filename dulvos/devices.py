@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from functools import lru_cache
 
+import psutil
 import torch
 from accelerate import PartialState
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "cannot_compile", "find_device", "joined_processes", "peak_memory"]
+__all__ = ["autocast", "cannot_compile", "computed_in", "find_device", "free_memory", "joined_processes", "peak_memory"]
+__all__ += ["reading_processes"]
 
 
 def find_device(device: str | None = None) -> torch.device:
@@ -47,11 +50,27 @@ def joined_processes(device: str | None = None) -> PartialState:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which an encoder runs: "bf16" computes convolutions in bfloat16, "fp32" changes nothing.
+    """The context in which an encoder runs: "bf16" computes convolutions in bfloat16 where the device can, "fp32" changes nothing.
 
     Unchanged, PyTorch lets a GPU's convolutions round to TF32; `torch.backends.cudnn.allow_tf32 = False` forbids it.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=computed_in(device.type, precision) == "bf16")
+
+
+@lru_cache
+def computed_in(kind: str, precision: str) -> str:
+    """What convolutions are computed in on a kind of device ("cpu", "cuda", ...): the precision asked for, or "fp32", said once.
+
+    Without instructions for it (processors of AVX2, GPUs before Ampere) PyTorch computes bfloat16 many times slower than float32.
+    """
+    if kind == "cpu":
+        able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        able = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        print(f"note: this {kind} device computes bfloat16 slowly, so float32 is taken (precision='bf16' was asked for)", flush=True)
+        return "fp32"
+    return precision
 
 
 def cannot_compile(device: torch.device) -> str:
@@ -61,6 +80,17 @@ def cannot_compile(device: torch.device) -> str:
     except Exception as error:  # whatever a missing compiler raises
         return f"torch.compile fails ({str(error).strip().splitlines()[0]})"
     return ""
+
+
+def reading_processes(device: torch.device) -> int:
+    """How many processes should read clips for a training there: none beside a processor's own work, else some a GPU."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun, on this machine
+    return 0 if device.type == "cpu" else min(8, max(1, ((os.cpu_count() or 2) - 1) // sharing))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: the GPU's, else this machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def peak_memory(device: torch.device) -> float:

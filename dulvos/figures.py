@@ -81,13 +81,16 @@ def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: boo
     """
     if ids.shape != frame.shape[:2]:
         raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; masks and frames must have one size")
-    strength = np.where(ids > 0, alpha, 0.0)
+    marked, strength = ids > 0, np.full(ids.shape, float(alpha))
     if outline:
         kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-        flat = ids.astype(np.float32)
-        strength[(ids > 0) & (cv2.erode(flat, kernel) != cv2.dilate(flat, kernel))] = 1
-    colour = OBJECT_COLOURS[(ids.astype(int) - 1) % len(OBJECT_COLOURS)]
-    return np.rint(frame + strength[..., None] * (colour.astype(float) - frame)).astype(np.uint8)
+        flat = ids if ids.dtype == np.uint8 else ids.astype(np.float32)
+        strength[cv2.erode(flat, kernel) != cv2.dilate(flat, kernel)] = 1
+    below = frame[marked]  # [n, 3]: most of a frame is no object, and need not be computed
+    colour = OBJECT_COLOURS[(ids[marked].astype(int) - 1) % len(OBJECT_COLOURS)]
+    mixed = frame.copy()
+    mixed[marked] = np.rint(below + strength[marked, None] * (colour.astype(float) - below))
+    return mixed
 
 
 def anchor_colours(n: int) -> np.ndarray:

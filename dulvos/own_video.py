@@ -18,8 +18,8 @@ from PIL import Image
 
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import read_mask, write_mask
-from dulvos.devices import find_device
-from dulvos.encoder import Encoder
+from dulvos.devices import find_device, free_memory
+from dulvos.encoder import STRIDE, Encoder
 from dulvos.errors import InputError
 from dulvos.figures import overlay
 from dulvos.files import replacing
@@ -27,10 +27,12 @@ from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.propagation import propagate
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "carry", "check_folder", "corrected", "first_frames", "given_masks", "look", "own_mask"]
+__all__ = ["MOVIE", "carry", "check_folder", "check_memory", "corrected", "first_frames", "given_masks", "look", "own_mask"]
 __all__ += ["prepare_encoder", "write_given"]
 
 MOVIE = "overlay.mp4"
+CHANNELS = {"res3": 256, "res4": 512, "key": 128}
+BYTES_A_PIXEL = 120  # of a frame in the encoder, about
 WRITTEN = ".written.json"  # names of what a run left in its folder
 
 
@@ -154,6 +156,19 @@ def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str 
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error.strerror}); give a folder that can") from None
     return out
+
+
+def check_memory(video: Video, masks: int, settings: SegmentSettings, device: torch.device) -> None:
+    """Raise an InputError if carrying that many masks through a video would need more memory than is free, by estimate."""
+    scale = min(1.0, settings.shorter_side / min(video.size)) if settings.shorter_side else 1.0
+    pixels = scale**2 * video.size[0] * video.size[1]
+    # features twice, in 4 and in 2 to 4 bytes, of the context and the given frames; four frames at once in the encoder
+    needed = pixels / STRIDE**2 * CHANNELS[settings.layer] * 7 * (settings.context + 1 + masks) + 4 * pixels * BYTES_A_PIXEL
+    free = free_memory(device)
+    if needed > free:
+        height, width = (round(scale * side) for side in video.size)
+        raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with a context of "
+                         f"{settings.context}, and {free / 2**30:.0f} GB are free; give shorter_side=480, or less")
 
 
 def carry(video: Video, masks: Mapping[int, np.ndarray], encoder: Encoder, settings: SegmentSettings,

@@ -1,4 +1,9 @@
-"""Label propagation: the masks of annotated frames carried through a video by its features (App. C)."""
+"""Label propagation: the masks of annotated frames carried through a video by its features (App. C).
+
+Which cells are similar enough, and how their labels are mixed, stands in `dulvos.batched` in a page and in `dulvos.tiled`, which a
+processor takes and which leaves cells out by a bound that holds for cosines; `dulvos.correspondence.sources` repeats it for pictures.
+To try another rule, change `batched` and let `_engine` give it everywhere.
+"""
 
 from __future__ import annotations
 
@@ -118,6 +123,8 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
         if t < start:
             soft[:, 0] = 1
         for number, reference in enumerate(references):
+            if not (owner == number).any():  # later masks gave all its channels anew
+                continue
             with torch.autocast(frame.device.type, enabled=False):
                 carried = attention.attend(keys, *_recent(t, start, reference, context), number, table)
             soft += carried * (owner == number).to(soft)

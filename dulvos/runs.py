@@ -197,7 +197,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     """
     results.plain_name("name", name)
     results.study_folder(study)  # refused now, not after hours
-    device = str(devices.find_device(device))
+    place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
     dataset = open_data(data, "val")
     source, said = find_features(study, features)
     mark = dataset_fingerprint(dataset)
@@ -210,7 +210,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     if row and scored.exists() and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
         print(f"{name} ({key}) is evaluated already: J&F {100 * row['scores']['J&F-Mean']:.1f}")
         return row
-    scores, outcome = evaluate(dataset, source, folder, settings=settings, device=device, seed=seed)
+    scores, outcome = evaluate(dataset, source, folder, settings=settings, device=str(place), seed=seed)
     table = object_table(dataset, scores)
     with replacing(scored) as stream:
         table.to_csv(stream, index=False, float_format="%.6f")
@@ -218,6 +218,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     row = {"kind": "evaluate", "study": study, "name": name, "key": key, **said, "selected": selected, "split": "val",
            "scores": summarise(scores), "sequences": len(scores), "objects": len(table), **outcome,
            "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
+           "computed_in": "fp32" if features in BASELINES else devices.computed_in(place.type, settings.precision),
            **results.provenance("evaluate", seed=None if features in BASELINES else seed, data=dataset.name, fingerprint=mark)}
     results.write_row(study, row)
     return row

@@ -44,7 +44,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         data: fingerprint of the videos; None computes it.
 
     Returns:
-        encoder (path), iterations, videos, device, processes; loss, loss_st, loss_cv (means of the last 100 iterations); seconds
+        encoder (path), iterations, videos, device, computed_in (bf16 or fp32), processes; loss, loss_st, loss_cv (means of the last 100 iterations); seconds
         and cpu_seconds (of this process and its readers), seconds_per_iteration, peak_memory_mb.
 
     Raises:
@@ -118,7 +118,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
             now = time.monotonic()
             state.iteration += 1
             state.seconds = before[0] + now - worked[0]
-            state.history.append((state.iteration, *values, state.seconds))
+            state.add(state.iteration, *values, state.seconds)
             bar.update()
             bar.set_postfix(loss=f"{values[0]:.3f}", st=f"{values[1]:.3f}", cv=f"{values[2]:.3f}", refresh=False)
             if settings.snapshot_every and state.iteration % settings.snapshot_every == 0:
@@ -134,7 +134,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     return {"encoder": path, "iterations": state.iteration, "loss": last.loss.mean(), "loss_st": last.loss_st.mean(),
             "loss_cv": last.loss_cv.mean(), "seconds": state.seconds, "cpu_seconds": state.cpu_seconds,
             "seconds_per_iteration": state.seconds / state.iteration, "peak_memory_mb": state.peak, "device": str(place),
-            "processes": processes, "videos": len(kept)}
+            "computed_in": devices.computed_in(place.type, settings.precision), "processes": processes, "videos": len(kept)}
 
 
 def _read(loader: Iterable[Tensor], save: Callable[[], None]) -> Iterator[Tensor]:

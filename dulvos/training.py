@@ -160,6 +160,7 @@ def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, gener
     anchor_index, cross_index = (
         losses.sample_grid(batch, cells, cells, n, generator, jitter=settings.jitter)[own].to(frames.device)
         for n in (settings.grid, settings.cross_grid))
+    # frames are normalised here: what changes colours takes bytes, and comes before `encoder.prepare_frames`
     features, features_view2 = forward_views(net, frames, similarity.frames(frames),
                                              second_forward=settings.second_forward, autocast=autocast)
     return losses.dense_loss(features, features_view2, similarity.theta().to(frames.device), anchor_index, cross_index,
@@ -211,7 +212,8 @@ def training_step(model: nn.Module, parts: dict, batch: Tensor, settings: TrainS
         batch: (B / processes, T, 3, S, S) uint8 RGB, the clips of `clip_numbers`, on the device.
 
     Returns:
-        loss, L_ST, L_CV (means over the processes), learning rate.
+        loss, L_ST, L_CV (means over the processes), learning rate: the columns of the history but the first and the last
+        (`dulvos.checkpoints.TrainingState.COLUMNS`).
 
     Raises:
         FloatingPointError: the loss is NaN or infinite; no step was made.

@@ -49,6 +49,19 @@ def test_outline_is_opaque_inside_each_object_and_spares_the_border_of_the_frame
     assert (result[20, :10] == FRAME[20, :10]).all()  # the object only leaves the frame here
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_overlay_is_the_mixture_of_every_pixel(dtype):
+    generator = np.random.default_rng(0)
+    frame, ids = generator.integers(0, 256, (60, 80, 3), np.uint8), np.zeros((60, 80), dtype)
+    ids[5:30, 10:50], ids[20:50, 40:80], ids[55:, :9] = 1, 7, 200
+    edge = np.zeros(ids.shape, bool)
+    for y, x in np.ndindex(ids.shape):
+        edge[y, x] = len(np.unique(ids[max(y - 1, 0): y + 2, max(x - 1, 0): x + 2])) > 1
+    strength = np.where(ids > 0, np.where(edge, 1, 0.3), 0)[..., None]
+    colour = figures.OBJECT_COLOURS[(ids.astype(int) - 1) % len(figures.OBJECT_COLOURS)].astype(float)
+    assert np.array_equal(figures.overlay(frame, ids, 0.3), np.rint(frame + strength * (colour - frame)).astype(np.uint8))
+
+
 def test_overlay_of_another_size_is_refused():
     with pytest.raises(InputError, match="one size"):
         figures.overlay(FRAME, np.zeros((10, 10), np.uint8))

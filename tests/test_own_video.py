@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dulvos import datasets, movies, own_video, videos
@@ -155,6 +158,16 @@ def test_a_correction_leaves_the_frames_before_it_alone(video, tmp_path, encoder
     a, b = ([datasets.read_mask(tmp_path / name / f"{10 + t}.png") for t in range(LENGTH)] for name in "ab")
     assert all(np.array_equal(a[t], b[t]) for t in range(3))
     assert np.array_equal(b[3] == 1, truth[3] == 1) and not np.array_equal(a[4], b[4])
+
+
+def test_frames_that_would_not_fit_are_told_before_the_first(video, monkeypatch):
+    """A system short of memory kills without a word, after some frames."""
+    large = dataclasses.replace(video, size=(2160, 3840))
+    monkeypatch.setattr(own_video, "free_memory", lambda device: 8 * 2**30)
+    with pytest.raises(InputError, match=r"frames of 3840x2160 need about 1\d GB with a context of 20, and 8 GB are free; give shorter_side"):
+        own_video.check_memory(large, 1, SegmentSettings(), torch.device("cpu"))
+    own_video.check_memory(large, 1, SegmentSettings(shorter_side=480), torch.device("cpu"))
+    own_video.check_memory(video, 1, SegmentSettings(), torch.device("cpu"))
 
 
 def test_given_masks_are_kept_as_they_are_now(video, tmp_path):

@@ -232,6 +232,19 @@ def test_an_object_that_enters_late_stays() -> None:
             torch.testing.assert_close(channel, expected.float(), rtol=0, atol=1e-3, msg=f"object {i}, frame {t}")
 
 
+def test_a_reference_that_carries_nothing_any_more_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its object was given anew; only the first still carries the background."""
+    asked = []
+    original = tiled.Attention.attend
+    monkeypatch.setattr(tiled.Attention, "attend", lambda self, keys, slots, counts, number, table:
+                        asked.append(number) or original(self, keys, slots, counts, number, table))
+    mask = np.zeros((48, 64), int)
+    mask[10:30, 10:40] = 1
+    frames = torch.stack([F.normalize(torch.randn(16, 6, 8, generator=torch.Generator().manual_seed(t)), dim=0) for t in range(7)])
+    list(propagate(frames, {0: mask, 2: mask, 4: mask}, context=3))
+    assert asked == [0, 0, 0, 1, 0, 1, 0, 2, 0, 2]
+
+
 def test_a_correction_owns_its_object() -> None:
     """Object 1 as first drawn is forgotten, object 2 is left alone."""
     still = random_features(2, 1, 32, 8, 10).expand(9, -1, -1, -1)

@@ -8,6 +8,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from dulvos import checkpoints, results, runs, synthetic
 from dulvos.errors import InputError
@@ -57,6 +58,12 @@ def test_training_and_evaluation_leave_rows_and_files_and_run_once(data, folder,
         training_run("s", "trained", data, dataclasses.replace(SETTINGS, lam=0.5), device="cpu")
     with pytest.raises(AssertionError):
         evaluation_run("s", "trained", data, "trained", SegmentSettings(topk=5), device="cpu")
+
+
+def test_a_baseline_runs_on_the_processor_and_says_so(data, folder, monkeypatch):
+    monkeypatch.setattr(runs.devices, "find_device", lambda name: torch.device(name or "cuda"))
+    row = evaluation_run("s", "copy", data, "copy", SegmentSettings())
+    assert (row["device"], row["computed_in"]) == ("cpu", "fp32") and row["peak_memory_mb"] > 0
 
 
 def test_a_training_has_one_name(data, folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -91,7 +90,7 @@ class Machine:
         """The paper's for a collection, its epochs in iterations of the videos that are here."""
         changes = MINIATURE if self.miniature else {}
         kept, _ = usable_videos(self.collection(name).videos, changes.get("frames", TrainSettings.frames))
-        workers = 0 if self.place.type == "cpu" or self.miniature else min(8, max(1, (os.cpu_count() or 2) - 1))
+        workers = 0 if self.miniature else devices.reading_processes(self.place)
         settings = paper_settings(name, len(kept), released=self.released, workers=workers, **changes)
         return dataclasses.replace(settings, snapshot_every=math.ceil(settings.iterations / SNAPSHOTS))
 
