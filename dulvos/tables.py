@@ -50,7 +50,7 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
                     line |= {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
                     line |= {column: int(row[column]) for column in ("sequences", "objects", "frames")}
                     line["seconds a frame"] = round(float(row.seconds_per_frame), 2)
-                    line["threads"] = int(row.threads)
+                    line["threads"] = int(row.threads) if pd.notna(row.get("threads")) else None
                 except (AttributeError, LookupError, TypeError, ValueError) as error:
                     raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a number "
                                      f"({error}); restore it or delete it to run again") from error
