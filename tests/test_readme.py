@@ -28,6 +28,7 @@ NO_ROWS = {
     r"4[,\d]* of the paper|λ ?= ?[\d.]+|τ ?= ?[\d.]+": "the method",
     r"[\d.]+ (min|h) \(estimated\)": "an estimate, and said to be one",
     r"300,000 videos": "Kinetics-400", r"(up to )?[\d.]+ GB": "sizes of downloads and memory",
+    r"[\d.]+ of [\d.]+ ms a frame": "benchmarks.clips --profile prints it and leaves no row",
     r"[\d.]+ ms at \d+ frames": "benchmarks.explorer prints it and leaves no row",
     r"in a browser after [\d.]+ s and [\d.]+ s": "benchmarks.clicks prints it and leaves no row",
     r"takes [\d.]+ s a frame at `--shorter-side 480` and [\d.]+ s at 240": "the command prints it and leaves no row",
