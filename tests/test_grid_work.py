@@ -34,7 +34,7 @@ from dulvos.ablation.work import run_grid
 from tests.fake_grid import tiny_grid
 if __name__ == "__main__":
     study.NOTEBOOKS = Path(sys.argv[2])
-    sys.exit(run_grid(tiny_grid(Path(sys.argv[1])), workers=2, scheduler=sys.argv[3], only=sys.argv[4:]))
+    sys.exit(run_grid(tiny_grid(Path(sys.argv[1])), workers=0 if sys.argv[3] else 2, scheduler=sys.argv[3], only=sys.argv[4:]))
 """
 
 

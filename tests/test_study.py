@@ -83,19 +83,19 @@ def test_executed_copies_name_no_path_of_this_machine_and_keep_one_line_a_bar(be
     assert "DAVIS/a DATA_DIR/b" in text
 
 
-@pytest.mark.parametrize("home", ["/", "/root"])
+@pytest.mark.parametrize("home", ["/", "/home/ann"])
 def test_executed_copies_keep_their_pictures(bench, monkeypatch, home):
     """Base64 has slashes; and a user without a home has "/" for one."""
-    picture = "iVBOR/root/AAAA"
+    picture = "iVBOR/home/ann/AAAA"
     cells = [nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data={
-        "image/png": picture, "text/plain": "/root/mine 3/4 /rooted my/root /root-2 \x1b[32m/root/x"})])]
+        "image/png": picture, "text/plain": "/home/ann/mine 3/4 /home/anned my/home/ann /home/ann-2 \x1b[32m/home/ann/x"})])]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), bench / "ran.ipynb")
     monkeypatch.setenv("HOME", home)
     study._tidy(bench / "ran.ipynb", bench / "tidy.ipynb")
     made = nbformat.read(bench / "tidy.ipynb", as_version=4).cells[0].outputs[0].data
     assert made["image/png"].strip() == picture
-    root = "/root" if home == "/" else "."
-    assert made["text/plain"] == f"{root}/mine 3/4 /rooted my/root /root-2 \x1b[32m{root}/x"
+    root = "/home/ann" if home == "/" else "."
+    assert made["text/plain"] == f"{root}/mine 3/4 /home/anned my/home/ann /home/ann-2 \x1b[32m{root}/x"
 
 
 def test_a_kernel_that_does_not_start_stops_only_what_needs_it(bench, capsys, monkeypatch):
