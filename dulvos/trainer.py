@@ -44,8 +44,8 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         data: fingerprint of the videos; None computes it.
 
     Returns:
-        encoder (path), iterations, videos, device, computed_in (bf16 or fp32), processes; loss, loss_st, loss_cv (means of the last 100 iterations); seconds
-        and cpu_seconds (of this process and its readers), seconds_per_iteration, peak_memory_mb.
+        encoder (path), iterations, videos, device, computed_in (bf16 or fp32), processes; loss, loss_st, loss_cv (means of the last
+        100 iterations); seconds and cpu_seconds (of this process and its readers), seconds_per_iteration, peak_memory_mb.
 
     Raises:
         InputError: wrong input, a checkpoint that is damaged or of another run, or frames that cannot be read any more.
