@@ -14,8 +14,8 @@ import cv2
 
 from dulvos.datasets import load_davis, write_mask
 from dulvos.inference import SegmentSettings
-from dulvos.results import ROOT, study_folder
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.results import ROOT, study_folder
+from dulvos.study.runs import evaluation_run, training_run
 from dulvos.training import TrainSettings
 
 COMMON = {"frames": 5, "lr": 3e-4, "lr_every": 10_000}

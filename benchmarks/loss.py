@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import added_memory, compare, profile
 from dulvos.losses import dense_loss, gather_cells, sample_grid
-from dulvos.results import RESULTS
+from dulvos.study.results import RESULTS
 from dulvos.views import sample_similarity
 
 AT = {"batch": 16, "frames": 5, "grid": 8}

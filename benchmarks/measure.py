@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dulvos.files import replacing
-from dulvos.results import RESULTS, provenance
+from dulvos.study.results import RESULTS, provenance
 
 COLUMNS = ("benchmark", "case", "ours", "ours_low", "ours_high", "plain", "plain_low", "plain_high", "unit", "ratio", "ours_mb",
            "plain_mb", "difference", "runs", "threads", "torch", "commit", "dirty", "date", "command")

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from dulvos.study import davis_steps, demo_steps, run_study
+    from dulvos.study.steps import davis_steps, demo_steps, run_study
 
     if options.name == "demo" and (options.davis or options.setting != "cpu"):
         raise InputError("--davis and --setting belong to the study 'davis': python -m dulvos study davis")
@@ -99,8 +99,9 @@ davis is the folder that DULVOS_DAVIS names; collections lie in the one that DUL
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dulvos import devices, runs
-    from dulvos.external import sources
+    from dulvos import devices
+    from dulvos.study import runs
+    from dulvos.study import collections as sources
     from dulvos.training import TrainSettings
 
     changes = dict(_setting(text) for text in options.set)
@@ -142,7 +143,7 @@ def _add_grid(commands) -> None:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from dulvos.ablation import grid, states
+    from dulvos.study import ablation as grid, ablation_states as states
 
     if options.davis and options.study == "demo":
         raise InputError("the grid 'demo' has its own videos; --davis belongs to --study davis or paper")
@@ -161,8 +162,8 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _run_grid(name: str, **options) -> int:
-    from dulvos.ablation import work
-    from dulvos.ablation.grid import find_study
+    from dulvos.study import work
+    from dulvos.study.ablation import find_study
 
     status = work.run_grid(find_study(name), **options)
     return max(status, work.draw(name))  # what is not run says so in the figure
@@ -247,8 +248,8 @@ def _add_data(commands) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from dulvos import runs
-    from dulvos.external import sources
+    from dulvos.study import runs
+    from dulvos.study import collections as sources
     from dulvos.training import TrainSettings
 
     if options.data:
@@ -272,7 +273,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from dulvos.external.download import download
+    from dulvos.study.download import download
 
     download(options.name, options.to)
     return 0
@@ -308,9 +309,9 @@ weights: the files that the paper's authors and CRW released.""")
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from dulvos.paper.machine import Machine
-    from dulvos.paper.rows import ROWS, rows_table
-    from dulvos.paper.runs import run_paper
+    from dulvos.study.machine import Machine
+    from dulvos.study.paper_rows import ROWS, rows_table
+    from dulvos.study.paper_runs import run_paper
 
     if not options.data:
         if options.dry_run or options.rows or options.released or options.selected or options.incomplete or options.miniature:

@@ -16,7 +16,7 @@ import torchvision
 
 from dulvos.encoder import ARCHITECTURE, Encoder
 from dulvos.errors import InputError
-from dulvos.external.released import RELEASES, check_numbers, locate, read_released
+from dulvos.released import RELEASES, check_numbers, locate, read_released
 from dulvos.files import replacing
 
 __all__ = ["TrainingState", "is_whole", "load_encoder", "save_encoder"]
@@ -71,7 +71,7 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
     Arguments:
-        path_or_name: a .safetensors file with its JSON sidecar; a released torch file (`dulvos.external.released.read_released`) or
+        path_or_name: a .safetensors file with its JSON sidecar; a released torch file (`dulvos.released.read_released`) or
             the name of one (`RELEASES`); or "random" (initialised from `seed`), "davis2016" (this study's weights, from CC BY-NC
             videos), "imagenet" (torchvision's ResNet-18, fetched on first use).
         seed: of the random initialisation ("random", and the head of "imagenet").

@@ -21,7 +21,7 @@ from dulvos.datasets import read_mask, write_mask
 from dulvos.devices import find_device, free_memory
 from dulvos.encoder import STRIDE, Encoder
 from dulvos.errors import InputError
-from dulvos.figures import overlay
+from dulvos.study.figures import overlay
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.propagation import propagate

@@ -27,7 +27,7 @@ NO_NUMBERS = ("workers", "checkpoint_minutes", "snapshot_every")  # settings tha
 @dataclass(frozen=True)
 class TrainSettings:
     """Every setting of a training run; the defaults are the paper's for YouTube-VOS, but for `iterations` and
-    `lr_every`, which depend on the number of videos (`dulvos.external.sources.paper_settings`).
+    `lr_every`, which depend on the number of videos (`dulvos.study.collections.paper_settings`).
 
     Lengths are in pixels, `lr_every` in iterations. An unknown name or a value out of range raises an InputError.
     """

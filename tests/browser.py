@@ -29,7 +29,7 @@ from jupyter_client import BlockingKernelClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from dulvos import results
+from dulvos.study import results
 
 __all__ = ["Lab", "Notebook", "canvas", "find_browser", "lacking", "serve"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dulvos import datasets
 from dulvos.checkpoints import load_encoder
-from dulvos.external.indexing import index_videos
+from dulvos.study.indexing import index_videos
 from tests.corpus import Target
 from tests.corpus_files import ROW, put_encoder, put_row, rows_of
 from tests.corpus_frames import encoded, picture, read_all

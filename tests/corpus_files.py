@@ -15,21 +15,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dulvos import results
+from dulvos.study import results
 from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import load_davis
 from dulvos.encoder import Encoder
-from dulvos.evaluation import evaluate
+from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import SUMMARY_COLUMNS
-from dulvos.tables import summary
+from dulvos.study.tables import summary
 from tests.corpus import Case
 from tests.corpus_masks import write_davis
 
 __all__ = ["CASES", "ROW", "put_encoder", "put_row", "rows_of"]
 
 CASES: list[Case] = []
-ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "code": "c", "date": "2026-01-01T00:00:00+00:00",
+ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "version": 1, "date": "2026-01-01T00:00:00+00:00",
        "data": "x", "split": "val", "features": "f", "sequences": 1, "objects": 1, "frames": 2, "seconds": 1.0,
        "seconds_per_frame": 0.5, "scores": dict.fromkeys(SUMMARY_COLUMNS, 0.5)}
 
@@ -166,10 +166,10 @@ def put_row(folder: Path, content: bytes) -> Path:
 
 for name, content, expect in (
         ("as it should be", ROW, lambda said: "50.0" in said), ("empty", b"", ""), ("a list", [], ""), ("null", None, ""),
-        ("text", "x", ""), ("without fields", {}, ""), ("without code", {k: v for k, v in ROW.items() if k != "code"}, ""),
+        ("text", "x", ""), ("without fields", {}, ""), ("without version", {k: v for k, v in ROW.items() if k != "version"}, ""),
         ("of another kind", {**ROW, "kind": "z"}, ""), ("kind: a list", {**ROW, "kind": []}, ""),
         ("date: None", {**ROW, "date": None}, ""), ("date: 5", {**ROW, "date": 5}, ""), ("name: 5", {**ROW, "name": 5}, ""),
-        ("key: None", {**ROW, "key": None}, ""), ("code: {}", {**ROW, "code": {}}, ""),
+        ("key: None", {**ROW, "key": None}, ""), ("version: {}", {**ROW, "version": {}}, ""),
         ("data: a list", {**ROW, "data": []}, ""), ("scores: text", {**ROW, "scores": "x"}, ""),
         ("scores: none", {**ROW, "scores": {}}, ""), ("scores: a list", {**ROW, "scores": {"J&F-Mean": []}}, ""),
         ("no text", b"\xff\xfe\0", ""), ("nested 10^5 deep", b"[" * 100_000, ""), ("cut", json.dumps(ROW)[:100].encode(), "")):

@@ -17,7 +17,7 @@ from PIL import Image
 from dulvos import datasets, own_video
 from dulvos.__main__ import main
 from dulvos.errors import InputError
-from dulvos.evaluation import evaluate
+from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.videos import open_video
 from tests.corpus import Case

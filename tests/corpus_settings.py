@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dulvos import study
+from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
 from dulvos.inference import SegmentSettings, colour_features, segment
-from dulvos.results import study_folder
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.results import study_folder
+from dulvos.study.runs import evaluation_run, training_run
 from dulvos.trainer import train
 from dulvos.training import TrainSettings
 from dulvos.videos import find_videos

@@ -11,12 +11,12 @@ import cv2
 import nbformat
 import numpy as np
 
-from dulvos import results, runs
-from dulvos.ablation.grid import GridStudy
-from dulvos.ablation.states import Run
+from dulvos.study import results, runs
+from dulvos.study.ablation import GridStudy
+from dulvos.study.ablation_states import Run
 from dulvos.datasets import write_mask
 from dulvos.inference import SegmentSettings
-from dulvos.study import Step
+from dulvos.study.steps import Step
 from dulvos.training import TrainSettings
 from dulvos.videos import fingerprint
 from tests.oracles import texture
@@ -48,7 +48,7 @@ def marks(grid: GridStudy) -> dict[str, str]:
     """Fingerprint and code of the rows that count now, by kind."""
     train, val = runs.open_data(grid.train, "train"), runs.open_data(grid.evaluate, "val")
     found = {"train": fingerprint([s.video for s in train.sequences]), "evaluate": runs.dataset_fingerprint(val)}
-    return {kind: {"fingerprint": found[kind], "code": results.code_hash(*results.SOURCES[kind])} for kind in found}
+    return {kind: {"fingerprint": found[kind], "version": results.VERSIONS[kind]} for kind in found}
 
 
 def write_rows(grid: GridStudy, run: Run, score: float, *, minutes: float = 1.0, **changes) -> None:

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dulvos import datasets, study
+from dulvos import datasets
+
+from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, segment
@@ -134,10 +136,10 @@ def test_any_sidecar(content: Any) -> None:
     survive(lambda: load_encoder(put_encoder(scratch("encoder"), b"", content)))
 
 
-@given(content=fields("kind", "name", "key", "date", "code", "scores", "data", "split", "frames"), usual=st.booleans())
+@given(content=fields("kind", "name", "key", "date", "version", "scores", "data", "split", "frames"), usual=st.booleans())
 def test_any_row(content: Any, usual: bool) -> None:
     if usual and isinstance(content, dict):
-        content = {"kind": "evaluate", "study": "s", "name": "n", "key": "k", "date": "d", "code": "c"} | content
+        content = {"kind": "evaluate", "study": "s", "name": "n", "key": "k", "date": "d", "version": 1} | content
     survive(lambda: rows_of(put_row(scratch("rows"), json.dumps(content).encode()).parents[2]))
 
 

@@ -19,12 +19,12 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from dulvos import results
+from dulvos.study import results
 from dulvos.checkpoints import load_encoder
 from dulvos.correspondence import affinity
 from dulvos.datasets import read_mask
 from dulvos.inference import SegmentSettings, encode
-from dulvos.runs import open_data
+from dulvos.study.runs import open_data
 from tests import browser
 
 FOLDER = results.ROOT / "notebooks"

@@ -17,7 +17,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dulvos
-from dulvos import devices, results
+from dulvos import devices
+from dulvos.study import results
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
@@ -173,7 +174,7 @@ def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
     assert "trained already" in done.stdout
     row, = (json.loads(path.read_text()) for path in (tmp_path / "results" / "shared" / "rows").glob("*.json"))
-    assert row["processes"] == PROCESSES and row["parameters"]["jitter"] == "none" and row["iterations"] == 1
+    assert row["processes"] == PROCESSES and row["parameters.jitter"] == "none" and row["iterations"] == 1
     assert (tmp_path / "results" / "shared" / row["encoder"]).is_file()
 
 

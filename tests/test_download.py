@@ -16,8 +16,8 @@ from PIL import Image
 from dulvos.__main__ import main
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.external import download
-from dulvos.external.download import ARCHIVES, check, fetch, unpack
+from dulvos.study import download
+from dulvos.study.download import ARCHIVES, check, fetch, unpack
 from tests.test_evaluation import dataset  # noqa: F401
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from dulvos import evaluation, synthetic
+from dulvos.study import evaluation, cutouts as synthetic
 from dulvos.datasets import load_davis, read_predictions, write_mask
 from dulvos.errors import InputError
-from dulvos.evaluation import evaluate, object_table
+from dulvos.study.evaluation import evaluate, object_table
 from dulvos.metrics import score_sequence
 
 

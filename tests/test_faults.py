@@ -20,15 +20,17 @@ import psutil
 import pytest
 import torch
 
-from dulvos import evaluation, losses, runs, study, training
+from dulvos import losses, training
+
+from dulvos.study import evaluation, runs, steps as study
 from dulvos.__main__ import main
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.evaluation import evaluate
-from dulvos.external import indexing
-from dulvos.external.indexing import index_videos
+from dulvos.study.evaluation import evaluate
+from dulvos.study import indexing
+from dulvos.study.indexing import index_videos
 from dulvos.inference import SegmentSettings
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.runs import evaluation_run, training_run
 from dulvos.trainer import train
 from dulvos.training import training_loss
 from dulvos.videos import find_videos
@@ -209,7 +211,7 @@ def test_a_video_that_vanishes_while_it_is_indexed_is_left_out_by_name(dataset, 
 
 def test_two_run_all_at_once_the_second_says_who_holds_the_folder(tmp_path: Path, record_property: Callable) -> None:
     record_property("fault", "two at once: run_all.sh")
-    code = ("import sys, pathlib; from dulvos.study import lock\n"
+    code = ("import sys, pathlib; from dulvos.study.steps import lock\n"
             "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); input()")
     environment = os.environ | {"DULVOS_RESULTS": str(tmp_path), "DULVOS_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "demo")], stdin=subprocess.PIPE,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from dulvos import results, study, synthetic
+from dulvos.study import results, steps as study, cutouts as synthetic
 from dulvos.errors import InputError
-from dulvos.external import download
+from dulvos.study import download
 from dulvos.inference import SegmentSettings
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.runs import evaluation_run, training_run
 from tests.test_download import archive, server  # noqa: F401
 from tests.test_evaluation import dataset  # noqa: F401
 from tests.test_runs import SETTINGS, data, folder  # noqa: F401
@@ -82,9 +82,9 @@ def test_a_full_disk_ends_evaluation_in_one_line_and_with_room_it_continues(data
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from dulvos import results
+from dulvos.study import results
 from dulvos.inference import SegmentSettings
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.runs import evaluation_run, training_run
 from tests.test_runs import SETTINGS
 results.RESULTS = Path(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)

@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dulvos import results, runs
-from dulvos.external import download
+from dulvos.study import results, runs
+from dulvos.study import download
 from dulvos.inference import SegmentSettings
 from dulvos.trainer import train
 from dulvos.videos import find_videos

@@ -9,14 +9,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dulvos import results, runs, study
-from dulvos.ablation import states
+from dulvos.study import results, runs, steps as study
+from dulvos.study import ablation_states as states
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import read_predictions
 from dulvos.errors import InputError
-from dulvos.external.indexing import index_videos
+from dulvos.study.indexing import index_videos
 from dulvos.inference import SegmentSettings
-from dulvos.runs import evaluation_run, training_run
+from dulvos.study.runs import evaluation_run, training_run
 from tests import fake_grid
 from tests.test_evaluation import dataset  # noqa: F401
 from tests.test_runs import SETTINGS, data, folder  # noqa: F401

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dulvos import feature_figures as pictures
-from dulvos import figures
+from dulvos.study import feature_figures as pictures
+from dulvos.study import figures
 from dulvos.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dulvos import paper, results, study
-from dulvos.ablation import grid, states
-from dulvos.ablation.grid import EDGES, STUDIES, GridStudy, grid_points
-from dulvos.ablation.states import Run, evaluate_step, grid_runs, listing, lock_step, minutes_left, train_step
+from dulvos.study import paper, results, steps as study
+from dulvos.study import ablation as grid, ablation_states as states
+from dulvos.study.ablation import EDGES, STUDIES, GridStudy, grid_points
+from dulvos.study.ablation_states import Run, evaluate_step, grid_runs, listing, lock_step, minutes_left, train_step
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dulvos import results
-from dulvos.ablation.figures import claims_figure, small_multiples, star
-from dulvos.ablation.grid import EDGES, GridStudy
-from dulvos.ablation.states import STALE, Run, grid_runs
-from dulvos.ablation.tables import CLAIMS, baseline_is_stale, baseline_scores, baseline_values, claims_table, effects, effects_table
-from dulvos.ablation.tables import findings, write_tables
+from dulvos.study import results
+from dulvos.study.ablation_figures import claims_figure, small_multiples, star
+from dulvos.study.ablation import EDGES, GridStudy
+from dulvos.study.ablation_states import STALE, Run, grid_runs
+from dulvos.study.ablation_tables import (CLAIMS, baseline_is_stale, baseline_scores, baseline_values, claims_table, effects, effects_table)
+from dulvos.study.ablation_tables import findings, write_tables
 from tests import fake_grid
 
 SCORES = {"baseline-0": 49.0, "baseline-1": 50.0, "baseline-2": 51.0, "B40T1-0": 42.0, "B20T2-0": 48.0, "lam0-0": 44.5,

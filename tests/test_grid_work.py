@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from dulvos import results, study
-from dulvos.ablation import states, work
-from dulvos.ablation.grid import GridStudy
-from dulvos.ablation.work import run_grid
+from dulvos.study import results, steps as study
+from dulvos.study import ablation_states as states, work
+from dulvos.study.ablation import GridStudy
+from dulvos.study.work import run_grid
 from dulvos.errors import InputError
 from tests import fake_grid
 
@@ -29,8 +29,8 @@ STEPS, SECONDS = 25, 0.1
 CHILD = """
 import sys
 from pathlib import Path
-from dulvos import study
-from dulvos.ablation.work import run_grid
+from dulvos.study import steps as study
+from dulvos.study.work import run_grid
 from tests.fake_grid import tiny_grid
 if __name__ == "__main__":
     study.NOTEBOOKS = Path(sys.argv[2])

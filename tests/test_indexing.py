@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dulvos.errors import InputError
-from dulvos.external import indexing
-from dulvos.external.indexing import FrameNames, index_videos
+from dulvos.study import indexing
+from dulvos.study.indexing import FrameNames, index_videos
 from dulvos.videos import open_video
 from tests.test_videos import make_file
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from dulvos import runs
+from dulvos.study import runs
 from dulvos.errors import InputError
-from dulvos.external.local_split import LOCAL, local_split
+from dulvos.study.local_split import LOCAL, local_split
 from tests.test_youtube_vos import root  # noqa: F401
 
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dulvos import datasets, movies, own_video, results, runs, study, videos
+from dulvos import datasets, movies, own_video, videos
+
+from dulvos.study import results, runs, steps as study
 from dulvos.__main__ import main
-from dulvos.ablation import work
+from dulvos.study import work
 from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5

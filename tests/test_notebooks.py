@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from dulvos import results
+from dulvos.study import results
 
 NOTEBOOKS = sorted((results.ROOT / "notebooks").glob("*.ipynb"))
 

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from dulvos import evaluation, losses, results, runs, training
+from dulvos import losses, training
+
+from dulvos.study import evaluation, results, runs
 from dulvos.datasets import write_mask
-from dulvos.evaluation import evaluate
+from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings, encode, segment
-from dulvos.runs import evaluation_run
-from dulvos.tables import study_table
+from dulvos.study.runs import evaluation_run
+from dulvos.study.tables import study_table
 from dulvos.trainer import train
 from dulvos.training import training_loss
 from tests.test_evaluation import dataset  # noqa: F401
@@ -83,8 +85,7 @@ def test_a_score_of_other_code_or_other_data_is_never_shown_as_fresh(data: str, 
     shutil.copy(changed / "Annotations/480p/late-entry/00000.png", changed / "Annotations/480p/late-entry/00003.png")
     third = evaluation_run("s", "copy", str(changed), "copy", SegmentSettings())
     assert third["key"] not in (first["key"], second["key"]), "a mask of as many bytes is another mask"
-    real = results.code_hash
-    monkeypatch.setattr(results, "code_hash", lambda *modules: "other" + real(*modules)[:7])
+    monkeypatch.setitem(results.VERSIONS, "evaluate", 99)
     assert shown().state.startswith("† made by earlier code")
     calls = []
     monkeypatch.setattr(runs, "evaluate", lambda *arguments, **named: calls.append(1) or evaluate(*arguments, **named))

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dulvos import results
+from dulvos.study import results
 from dulvos.datasets import load_davis
-from dulvos.external.official import write_davis_csv
+from dulvos.study.official import write_davis_csv
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import SequenceScores, summarise
-from dulvos.runs import evaluation_run
+from dulvos.study.runs import evaluation_run
 from tests.test_datasets import blocks, make_davis17
 
 GLOBAL = "J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean,F-Recall,F-Decay"

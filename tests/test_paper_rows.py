@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dulvos import paper, results
+from dulvos.study import paper, results
 from dulvos.__main__ import main
-from dulvos.external import sources
-from dulvos.paper.rows import ROWS, rows_table, study_name
+from dulvos.study import collections as sources
+from dulvos.study.paper_rows import ROWS, rows_table, study_name
 
 
 def test_the_rows_are_those_of_the_tables():
@@ -33,7 +33,7 @@ def test_what_was_run_is_listed_as_run(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.write_row("paper", {"kind": "evaluate", "name": "crw", "key": "k", "study": "paper", "date": "2026",
                                 "features": "crw", "scores": {"J&F-Mean": 0.5},
-                                "code": results.code_hash(*results.SOURCES["evaluate"])})
+                                "version": results.VERSIONS["evaluate"]})
     states = {line.split(" | ")[2]: line.split(" | ")[4] for line in rows_table().splitlines()[2:]}
     assert states["`crw`"] == "run" and set(states.values()) == {"run", "not run", "never run here"}
 

@@ -13,21 +13,21 @@ import cv2
 import pytest
 import torch
 
-from dulvos import results, runs, synthetic
+from dulvos.study import results, runs, cutouts as synthetic
 from dulvos.__main__ import main
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
-from dulvos.external.miniature import write_youtube_vos
-from dulvos.external.released import RELEASES
+from dulvos.study.miniature import write_youtube_vos
+from dulvos.released import RELEASES
 from dulvos.inference import SegmentSettings
-from dulvos.paper import machine as machines
-from dulvos.paper import runs as paper_runs
-from dulvos.paper import tables as paper_tables
-from dulvos.paper.machine import MINIATURE_SEGMENT, Machine
-from dulvos.paper.rows import COLLECTIONS, ROWS
-from dulvos.paper.runs import prepare, row_steps, run_paper
-from dulvos.study import check_parameters
+from dulvos.study import machine as machines
+from dulvos.study import paper_runs as paper_runs
+from dulvos.study import paper_tables as paper_tables
+from dulvos.study.machine import MINIATURE_SEGMENT, Machine
+from dulvos.study.paper_rows import COLLECTIONS, ROWS
+from dulvos.study.paper_runs import prepare, row_steps, run_paper
+from dulvos.study.steps import check_parameters
 from tests.oracles import texture
 from tests.test_released import snapshot, walk
 

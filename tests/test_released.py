@@ -14,7 +14,7 @@ from torch import nn
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.external import released
+from dulvos import released
 
 HEADS = {"named": ("conv1", "bn1", "conv2"), "numbered": ("0", "1", "3")}
 
@@ -174,7 +174,7 @@ def test_releases_are_found_by_name(encoder, tmp_path, monkeypatch):
 
 
 def test_releases_belong_to_lines_of_the_tables():
-    from dulvos import paper
+    from dulvos.study import paper
 
     for release in released.RELEASES.values():
         lines = paper.TABLE1[(paper.TABLE1["method"] == release.method) & (paper.TABLE1["data"] == release.data)]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from dulvos import results
+from dulvos.study import results
 from dulvos.errors import InputError
 
 
@@ -25,13 +25,13 @@ def test_rows_come_back_with_their_provenance(study):
     results.write_row(study, row(loss=np.float32(1.5), parameters={"lr": 1e-4}))
     frame = results.read_rows(study, "train")
     assert frame.loss[0] == 1.5 and frame["parameters.lr"][0] == 1e-4
-    assert {"commit", "dirty", "code", "seed", "versions.torch", "threads", "date", "fingerprint", "source"} <= set(frame.columns)
+    assert {"commit", "dirty", "version", "seed", "versions.torch", "threads", "date", "fingerprint", "source"} <= set(frame.columns)
     assert results.find_row(study, "train", "0123456789ab")["name"] == "trained"
     assert results.find_row(study, "train", "another") is None
 
 
-def test_rows_by_other_code_are_not_current(study):
-    results.write_row(study, row("old", "0" * 12, code="made before"))
+def test_rows_of_an_earlier_version_are_not_current(study):
+    results.write_row(study, row("old", "0" * 12, version=0))
     results.write_row(study, row("new", "1" * 12))
     assert dict(results.read_rows(study).set_index("name").current) == {"old": False, "new": True}
 
@@ -59,48 +59,8 @@ def test_the_key_depends_on_what_determines_a_run_and_on_nothing_else(monkeypatc
     assert len({key, results.run_key("train", {"lr": 2e-4, "seed": 0}, "data"),
                 results.run_key("train", {"lr": 1e-4, "seed": 0}, "other data"),
                 results.run_key("evaluate", {"lr": 1e-4, "seed": 0}, "data")}) == 4
-    monkeypatch.setattr(results, "code_hash", lambda *modules: "other code")
+    monkeypatch.setitem(results.VERSIONS, "train", 99)
     assert key != results.run_key("train", {"lr": 1e-4, "seed": 0}, "data")
-
-
-@pytest.mark.parametrize(("change", "same"), [
-    (("return 1", "return 2"), False),
-    (('"""Doc."""', '"""Another."""'), True),
-    (("# why", "# because"), True),
-    (("x=1", "x=2"), False),
-])
-def test_code_hash_sees_code_and_neither_docstrings_nor_comments(tmp_path, monkeypatch, change, same):
-    source = '"""Module."""\ndef f(x=1):\n    """Doc."""\n    # why\n    return 1\n'
-    hashes = []
-    for text in (source, source.replace(*change)):
-        (tmp_path / "module.py").write_text(text)
-        monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-        hashes.append(results.code_hash.__wrapped__("module"))
-    assert (hashes[0] == hashes[1]) == same
-
-
-def test_code_hash_is_the_same_in_every_python(tmp_path, monkeypatch):
-    """3.11 and 3.13 gave this one; as they write syntax trees themselves, they differ."""
-    source = "class A:\n    def f(self, *x, y=1):\n        return [f'{x!r:>{y}}' for x in x if not (lambda: y)()]\n"
-    (tmp_path / "module.py").write_text(source)
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-    assert results.code_hash.__wrapped__("module") == "73c5c3c22e9e"
-
-
-def test_equal_code_is_todays_and_some_rows_rest_on_it(study, monkeypatch):
-    """A leftover would say nothing any more."""
-    hashes = {results.code_hash(*modules) for modules in results.SOURCES.values()}
-    assert set(results.EQUAL.values()) <= hashes, "today's code is none of these: delete the line, its rows are by earlier code"
-    row_codes = {json.loads(path.read_text())["code"] for path in (results.ROOT / "results").glob("*/rows/*.json")}
-    assert set(results.EQUAL.values()) <= row_codes
-    old = results.provenance("evaluate", seed=0, data="x", fingerprint="f")
-    results.write_row(study, {**old, "kind": "evaluate", "name": "a", "key": "0" * 12})
-    assert results.read_rows(study).current.all()
-
-
-def test_every_source_exists_and_each_kind_names_its_own():
-    for modules in results.SOURCES.values():
-        assert results.code_hash(*modules)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up"])

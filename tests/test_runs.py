@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dulvos import checkpoints, results, runs, synthetic
+from dulvos import checkpoints
+
+from dulvos.study import results, runs, cutouts as synthetic
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.runs import evaluation_run, open_data, trained_encoder, training_run
+from dulvos.study.runs import evaluation_run, open_data, trained_encoder, training_run
 from dulvos.training import TrainSettings
 from tests.test_evaluation import dataset  # noqa: F401
 
@@ -39,7 +41,7 @@ def test_training_and_evaluation_leave_rows_and_files_and_run_once(data, folder,
     row = training_run("s", "trained", data, SETTINGS, device="cpu")
     assert (folder / row["encoder"]).is_file() and trained_encoder("s") == folder / row["encoder"]
     assert len(pd.read_csv(folder / f"history/trained-{row['key']}.csv")) == 2
-    assert (row["data"], row["videos"], row["parameters"]["batch"]) == ("tiny", 2, 2)
+    assert (row["data"], row["videos"], row["parameters.batch"]) == ("tiny", 2, 2)
     scored = evaluation_run("s", "trained", data, "trained", SegmentSettings(), device="cpu")
     assert scored["trained_key"] == row["key"] and scored["objects"] == len(pd.read_csv(folder / f"scores/trained-{scored['key']}.csv"))
     assert (folder / f"masks/trained-{scored['key']}/translation/00005.png").is_file()
@@ -130,4 +132,4 @@ def test_the_embedded_benchmark_is_rendered_on_first_use(tmp_path, monkeypatch):
 def test_rows_of_training_name_their_data_and_code(data, folder):
     training_run("s", "trained", data, SETTINGS, device="cpu")
     row = json.loads(next((folder / "rows").glob("train-trained-*.json")).read_text())
-    assert {"commit", "dirty", "code", "seed", "fingerprint", "seconds", "peak_memory_mb", "device", "threads", "versions"} <= set(row)
+    assert {"commit", "dirty", "version", "seed", "fingerprint", "seconds", "peak_memory_mb", "device", "threads", "versions"} <= set(row)

@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from dulvos import paper, results, runs, selection, tables
+from dulvos.study import paper, results, runs, selection, tables
 from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import write_mask
 from dulvos.errors import InputError
-from dulvos.external.miniature import write_youtube_vos
-from dulvos.external.sources import paper_settings
-from dulvos.external.youtube_vos import youtube_vos_run
+from dulvos.study.miniature import write_youtube_vos
+from dulvos.study.collections import paper_settings
+from dulvos.study.youtube_vos import youtube_vos_run
 from dulvos.inference import SegmentSettings
-from dulvos.rows import NOT_RUN
-from dulvos.selection import draw_sequences, find_selected, list_snapshots, selection_run
+from dulvos.study.rows import NOT_RUN
+from dulvos.study.selection import draw_sequences, find_selected, list_snapshots, selection_run
 from tests.oracles import texture
 
 SETTINGS = SegmentSettings(context=2)
@@ -62,7 +62,7 @@ def folder(made, tmp_path, monkeypatch):
 def write_training(**changes):
     results.write_row("study", {"kind": "train", "study": "study", "name": "trained", "key": "0123456789ab", "iterations": 12,
                                 "date": "2026-01-01", "encoder": "runs/trained-0123456789ab/encoder.safetensors",
-                                "seconds": 1.0, "data": "YouTube-VOS", "code": results.code_hash(*results.SOURCES["train"]),
+                                "seconds": 1.0, "data": "YouTube-VOS", "version": results.VERSIONS["train"],
                                 "parameters": dataclasses.asdict(paper_settings("youtube-vos", 3471)), "split": "train", "videos": 3471, "seed": 0,
                                 "peak_memory_mb": 1.0, "device": "cpu", "threads": 1, **changes})
 
@@ -84,12 +84,12 @@ def test_the_best_snapshot_and_layer_is_evaluated_on_all_and_says_so(made, folde
     assert {len(names) for names in rows["sequences"]} == {5} and len({tuple(names) for names in rows["sequences"]}) == 1
     best = rows.loc[rows["scores.J&F-Mean"].idxmax()]
     assert tried.max().max() == round(100 * best["scores.J&F-Mean"], 1) > tried.min().min()
-    assert (row["parameters"]["layer"], row["snapshot"] or 12) == (best["parameters.layer"], best["iteration"])
+    assert (row["parameters.layer"], row["snapshot"] or 12) == (best["parameters.layer"], best["iteration"])
     assert row["name"] == "trained-selected" and row["sequences"] == 7 and row["trained_key"] == "0123456789ab"
     assert row["selected"] == (f"selected on 5 sequences of DAVIS-2017 val (iteration {best['iteration']}, "
                                f"{best['parameters.layer']})")
     assert [path.name for path in (folder / "masks").iterdir()] == [f"trained-selected-{row['key']}"]  # the others' are removed
-    assert find_selected("study", "trained") == (row["features"], row["parameters"]["layer"], row["selected"])
+    assert find_selected("study", "trained") == (row["features"], row["parameters.layer"], row["selected"])
 
 
 def test_what_was_selected_never_stands_where_the_last_checkpoint_does(made, monkeypatch):
@@ -99,7 +99,7 @@ def test_what_was_selected_never_stands_where_the_last_checkpoint_does(made, mon
     row, _ = run(made)
     study = tables.study_table(results.read_rows("study")).set_index("method")
     assert study.loc["trained features", "state"] == NOT_RUN and study.loc["trained - random", "state"] == NOT_RUN
-    assert study.loc[f"trained, {row['selected']}", "J&F"] == round(100 * row["scores"]["J&F-Mean"], 1)
+    assert study.loc[f"trained, {row['selected']}", "J&F"] == round(100 * row["scores.J&F-Mean"], 1)
     assert "selected" not in " ".join(tables.sequence_table("study"))
     table = tables.table1(tables.all_rows())
     assert (table["ours J&F_m"].iloc[:10] == NOT_RUN).all()
@@ -138,9 +138,9 @@ def test_table2_takes_what_was_selected_on_davis(folder, tmp_path):
     root = write_youtube_vos(tmp_path / "youtube-vos", valid={"v1": "ab"})
     row = youtube_vos_run("study", "trained-selected", root, "selected", SETTINGS, device="cpu")
     features, layer, words = find_selected("study", "trained")
-    assert (row["features"], row["parameters"]["layer"], row["selected"]) == (features, layer, words)
+    assert (row["features"], row["parameters.layer"], row["selected"]) == (features, layer, words)
     last = youtube_vos_run("study", "trained", root, "trained", SETTINGS, device="cpu")
-    assert last["selected"] == "" and last["parameters"]["layer"] == "res4" and last["key"] != row["key"]
+    assert last["selected"] == "" and last["parameters.layer"] == "res4" and last["key"] != row["key"]
 
 
 @pytest.mark.parametrize(("changes", "message"), [

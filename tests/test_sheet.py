@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dulvos.figures import anchor_colours
+from dulvos.study.figures import anchor_colours
 from dulvos.interactive.sheet import QUERY, TIME, Pictures, Sheet, tint, tint_labels
 
 RNG = np.random.default_rng(0)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dulvos import results, runs
+from dulvos.study import results, runs
 from dulvos.__main__ import main
 from dulvos.errors import InputError
-from dulvos.external import sources
-from dulvos.external.sources import SOURCES, open_collection, paper_settings, sources_table
-from dulvos.runs import open_data, training_run
+from dulvos.study import collections as sources
+from dulvos.study.collections import SOURCES, open_collection, paper_settings, sources_table
+from dulvos.study.runs import open_data, training_run
 from dulvos.training import TrainSettings
 from tests.test_indexing import numbered, write_frames, write_video
 
@@ -173,7 +173,7 @@ def test_a_miniature_trains_with_the_papers_settings_made_small(folder, monkeypa
     row = training_run("s", "trained", name, settings, device="cpu")
     assert (row["data"], row["videos"], row["iterations"]) == (SOURCES[name].title, count, 2) and row["notes"]
     assert row["fingerprint"] == open_data(name, "train").fingerprint == runs.dataset_fingerprint(open_data(name, "train"))
-    assert row["parameters"]["centre"] and (results.study_folder("s") / row["encoder"]).is_file()
+    assert row["parameters.centre"] and (results.study_folder("s") / row["encoder"]).is_file()
 
 
 def test_any_folder_of_videos_trains(tmp_path, folder):

@@ -9,9 +9,9 @@ import sys
 import nbformat
 import pytest
 
-from dulvos import results, study
+from dulvos.study import results, steps as study
 from dulvos.errors import InputError
-from dulvos.study import Step, run_study
+from dulvos.study.steps import Step, run_study
 from tests.test_evaluation import dataset  # noqa: F401
 
 
@@ -56,7 +56,7 @@ def test_an_unknown_parameter_ends_it_before_anything_runs(bench):
 
 def test_two_at_once_on_one_folder_the_second_says_who_holds_it(bench):
     folder = results.study_folder("s")
-    code = f"import sys, pathlib; from dulvos.study import lock\nwith lock(pathlib.Path({str(folder)!r})): print('held', flush=True); input()"
+    code = f"import sys, pathlib; from dulvos.study.steps import lock\nwith lock(pathlib.Path({str(folder)!r})): print('held', flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                               cwd=results.ROOT)
     try:

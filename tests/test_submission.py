@@ -12,8 +12,8 @@ from PIL import Image
 
 from dulvos.datasets import PALETTE, write_mask
 from dulvos.errors import InputError
-from dulvos.external.miniature import FRAMES, STEP
-from dulvos.external.submission import check_submission, write_submission
+from dulvos.study.miniature import FRAMES, STEP
+from dulvos.study.submission import check_submission, write_submission
 from tests.test_youtube_vos import folder, root, valid  # noqa: F401
 
 NAMES = [f"Annotations/{video}/{t:05d}.png" for video in ("v1", "v2") for t in range(0, FRAMES, STEP)]

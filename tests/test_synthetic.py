@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dulvos import synthetic
+from dulvos.study import cutouts as synthetic
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.synthetic import LATE_ENTRY, SPECIAL, TRAIN, TRANSLATION, VAL, Scene, render, render_video
+from dulvos.study.cutouts import LATE_ENTRY, SPECIAL, TRAIN, TRANSLATION, VAL, Scene, render, render_video
 
 SMALL = {"size": (64, 96), "frames": (2, 3), "progress": False}
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dulvos import paper, results, tables
+from dulvos.study import paper, results, tables
 from dulvos.errors import InputError
-from dulvos.external import youtube_vos
-from dulvos.external.local_split import LOCAL
-from dulvos.external.sources import SOURCES, paper_settings
+from dulvos.study import youtube_vos
+from dulvos.study.local_split import LOCAL
+from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
@@ -32,7 +32,7 @@ def write(kind, name, key, *, study="study", settings=None, stale=False, **field
     defaults = paper_settings(titles.get(fields.get("data"), "youtube-vos"), 3471) if kind == "train" else SegmentSettings()
     row = {"kind": kind, "study": study, "name": name, "key": key, "seconds": 90.0, "peak_memory_mb": 1234.5, "device": "cpu",
            "frames": 1999, "parameters": {**dataclasses.asdict(defaults), **(settings or {})}, "fingerprint": "f", "threads": 2,
-           "commit": "1234567890", "code": "before" if stale else results.code_hash(*results.SOURCES[kind]),
+           "commit": "1234567890", "version": 0 if stale else results.VERSIONS[kind],
            "date": f"2025-01-01T00:00:{len(key):02d}"}
     if kind == "train":
         row |= {"iterations": row["parameters"]["iterations"], "split": "train", "data": "YouTube-VOS", "videos": 3471,

@@ -17,10 +17,10 @@ import nbformat
 import pytest
 import torch
 
-from dulvos import study
+from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.external.download import unpack
+from dulvos.study.download import unpack
 from dulvos.trainer import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
@@ -155,7 +155,7 @@ def test_jupyter_is_nowhere_told_to_open_its_doors() -> None:
 
 def test_the_grid_listens_on_this_machine_alone() -> None:
     """Dask runs whatever it is sent."""
-    code = ("import json, os, psutil\nfrom distributed import Client\nfrom dulvos.ablation.work import local_cluster\n"
+    code = ("import json, os, psutil\nfrom distributed import Client\nfrom dulvos.study.work import local_cluster\n"
             "if __name__ == '__main__':\n"
             "    with local_cluster(1, 1) as cluster, Client(cluster) as client:\n"
             "        client.wait_for_workers(1)\n"

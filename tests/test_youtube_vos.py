@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dulvos import results
+from dulvos.study import results
 from dulvos.datasets import load_youtube_vos, read_mask
 from dulvos.errors import InputError
-from dulvos.external import youtube_vos
-from dulvos.external.local_split import LOCAL, local_split
-from dulvos.external.miniature import FRAMES, STEP, write_youtube_vos
-from dulvos.external.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
+from dulvos.study import youtube_vos
+from dulvos.study.local_split import LOCAL, local_split
+from dulvos.study.miniature import FRAMES, STEP, write_youtube_vos
+from dulvos.study.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import score_sequence
 
@@ -101,7 +101,7 @@ def test_a_run_leaves_a_row_and_is_done_once(root, tmp_path, monkeypatch, split)
     if split == "valid":
         assert (tmp_path / "s" / row["submission"]).is_file() and row["masks"] == 10 and "scores" not in row
     else:
-        assert 0 < row["scores"]["mean"] < 1 and row["data"] == "YouTube-VOS local split" and row["unseen_classes"]
+        assert 0 < row["scores.mean"] < 1 and row["data"] == "YouTube-VOS local split" and row["unseen_classes"]
     monkeypatch.setattr(youtube_vos, "predict", lambda *_, **__: pytest.fail("run again"))
     assert youtube_vos_run("s", "colour", root, "colour", SETTINGS, split=split, device="cpu")["key"] == row["key"]
     with pytest.raises(InputError, match="split must be 'valid' or 'local'"):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dulvos.errors import InputError
-from dulvos.figures import VERMILLION
+from dulvos.study.figures import VERMILLION
 
 __all__ = ["MARKS", "Canvas"]
 

@@ -20,7 +20,7 @@ from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.interactive.canvas import Canvas
 from dulvos.interactive.scene import Scene, View, encode_clip
-from dulvos.runs import open_data
+from dulvos.study.runs import open_data
 from dulvos.videos import open_video
 
 __all__ = ["Explorer"]
@@ -41,7 +41,7 @@ class Explorer:
     Whatever is wrong with an input is said in one line inside the widget, and the last good picture stays.
 
     Arguments:
-        data: see `dulvos.runs.open_data`; its val split is the list of videos and gives the other clips of the batch.
+        data: see `dulvos.study.runs.open_data`; its val split is the list of videos and gives the other clips of the batch.
         batch: B, clips whose anchors compete where `clips` is "all".
         shorter_side: to which frames are reduced for the encoder; 0 keeps them.
         width: of the picture in pixels.

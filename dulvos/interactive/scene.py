@@ -18,7 +18,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
 from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
-from dulvos.figures import anchor_colours
+from dulvos.study.figures import anchor_colours
 from dulvos.inference import SegmentSettings, encode
 from dulvos.interactive import sheet
 from dulvos.interactive.contrast import Contrast

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from dulvos.encoder import STRIDE
-from dulvos.figures import SKY, anchor_colours
+from dulvos.study.figures import SKY, anchor_colours
 
 __all__ = ["QUERY", "TIME", "Sheet", "Tile", "tint", "tint_labels"]
 

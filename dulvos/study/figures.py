@@ -143,7 +143,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 @style()
 def score_curve(table: pd.DataFrame) -> Figure:
-    """J&F (percent) against CPU hours of training; columns as in `dulvos.tables.score_curve`. †: made by earlier code."""
+    """J&F (percent) against CPU hours of training; columns as in `dulvos.study.tables.score_curve`. †: made by earlier code."""
     figure = NotebookFigure((WIDTH * 0.6, 2.2))
     axis = figure.subplots()
     axis.plot(table["CPU hours"], table["J&F"], "o-", color=BLUE, markersize=4)

@@ -11,11 +11,11 @@ import json
 import numpy as np
 import pandas as pd
 
-from dulvos import paper, results
-from dulvos.external.released import RELEASES
-from dulvos.external.sources import SOURCES, paper_settings
+from dulvos.study import paper, results
+from dulvos.released import RELEASES
+from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.inference import SegmentSettings
-from dulvos.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, run_path, state, training
+from dulvos.study.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, run_path, state, training
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["METHOD", "PROTOCOL", "probes", "table1", "table2", "table3"]
@@ -89,7 +89,7 @@ def table2(rows: pd.DataFrame) -> pd.DataFrame:
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's Table 3 with our trainings beside; those on other data or at other settings have lines of their own.
 
-    Where a line was not run but probed (`dulvos.paper.machine.training_probe`), it holds an estimate that says so.
+    Where a line was not run but probed (`dulvos.study.machine.training_probe`), it holds an estimate that says so.
 
     Arguments:
         rows: of all studies.

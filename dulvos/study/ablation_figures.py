@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from dulvos import figures, paper
-from dulvos.ablation.grid import EDGES
-from dulvos.ablation.states import STALE
-from dulvos.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDTH, NotebookFigure
-from dulvos.rows import NOT_RUN
+from dulvos.study import figures, paper
+from dulvos.study.ablation import EDGES
+from dulvos.study.ablation_states import STALE
+from dulvos.study.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDTH, NotebookFigure
+from dulvos.study.rows import NOT_RUN
 
 __all__ = ["claims_figure", "small_multiples", "star"]
 
@@ -30,7 +30,7 @@ def star(effects: pd.DataFrame, baseline: str, scores: np.ndarray, warning: str 
     """Fig. 3: the baseline in the centre, an edge a change, ours in bold, the paper's difference below it.
 
     Arguments:
-        effects: as `dulvos.ablation.tables.effects` gives them; claims are left out.
+        effects: as `dulvos.study.ablation_tables.effects` gives them; claims are left out.
         baseline: what the baseline is, in symbols.
         scores: its J&F in percent, one a seed; may be empty.
         warning: printed across the top.

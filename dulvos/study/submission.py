@@ -28,7 +28,7 @@ def mask_file(folder: Path, sequence: Sequence, index: int) -> Path:
 
 
 def write_submission(dataset: Dataset, folder: Path, path: Path) -> dict[str, int]:
-    """Pack the masks of `dulvos.external.youtube_vos.predict` into the zip that the server takes, and check it.
+    """Pack the masks of `dulvos.study.youtube_vos.predict` into the zip that the server takes, and check it.
 
     Returns:
         videos and masks in it.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dulvos import paper, results
+from dulvos.study import paper, results
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.paper.tables import PROTOCOL, table1, table2, table3
-from dulvos.rows import CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, run_path, state
+from dulvos.study.paper_tables import PROTOCOL, table1, table2, table3
+from dulvos.study.rows import (CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, run_path, state)
 
 __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failure_frame", "newest", "run_path"]
 __all__ += ["score_curve", "sequence_table", "state", "study_table", "summary", "table1", "table2", "table3", "to_markdown", "to_text", "write_tables"]

@@ -15,7 +15,7 @@ from matplotlib.patches import ConnectionPatch
 
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
-from dulvos.figures import COLOURS, WIDTH, NotebookFigure, show_pictures, style
+from dulvos.study.figures import COLOURS, WIDTH, NotebookFigure, show_pictures, style
 
 __all__ = ["Row", "clip_rows", "error_curves", "falls", "landings", "score_strip", "shrink", "spread_points", "trails"]
 

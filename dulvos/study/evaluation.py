@@ -19,7 +19,7 @@ from dulvos.devices import peak_memory
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
-from dulvos.results import write_json
+from dulvos.study.results import write_json
 
 __all__ = ["BASELINES", "evaluate", "object_table", "read_finished"]
 

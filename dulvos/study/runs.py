@@ -8,19 +8,20 @@ import json
 import os
 from pathlib import Path
 
-from dulvos import devices, results, synthetic
+from dulvos import devices
+
+from dulvos.study import results, cutouts as synthetic
 from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
-from dulvos.evaluation import BASELINES, evaluate, object_table
-from dulvos.external.local_split import LOCAL, local_split
-from dulvos.external.official import write_davis_csv
-from dulvos.external.released import RELEASES
-from dulvos.external.sources import SOURCES, Collection, open_collection
+from dulvos.study.evaluation import BASELINES, evaluate, object_table
+from dulvos.study.local_split import LOCAL, local_split
+from dulvos.study.official import write_davis_csv
+from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import summarise
-from dulvos.rows import newest
+from dulvos.study.rows import newest
 from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
@@ -38,9 +39,9 @@ def open_data(data: str, split: str) -> Dataset:
 
     Arguments:
         data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (the folder that the environment variable
-            DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.external.sources.SOURCES`, such as
+            DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.study.collections.SOURCES`, such as
             "youtube-vos" (the folder of that name in the one that DULVOS_DATA_DIR names), "youtube-vos-local" (its videos
-            without the classes and videos that `dulvos.external.local_split` keeps back), or any folder of videos.
+            without the classes and videos that `dulvos.study.local_split` keeps back), or any folder of videos.
         split: "train" or "val".
 
     Raises:
@@ -69,8 +70,8 @@ def open_training(data: str, *, decode: bool = False) -> Collection:
     """A training collection, or any folder of videos, by its index; what `open_data` gives for these.
 
     Arguments:
-        data: a key of `dulvos.external.sources.SOURCES`, "youtube-vos-local", or a folder.
-        decode: count the frames of video files by decoding them, see `dulvos.external.indexing.index_videos`.
+        data: a key of `dulvos.study.collections.SOURCES`, "youtube-vos-local", or a folder.
+        decode: count the frames of video files by decoding them, see `dulvos.study.indexing.index_videos`.
 
     Raises:
         InputError: DULVOS_DATA_DIR is not set, or the videos are not there.
@@ -131,7 +132,7 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
            **results.provenance("train", seed=settings.seed, data=dataset.name, fingerprint=mark)}
     if rank == 0:
         results.write_row(study, row)
-    return row
+    return results.flat(row)
 
 
 def trained_encoder(study: str, name: str = "trained") -> Path:
@@ -161,7 +162,7 @@ def find_features(study: str, features: str) -> tuple[str, dict]:
 
     Arguments:
         features: "trained" (this study's run of that name), "trained:KEY" (its run with that key), "trained:KEY@1000" (that
-            run's snapshot after 1,000 iterations), or what `dulvos.evaluation.evaluate` takes.
+            run's snapshot after 1,000 iterations), or what `dulvos.study.evaluation.evaluate` takes.
 
     Returns:
         the source; and features, weights (of the file, 12 hex digits), trained_key, snapshot (its iteration, or None); of a training
@@ -193,7 +194,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     Arguments:
         features: as `find_features` takes them.
         device: None takes a CUDA GPU where there is one.
-        selected: how the features were chosen (`dulvos.selection`), said by the row; "" for the last of a training.
+        selected: how the features were chosen (`dulvos.study.selection`), said by the row; "" for the last of a training.
     """
     results.plain_name("name", name)
     results.study_folder(study)  # refused now, not after hours
@@ -203,12 +204,11 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
     mark = dataset_fingerprint(dataset)
     parameters = dataclasses.asdict(settings)
     determining = {**parameters, "weights": said["weights"], "seed": seed} | ({"selected": selected} if selected else {})
-    determining |= {"reader": results.code_hash("external/released")} if features in RELEASES else {}
     key = results.run_key("evaluate", determining, mark)
     row, base = results.find_row(study, "evaluate", key), results.study_folder(study)
     folder, scored = base / "masks" / f"{name}-{key}", base / "scores" / f"{name}-{key}.csv"
     if row and scored.exists() and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
-        print(f"{name} ({key}) is evaluated already: J&F {100 * row['scores']['J&F-Mean']:.1f}")
+        print(f"{name} ({key}) is evaluated already: J&F {100 * row['scores.J&F-Mean']:.1f}")
         return row
     scores, outcome = evaluate(dataset, source, folder, settings=settings, device=str(place), seed=seed)
     table = object_table(dataset, scores)
@@ -221,7 +221,7 @@ def evaluation_run(study: str, name: str, data: str, features: str, settings: Se
            "computed_in": "fp32" if features in BASELINES else devices.computed_in(place.type, settings.precision),
            **results.provenance("evaluate", seed=None if features in BASELINES else seed, data=dataset.name, fingerprint=mark)}
     results.write_row(study, row)
-    return row
+    return results.flat(row)
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dulvos import paper
-from dulvos.ablation.grid import EDGES, GridStudy
-from dulvos.ablation.states import STALE, Run
+from dulvos.study import paper
+from dulvos.study.ablation import EDGES, GridStudy
+from dulvos.study.ablation_states import STALE, Run
 from dulvos.files import replacing
-from dulvos.rows import NOT_RUN
-from dulvos.tables import to_markdown
+from dulvos.study.rows import NOT_RUN
+from dulvos.study.tables import to_markdown
 from dulvos.training import TrainSettings
 
 __all__ = ["CLAIMS", "FIELDS", "Claim", "baseline_is_stale", "baseline_scores", "baseline_values", "claims_table", "effects"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from dulvos import datasets
 from dulvos.datasets import Dataset
 from dulvos.errors import InputError
-from dulvos.external.indexing import index_videos
+from dulvos.study.indexing import index_videos
 from dulvos.training import TrainSettings
 from dulvos.videos import Video
 
@@ -96,7 +96,7 @@ class Collection(Dataset):
     """A data set for training alone: videos without masks.
 
     Arguments:
-        fingerprint: of the index, see `dulvos.external.indexing.Index`.
+        fingerprint: of the index, see `dulvos.study.indexing.Index`.
         miscounted: a line for each count that is not as expected: the copy is incomplete, or holds another split.
         notes: those lines, and what is unreadable in the tree and so left out.
     """
@@ -119,7 +119,7 @@ def open_collection(
         name: a key of SOURCES, or "" for a folder of frame folders and video files, at any depth up to four.
         folder: the collection's own folder, in which `layout` begins.
         cache: folder for index files.
-        decode: see `dulvos.external.indexing.index_videos`.
+        decode: see `dulvos.study.indexing.index_videos`.
 
     Raises:
         InputError: no such collection, or its videos are not there; the message says what is expected and where it comes from.

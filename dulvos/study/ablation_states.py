@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dulvos import results, runs, study
-from dulvos.ablation.grid import GridStudy, Point, grid_points
+from dulvos.study import results, runs, steps as study
+from dulvos.study.ablation import GridStudy, Point, grid_points
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings

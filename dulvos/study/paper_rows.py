@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dulvos import paper
-from dulvos.external.released import RELEASES
-from dulvos.external.sources import SOURCES
-from dulvos.paper.tables import table3
-from dulvos.rows import all_rows, kind, newest, state
+from dulvos.study import paper
+from dulvos.released import RELEASES
+from dulvos.study.collections import SOURCES
+from dulvos.study.paper_tables import table3
+from dulvos.study.rows import all_rows, kind, newest, state
 
 __all__ = ["COLLECTIONS", "ROWS", "Row", "rows_table", "study_name"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dulvos import synthetic
+from dulvos.study import cutouts as synthetic
 from dulvos.datasets import write_mask
 
 __all__ = ["FRAMES", "STEP", "TRAIN", "VALID", "write_youtube_vos"]

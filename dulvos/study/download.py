@@ -37,7 +37,7 @@ class Archive:
         title: its name. year: which DAVIS.
         url: on the official site.
         licence: said before the download begins.
-        folder: what it is called once unpacked, the name that `dulvos.external.sources` knows it by.
+        folder: what it is called once unpacked, the name that `dulvos.study.collections` knows it by.
         counts: {split: (sequences, frames, objects)}; None is not checked.
         size, sha256: bytes and checksum; None where they are not known.
     """

@@ -12,16 +12,16 @@ import papermill
 import torch
 import torchvision
 
-from dulvos import paper, results, tables
+from dulvos.study import paper, results, tables
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.external.released import RELEASES, locate
-from dulvos.paper.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
-from dulvos.paper.rows import Row
-from dulvos.paper.tables import ESTIMATE
-from dulvos.rows import SUFFIX
-from dulvos.selection import draw_sequences
-from dulvos.study import NOTEBOOKS, Step, run_study
+from dulvos.released import RELEASES, locate
+from dulvos.study.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
+from dulvos.study.paper_rows import Row
+from dulvos.study.paper_tables import ESTIMATE
+from dulvos.study.rows import SUFFIX
+from dulvos.study.selection import draw_sequences
+from dulvos.study.steps import NOTEBOOKS, Step, run_study
 from dulvos.training import TrainSettings
 
 __all__ = ["prepare", "row_steps", "run_paper"]

@@ -13,20 +13,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dulvos import results, runs
+from dulvos.study import results, runs
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, load_youtube_vos, read_mask, write_mask
 from dulvos.devices import find_device, peak_memory
 from dulvos.errors import InputError
-from dulvos.evaluation import read_finished
-from dulvos.external import miniature
-from dulvos.external.local_split import LOCAL, local_split, object_categories
-from dulvos.external.sources import SOURCES
-from dulvos.external.submission import handed_in, mask_file, write_submission
+from dulvos.study.evaluation import read_finished
+from dulvos.study import miniature
+from dulvos.study.local_split import LOCAL, local_split, object_categories
+from dulvos.study.collections import SOURCES
+from dulvos.study.submission import handed_in, mask_file, write_submission
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 from dulvos.metrics import score_sequence
-from dulvos.selection import find_selected
+from dulvos.study.selection import find_selected
 
 __all__ = ["CLASS_COLUMNS", "class_scores", "open_root", "open_split", "predict", "score", "youtube_vos_run"]
 
@@ -153,8 +153,8 @@ def youtube_vos_run(study: str, name: str, root: Path, features: str, settings: 
     "local" is scored here, a row an object in `results/<study>/scores/<name>-<key>.csv`.
 
     Arguments:
-        root: the folder of YouTube-VOS. features: as `dulvos.runs.find_features` takes them, or "selected" (what
-            `dulvos.selection` chose on DAVIS in this study, with its layer).
+        root: the folder of YouTube-VOS. features: as `dulvos.study.runs.find_features` takes them, or "selected" (what
+            `dulvos.study.selection` chose on DAVIS in this study, with its layer).
         split: "valid" or "local" (`local_split` at its defaults).
         device: None takes a CUDA GPU where there is one.
     """
@@ -189,4 +189,4 @@ def youtube_vos_run(study: str, name: str, root: Path, features: str, settings: 
     row |= {**outcome, "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
             **results.provenance("youtube-vos", seed=seed, data=dataset.name, fingerprint=mark)}
     results.write_row(study, row)
-    return row
+    return results.flat(row)

@@ -18,16 +18,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dulvos import devices, paper, results, runs
+from dulvos import devices
+
+from dulvos.study import paper, results, runs
 from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
-from dulvos.external import youtube_vos
-from dulvos.external.released import FOLDER
-from dulvos.external.sources import Collection, paper_settings
+from dulvos.study import youtube_vos
+from dulvos.released import FOLDER
+from dulvos.study.collections import Collection, paper_settings
 from dulvos.inference import SegmentSettings, encode, segment
-from dulvos.paper.rows import study_name
+from dulvos.study.paper_rows import study_name
 from dulvos.trainer import train
 from dulvos.training import TrainSettings
 
@@ -50,7 +52,7 @@ class Machine:
         device: as `devices.find_device` takes it.
         iterations: of the training probe.
         released: train as long as the authors' snapshots were trained, instead of the whole schedule.
-        selected: besides the last checkpoint, evaluate what `dulvos.selection` chooses as the paper did.
+        selected: besides the last checkpoint, evaluate what `dulvos.study.selection` chooses as the paper did.
         incomplete: train on collections of which videos or frames are missing; tables say so.
         miniature: tiny settings, and copies of the data that are incomplete.
     """
@@ -110,7 +112,7 @@ class Machine:
         return self._once(f"frames of table {table}", partial(self._time_frames, self.dataset(table)))
 
     def study(self, collection: str) -> str:
-        """`dulvos.paper.rows.study_name`, for this machine's settings."""
+        """`dulvos.study.paper_rows.study_name`, for this machine's settings."""
         return study_name(collection, released=self.released, miniature=self.miniature)
 
     def _once(self, name: str, look: Callable[[], Any]) -> Any:

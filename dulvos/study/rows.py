@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from dulvos import results
+from dulvos.study import results
 
 __all__ = ["CURVE", "NOT_RUN", "SUFFIX", "all_rows", "benchmarks", "frame", "has", "kind", "label", "newest", "percent", "remark"]
 __all__ += ["run_path", "state", "training"]
 
 NOT_RUN = "not run"
 CURVE = "curve-"  # of the names of rows that stand on the curve of J&F against training, and in no table of methods
-SUFFIX = "-selected"  # of the names of rows that `dulvos.selection` leaves
+SUFFIX = "-selected"  # of the names of rows that `dulvos.study.selection` leaves
 
 
 def all_rows() -> pd.DataFrame:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dulvos import paper
+from dulvos.study import paper
 from dulvos.errors import InputError
-from dulvos.external.sources import SOURCES, paper_settings
+from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.training import TrainSettings
 
 __all__ = ["EDGES", "STUDIES", "GridStudy", "Point", "find_study", "grid_points"]
@@ -20,7 +20,7 @@ class GridStudy:
 
     Arguments:
         folder: below `results/`; rows of two scales never lie in one.
-        train, evaluate: data sets, as `dulvos.runs.open_data` takes them.
+        train, evaluate: data sets, as `dulvos.study.runs.open_data` takes them.
         training: settings of the baseline, as `01_train` takes them; every point departs from these.
         inference: the same for `02_evaluate_davis`.
         seeds: trainings of the baseline; every other point has one.

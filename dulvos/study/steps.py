@@ -21,12 +21,12 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from dulvos import results, runs, tables
+from dulvos.study import results, runs, tables
 from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset
 from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
-from dulvos.rows import CURVE
+from dulvos.study.rows import CURVE
 
 __all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
 __all__ += ["run_study", "with_others"]
@@ -97,7 +97,7 @@ def davis_steps(setting: str) -> list[Step]:
 
 
 def _curve_steps(study: str, training: dict) -> list[Step]:
-    """Evaluations on the way, at 240p: what more training brings (`dulvos.tables.score_curve`)."""
+    """Evaluations on the way, at 240p: what more training brings (`dulvos.study.tables.score_curve`)."""
     last, every = training["iterations"], training["snapshot_every"]
     kept = [i for i in (every, 2 * every, 4 * every) if i < last]
     features = {"0": "random"} | {str(i): f"trained:trained@{i}" for i in kept} | {str(last): "trained"}
@@ -184,10 +184,7 @@ def _announce(study: str, steps: list[Step], done: set[str], read: Sequence[Data
 def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
     notebook = nbformat.read(NOTEBOOKS / f"{step.notebook}.ipynb", as_version=4)
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
-    package = Path(__file__).parent
-    modules = sorted(path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py"))
-    modules = [module for module in modules if module not in ("study", "__main__")]
-    content = [cells, step.parameters, marks, results.code_hash(*modules), [keys[name] for name in step.needs]]
+    content = [cells, step.parameters, marks, results.VERSIONS, [keys[name] for name in step.needs]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

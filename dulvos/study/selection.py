@@ -12,13 +12,15 @@ import shutil
 import numpy as np
 import pandas as pd
 
-from dulvos import devices, paper, results, runs
+from dulvos import devices
+
+from dulvos.study import paper, results, runs
 from dulvos.datasets import Dataset
 from dulvos.errors import InputError
-from dulvos.evaluation import evaluate
+from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import summarise
-from dulvos.rows import SUFFIX
+from dulvos.study.rows import SUFFIX
 
 __all__ = ["draw_sequences", "find_selected", "list_snapshots", "selection_run"]
 
@@ -76,11 +78,11 @@ def selection_run(study: str, name: str, data: str, features: str, settings: Seg
     rows = [_select_row(study, f"{name}-{iteration}-{layer}", few, source, iteration,
                         dataclasses.replace(settings, layer=layer), device)
             for iteration, source in kept.items() for layer in paper.SELECTED_LAYERS]
-    best = max(rows, key=lambda row: row["scores"]["J&F-Mean"])  # the earliest of equals
-    layer = best["parameters"]["layer"]
+    best = max(rows, key=lambda row: row["scores.J&F-Mean"])  # the earliest of equals
+    layer = best["parameters.layer"]
     label = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
              f"(iteration {best['iteration']:,}, {layer})")
-    scores = pd.Series({(row["iteration"], row["parameters"]["layer"]): 100 * row["scores"]["J&F-Mean"] for row in rows})
+    scores = pd.Series({(row["iteration"], row["parameters.layer"]): 100 * row["scores.J&F-Mean"] for row in rows})
     row = runs.evaluation_run(study, f"{name}{SUFFIX}", data, best["features"],
                               dataclasses.replace(settings, layer=layer), device=device, selected=label)
     return row, scores.unstack().rename_axis("iteration").round(1)
@@ -115,5 +117,6 @@ def _select_row(study: str, name: str, dataset: Dataset, features: str, iteratio
                "sequences": [sequence.name for sequence in dataset.sequences], **outcome, "parameters": parameters,
                **results.provenance("select", seed=None, data=dataset.name, fingerprint=mark)}
         results.write_row(study, row)
+        row = results.flat(row)
     shutil.rmtree(folder, ignore_errors=True)  # a hundred candidates' masks are of no use
     return row

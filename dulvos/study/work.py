@@ -30,10 +30,10 @@ import psutil
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
 
-from dulvos import results, study
-from dulvos.ablation.grid import GridStudy, find_study
-from dulvos.ablation.states import Run, check_names, evaluate_step, failure_of, grid_runs, listing, lock_step
-from dulvos.ablation.states import minutes_left, train_step
+from dulvos.study import results, runs, steps as study
+from dulvos.study.ablation import GridStudy, find_study
+from dulvos.study.ablation_states import Run, check_names, evaluate_step, failure_of, grid_runs, listing, lock_step
+from dulvos.study.ablation_states import minutes_left, train_step
 from dulvos.errors import InputError
 
 __all__ = ["Outcome", "carry", "draw", "local_cluster", "run_grid"]
@@ -65,7 +65,7 @@ def run_grid(grid: GridStudy, *, workers: int = 0, threads: int = 1, scheduler: 
         InputError: data that is not there, an unknown run, a scheduler that does not answer or has unfit workers.
     """
     for data, split in ((grid.train, "train"), (grid.evaluate, "val")):
-        study.runs.open_data(data, split)
+        runs.open_data(data, split)
     with study.lock(results.study_folder(grid.folder)):
         every = grid_runs(grid)
         check_names(grid, every, only)
