@@ -7,7 +7,7 @@ To try another rule, change `batched` and let `_engine` give it everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,8 +48,9 @@ def to_labels(soft: Tensor, size: tuple[int, int], ids: tuple[int, ...]) -> Tens
     return torch.as_tensor(ids, device=soft.device)[large.argmax(0)]
 
 
-def propagate(features: Iterable[Tensor], first_mask: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray], *,
-              context: int = 20, radius: float = 12, topk: int = 10, tau: float = 0.05) -> Iterator[Tensor]:
+def propagate(features: Iterable[Tensor | None], first_mask: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray], *,
+              context: int = 20, radius: float = 12, topk: int = 10, tau: float = 0.05, history: Sequence[Tensor] = (),
+              ended: Mapping[int, Collection[int]] | None = None) -> Iterator[Tensor]:
     """Carry masks through a video; soft masks come out frame by frame, the annotated frames' own included.
 
     Each cell of frame t is compared with the reference frame t₀ (every cell of it) and with frames max(j, t₀), j = t - context
@@ -68,13 +69,19 @@ def propagate(features: Iterable[Tensor], first_mask: Tensor | np.ndarray | Mapp
         radius: exclusive bound on the distance to recent cells, in cells, > 0.
         topk: number of cells a label is copied from, in [1, h·w].
         tau: temperature τ, >= 1e-6.
+        history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are remembered, neither computed
+            nor yielded again, and the result is that of the uninterrupted run to the bit. `features` still begins with frame 0,
+            but may give None for frames that are neither annotated nor among the last `context` of the history.
+        ended: frame number -> ids of the objects that are gone from that frame on: their mask moves to the background there
+            and in all later frames, until a later annotation brings the object back.
 
     Yields:
-        (M, h, w) float32, channels as in `object_ids(first_mask)`.
+        (M, h, w) float32 of frames len(history), len(history) + 1, …; channels as in `object_ids(first_mask)`.
 
     Raises:
         InputError: a parameter out of range, masks of differing size or frame numbers outside the video, frames of
-            differing shape, features that are no numbers, no room for `context` frames.
+            differing shape, features that are no numbers, no room for `context` frames, a history of other channels or cells,
+            an ended object that is in no mask or is annotated in the same frame.
     """
     if context < 1 or topk < 1 or not radius > 0 or not tau >= 1e-6:  # with less, similarities / τ overflow
         raise InputError(f"context and topk must be >= 1, radius > 0 and tau >= 1e-6, not context={context}, topk={topk}, "
@@ -88,29 +95,49 @@ def propagate(features: Iterable[Tensor], first_mask: Tensor | np.ndarray | Mapp
                          + str({t: tuple(mask.shape) for t, mask in masks.items()}))
     if ids[0] < 0:
         raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
-    return _propagate(features, masks, ids, context, radius, topk, tau)
+    for t, soft in enumerate(history):
+        if soft.ndim != 3 or len(soft) != len(ids):
+            raise InputError(f"history: the soft mask of frame {t} is {tuple(soft.shape)}, but must have {len(ids)} channels "
+                             f"(M, h, w), one for each of the ids {ids}")
+    ended = {int(t): set(gone) for t, gone in (ended or {}).items()}
+    for t, gone in ended.items():
+        if t < 0 or not gone <= set(ids[1:]):
+            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)}; frame numbers must be >= 0, objects among {ids[1:]}")
+        if again := gone.intersection(masks[t].unique().tolist() if t in masks else ()):
+            raise InputError(f"ended: frame {t} ends the object {min(again)} and annotates it; remove one of the two")
+    return _propagate(features, masks, ids, context, radius, topk, tau, history, ended)
 
 
-def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[int, ...],
-               context: int, radius: float, topk: int, tau: float) -> Iterator[Tensor]:
-    start = min(masks)
+def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids: tuple[int, ...], context: int, radius: float,
+               topk: int, tau: float, history: Sequence[Tensor], ended: dict[int, set[int]]) -> Iterator[Tensor]:
+    start, known = min(masks), len(history)
     references: list[int] = []  # annotated frames, each with a context of its own (Sec. 4.2; App. C, footnote)
     owner = torch.full((len(ids),), -1)  # number of the reference that carries a channel
+    gone: set[int] = set()  # channels of ended objects
     shape = None
     t = -1
     for t, frame in enumerate(features):
+        gone |= {ids.index(i) for i in ended.get(t, ())}
+        if t < known - context and t not in masks:
+            continue
+        if frame is None:
+            raise InputError(f"frame {t} has no features; leave out only frames of the history that are not annotated and not "
+                             f"among its last {context}")
         if shape is None:
             shape = channels, height, width = frame.shape
             if topk > height * width:
                 raise InputError(f"topk={topk} exceeds the {height}x{width} cells of a frame; give at most {height * width}")
         if frame.shape != shape:
-            raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, frame 0 of {tuple(shape)}")
+            raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, the first of {tuple(shape)}")
+        if t < known and history[t].shape[1:] != shape[1:]:
+            raise InputError(f"history: the soft mask of frame {t} has {tuple(history[t].shape[1:])} cells, its features "
+                             f"{tuple(shape[1:])}")
         # similarities rounded to half precision, by the features or by autocast, would choose other cells
         keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()  # [h, w, K]
         if not keys.isfinite().all():
             raise InputError(f"features of frame {t} are infinite or no numbers: the weights are damaged, or bf16 fails here "
                              "(as it does on frames 8 pixels wide); try precision='fp32'")
-        if t == 0:
+        if t == start:
             try:
                 with torch.autocast(frame.device.type, enabled=False):
                     attention = _engine(frame.device)(keys, context, radius, topk, tau)
@@ -119,25 +146,33 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             except RuntimeError as error:
                 raise InputError(f"context={context} needs more memory than there is; give less") from error
 
-        soft = table.new_zeros(height * width, len(ids))
-        if t < start:
-            soft[:, 0] = 1
-        for number, reference in enumerate(references):
-            if not (owner == number).any():  # later masks gave all its channels anew
-                continue
-            with torch.autocast(frame.device.type, enabled=False):
-                carried = attention.attend(keys, *_recent(t, start, reference, context), number, table)
-            soft += carried * (owner == number).to(soft)
+        if t < known:
+            soft = history[t].to(keys.device, torch.float32).flatten(1).t()  # [h·w, M]
+        else:
+            soft = torch.zeros(height * width, len(ids), device=keys.device)
+            if t < start:
+                soft[:, 0] = 1
+            for number, reference in enumerate(references):
+                if not (owner == number).any():  # later masks gave all its channels anew
+                    continue
+                with torch.autocast(frame.device.type, enabled=False):
+                    carried = attention.attend(keys, *_recent(t, start, reference, context), number, table)
+                soft += carried * (owner == number).to(soft)
+            for channel in gone:
+                soft[:, 0] += soft[:, channel]
+                soft[:, channel] = 0
         if t in masks:
-            annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
             held = torch.tensor([i in masks[t].unique().tolist() for i in ids])
-            if references:
-                held[0], annotated[:, 0] = False, 0
-                soft[:, held] = 0  # a correction replaces what older references carried
-                s = annotated.sum(1, keepdim=True)
-                soft = (1 - s) * soft + s * annotated
-            else:
-                held[0], soft = True, annotated
+            held[0] = not references
+            if t >= known:
+                annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
+                if references:
+                    annotated[:, 0] = 0
+                    soft[:, held] = 0  # a correction replaces what older references carried
+                    s = annotated.sum(1, keepdim=True)
+                    annotated = (1 - s) * soft + s * annotated
+                soft = annotated
+            gone -= set(held.nonzero()[:, 0].tolist())
             owner[held] = len(references)
             table[context + len(references)] = soft
             references.append(t)
@@ -146,9 +181,11 @@ def _propagate(features: Iterable[Tensor], masks: dict[int, Tensor], ids: tuple[
             slot = (t - start) % context
             attention.put(slot, keys)
             table[slot] = soft
-        yield soft.t().reshape(len(ids), height, width)
-    if t < max(masks):
-        raise InputError(f"a mask is given for frame {max(masks)}, but the video has {t + 1} frames (numbered from 0)")
+        if t >= known:
+            yield soft.t().reshape(len(ids), height, width)
+    if t < max(*masks, *ended, known - 1):
+        raise InputError(f"a mask, an end or the history needs frame {max(*masks, *ended, known - 1)}, but the video has {t + 1} "
+                         "frames (numbered from 0)")
 
 
 def _one_hot(mask: Tensor, ids: tuple[int, ...], height: int, width: int) -> Tensor:

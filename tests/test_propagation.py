@@ -61,6 +61,9 @@ def test_golden(golden: Path, case: str) -> None:
         assert torch.equal(to_labels(frame, labels.shape, ids)[pixels], labels[pixels])
 
 
+FRAMES = random_features(0, 4, 8, 6, 7)
+MASK = blobs(0, (1,), 12, 14)
+
 CASES = {  # h, w, T, context, radius, topk, objects annotated at each frame
     "short context": (9, 13, 8, 4, 3, 3, {0: (1,)}),
     "smaller than the radius": (5, 7, 25, 20, 12, 10, {0: (1, 2)}),
@@ -308,8 +311,74 @@ def test_a_tensor_and_an_iterator_give_the_same() -> None:
     torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
-FRAMES = random_features(0, 4, 8, 6, 7)
-MASK = blobs(0, (1,), 12, 14)
+CONTINUED = {  # first unknown frame, annotated frames, ended objects
+    "at the first mask": (1, {0: (1, 2)}, {}),
+    "the first mask is kept, the frames between are not": (11, {0: (1, 2)}, {}),
+    "a correction at the first unknown frame": (9, {0: (1, 2), 9: (1,)}, {}),
+    "references in the history": (10, {0: (1,), 3: (2,), 8: (3,)}, {}),
+    "first mask late": (8, {2: (1,), 9: (2,)}, {}),
+    "before the first mask": (1, {2: (1,)}, {}),
+    "ended in the history": (9, {0: (1, 2)}, {5: (2,)}),
+    "ended and brought back, in the history and after it": (8, {0: (1, 2), 6: (2,), 11: (1,)}, {3: (2,), 9: (1,)}),
+    "all is known": (14, {0: (1,)}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CONTINUED)
+@pytest.mark.usefixtures("way")
+def test_a_run_that_goes_on_equals_an_uninterrupted_one_to_the_bit(case: str) -> None:
+    known, objects, ended = CONTINUED[case]
+    features, context = correlated(0, 14, 16, 9, 20, dtype=torch.float32), 4
+    masks = {t: blobs(t, ids, 72, 160) for t, ids in objects.items()}
+    whole = list(propagate(features, masks, context=context, ended=ended))
+    needed = [None if t < known - context and t not in masks else frame for t, frame in enumerate(features)]
+    rest = list(propagate(needed, masks, context=context, ended=ended, history=whole[:known]))
+    assert len(rest) == len(whole) - known
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(rest, whole[known:]))
+
+
+def test_what_is_known_is_believed() -> None:
+    """Later frames depend on the history that is given, and on all `context` frames of it."""
+    features, mask = correlated(0, 7, 16, 9, 12, dtype=torch.float32), blobs(0, (1, 2), 72, 96)
+    whole = torch.stack(list(propagate(features, mask, context=3)))
+    for t in range(2, 6):
+        other = whole[:6].clone()
+        other[t] = other[t].flip(0)
+        changed = next(propagate(features, mask, context=3, history=other)) - whole[6]
+        assert (changed.abs().max() > 0.01) == (t >= 3)
+
+
+def test_an_ended_object_goes_to_the_background_until_it_is_annotated_again() -> None:
+    still = random_features(2, 1, 32, 8, 10).expand(9, -1, -1, -1)
+    first, again = np.zeros((8, 10), int), np.zeros((8, 10), int)
+    first[:3, :3], first[5:, 5:], again[:2, 6:9] = 3, 5, 3
+    softs = list(propagate(still, {0: first, 6: again}, ended={2: [3]}))
+    for t, soft in enumerate(softs):
+        place = first == 3 if t < 2 else again == 3 if t >= 6 else first == 9
+        expected = torch.from_numpy(np.stack([~(place | (first == 5)), place, first == 5])).float()
+        first_channel = int(t >= 6)  # after a correction the background is not renormalised
+        torch.testing.assert_close(soft[first_channel:], expected[first_channel:], rtol=0, atol=1e-3, msg=f"frame {t}")
+        if 2 <= t < 6:
+            assert (soft[1] == 0).all()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"ended": {2: [1]}, "masks": {0: MASK, 2: MASK}}, "frame 2 ends the object 1 and annotates it"),
+    ({"ended": {2: [7]}}, r"frame 2 ends the objects \[7\].*among \(1,\)"),
+    ({"ended": {2: [0]}}, "frame 2"),
+    ({"ended": {-1: [1]}}, "frame -1"),
+    ({"ended": {4: [1]}}, "frame 4.*4 frames"),
+    ({"history": torch.zeros(2, 3, 6, 7)}, r"history.*frame 0.*\(3, 6, 7\).*2 channels"),
+    ({"history": torch.zeros(2, 2, 7, 6)}, r"history.*frame 0.*\(7, 6\).*\(6, 7\)"),
+    ({"history": torch.zeros(5, 2, 6, 7)}, "frame 4.*4 frames"),
+    ({"history": torch.zeros(3, 2, 6, 7), "context": 1, "features": [None, *FRAMES[1:]]}, "frame 0 has no features"),
+    ({"history": torch.zeros(3, 2, 6, 7), "context": 1, "features": [*FRAMES[:2], None, FRAMES[3]]}, "frame 2 has no features"),
+    ({"features": [*FRAMES[:3], None]}, "frame 3 has no features"),
+])
+def test_wrong_histories_and_ends(changes: dict, message: str) -> None:
+    arguments = {"features": FRAMES, "masks": MASK} | changes
+    with pytest.raises(InputError, match=message):
+        list(propagate(arguments.pop("features"), arguments.pop("masks"), **arguments))
 
 
 @pytest.mark.parametrize(("setting", "value"), [("context", 0), ("topk", 0), ("radius", 0), ("radius", float("nan")),
