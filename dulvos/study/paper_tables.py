@@ -15,7 +15,7 @@ from dulvos.study import paper, results
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.inference import SegmentSettings
-from dulvos.study.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, run_path, state, training
+from dulvos.study.rows import NOT_RUN, frame, has, kind, label, newest, percent, remark, state, training
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["METHOD", "PROTOCOL", "probes", "table1", "table2", "table3"]
@@ -181,7 +181,7 @@ def _label(method: str) -> str:
 
 
 def _handed_in(row: pd.Series, rows: pd.DataFrame) -> str:
-    path, what = run_path(row, "masks") / "submission.zip", _origin(row, rows)[2]
+    path, what = results.study_folder(row["study"]) / "masks" / f"{row['name']}-{row['key']}" / "submission.zip", _origin(row, rows)[2]
     there = f"hand in results/{path.relative_to(results.RESULTS)}" if path.is_file() else "its masks are not on this machine"
     return f"{state(row, rows)}{f' ({what})' if what else ''}: {there}"
 

@@ -14,7 +14,7 @@ from dulvos.study import paper, results
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.study.paper_tables import PROTOCOL, table1, table2, table3
-from dulvos.study.rows import (CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, run_path, state)
+from dulvos.study.rows import (CURVE, NOT_RUN, all_rows, benchmarks, frame, kind, label, newest, percent, remark, state)
 
 __all__ = ["METHODS", "NOT_RUN", "all_rows", "benchmarks", "difference", "failure_frame", "newest", "run_path"]
 __all__ += ["score_curve", "sequence_table", "state", "study_table", "summary", "table1", "table2", "table3", "to_markdown", "to_text", "write_tables"]
@@ -32,6 +32,10 @@ TITLES = {
     "table2": "Table 2: YouTube-VOS 2018 val, in percent",
     "table3": "Table 3: cost of training",
 }
+
+
+def run_path(row: pd.Series, folder: str, suffix: str = "") -> Path:
+    return results.study_folder(row["study"]) / folder / f"{row['name']}-{row['key']}{suffix}"
 
 
 def study_table(rows: pd.DataFrame) -> pd.DataFrame:
