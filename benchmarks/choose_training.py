@@ -12,7 +12,8 @@ from pathlib import Path
 
 import cv2
 
-from dulvos.datasets import load_davis, write_mask
+from dulvos.datasets import load_davis
+from dulvos.masks import write_mask
 from dulvos.inference import SegmentSettings
 from dulvos.study.results import ROOT, study_folder
 from dulvos.study.runs import evaluation_run, training_run

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.encoder import STRIDE
 from dulvos.interactive.explorer import Explorer
 

@@ -1,7 +1,7 @@
 """dulvos: dense unsupervised learning for video segmentation (Araslanov, Schaub-Meyer, Roth; NeurIPS 2021)."""
 
 from dulvos.checkpoints import load_encoder
-from dulvos.datasets import read_mask
+from dulvos.masks import read_mask
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode, segment

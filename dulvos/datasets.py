@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -11,22 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.masks import is_binary, read_mask, read_values
 from dulvos.videos import Video, open_video
 
-__all__ = ["PALETTE", "Dataset", "Sequence", "load_davis", "load_youtube_vos"]
-__all__ += ["read_mask", "read_predictions", "write_mask"]
-
-_BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
-PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
-"""(256, 3) uint8, the RGB of every id in PASCAL VOC (Everingham et al., IJCV 2010), DAVIS and YouTube-VOS.
-
-Bits 0, 1, 2 of an id are the highest bits of R, G, B; its bits 3, 4, 5 the second ones; 6, 7 the third ones.
-"""
-
+__all__ = ["Dataset", "Sequence", "load_davis", "load_youtube_vos", "read_predictions"]
 
 @dataclass(frozen=True)
 class Sequence:
@@ -138,7 +127,7 @@ def load_davis(
         video = open_video(folders[0])
         sequence = Sequence(name, video, _annotations(folders[1], video), merged=year == 2016)
         sequence.mask(0)
-        if year == 2017 and own is None and _is_binary(_values(sequence.masks[0])):
+        if year == 2017 and own is None and is_binary(read_values(sequence.masks[0])):
             wrong = f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's"
             raise InputError(f'{wrong}; set year=2016, or name your data in benchmark.json: {{"name": ...}}')
         sequences.append(sequence)
@@ -185,38 +174,6 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
     return Dataset(_own_name(root) or "YouTube-VOS", root, split, sequences)
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Object ids of a mask file, (H, W) uint8 in 0..254.
-
-    Values all in {0, 255} become 0/1; in any other mask 255 is void and becomes 0. Palette masks give their
-    indices; without a palette, colours give their ids in PALETTE and greys their level; alpha is ignored.
-    Only PNG is read: JPEG blurs ids into one another, and other formats renumber or round them.
-
-    Raises:
-        InputError: missing, unreadable, no PNG, or with colours or values that are no ids.
-    """
-    values = _values(Path(path))
-    void = values == 255
-    return void.astype(np.uint8) if _is_binary(values) else np.where(void, 0, values).astype(np.uint8)
-
-
-def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
-    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above it.
-
-    Raises:
-        InputError: another suffix than .png, another shape or dtype, or the id 255 (which means void).
-    """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise InputError(f"{path}: masks are PNG files; expected a name that ends in .png")
-    if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
-        raise InputError(f"{path}: {ids.shape} {ids.dtype} are no ids; expected (H, W) uint8 in 0..254")
-    image = Image.fromarray(ids)
-    image.putpalette(PALETTE.tobytes())
-    with replacing(path) as stream:
-        image.save(stream, format="PNG")
-
-
 def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
     """Predicted masks of a sequence, (T, H, W) uint8 ids, from `<folder>/<sequence>/<frame>.png`.
 
@@ -229,42 +186,6 @@ def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.n
     for file in sorted(set(folder.glob("[!.]*.png")) ^ set(files)):
         raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; {expected}")
     return np.stack([sequence._read(file) for file in files])
-
-
-def _values(path: Path) -> np.ndarray:
-    """(H, W) uint8 values of a mask file, before 255 is given a meaning."""
-    try:
-        data = io.BytesIO(path.read_bytes())
-        with Image.open(data, formats=("PNG",)) as image:  # others, such as JPEG, may change ids
-            image.verify()  # the checksums, which decoding passes over
-        with Image.open(data, formats=("PNG",)) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # as frames are
-            values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
-    except Exception as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a complete PNG"
-        raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
-    if image.mode in ("RGB", "RGBA"):
-        return _uncolour(values, path)
-    values = values[..., 0] if image.mode in ("LA", "PA") else values
-    if values.ndim != 2 or values.max() > 255:
-        raise InputError(f"{path}: mode {image.mode} up to {values.max()}; expected ids of 0 to 255")
-    return values.astype(np.uint8)
-
-
-def _uncolour(colours: np.ndarray, path: Path) -> np.ndarray:
-    packing = np.array([1 << 16, 1 << 8, 1])
-    found, inverse = np.unique(colours @ packing, return_inverse=True)
-    for table in (PALETTE @ packing, np.arange(256) * packing.sum()):
-        if np.isin(found, table).all():
-            order = np.argsort(table)
-            ids = order[np.searchsorted(table, found, sorter=order)]
-            return ids.astype(np.uint8)[inverse].reshape(colours.shape[:2])
-    stray = next(colour for colour in found if colour not in PALETTE @ packing)
-    raise InputError(f"{path}: #{stray:06x} is neither in the DAVIS palette nor grey; expected a palette PNG")
-
-
-def _is_binary(values: np.ndarray) -> bool:
-    return values.max() == 255 and not values[values < 255].any()
 
 
 def _annotations(folder: Path, video: Video) -> dict[int, Path]:

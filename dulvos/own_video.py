@@ -17,13 +17,12 @@ import torch
 from PIL import Image
 
 from dulvos.checkpoints import load_encoder
-from dulvos.datasets import read_mask, write_mask
 from dulvos.devices import find_device, free_memory
 from dulvos.encoder import STRIDE, Encoder
 from dulvos.errors import InputError
-from dulvos.study.figures import overlay
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, encode, segment
+from dulvos.masks import overlay, read_mask, write_mask
 from dulvos.propagation import propagate
 from dulvos.videos import Video
 
@@ -81,7 +80,7 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
 
 
 def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mask as `dulvos.datasets.read_mask` reads it, refused where a paint program has written something else than ids.
+    """A mask as `dulvos.masks.read_mask` reads it, refused where a paint program has written something else than ids.
 
     Raises:
         InputError: also for soft edges, whose greys would be objects, and for an object that only the alpha channel holds.

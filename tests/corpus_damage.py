@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dulvos import datasets
 from dulvos.checkpoints import load_encoder
 from dulvos.study.indexing import index_videos
+from dulvos import masks
 from tests.corpus import Target
 from tests.corpus_files import ROW, put_encoder, put_row, rows_of
 from tests.corpus_frames import encoded, picture, read_all
@@ -43,12 +43,12 @@ def video_file(name: str, codec: str, pixels: str = "yuv420p") -> Target:
 
 
 def first_mask(folder: Path) -> Path:
-    datasets.write_mask(folder / "mask.png", np.random.default_rng(0).integers(0, 5, (48, 64), np.uint8))
+    masks.write_mask(folder / "mask.png", np.random.default_rng(0).integers(0, 5, (48, 64), np.uint8))
     return folder / "mask.png"
 
 
 def read_mask(folder: Path) -> Any:
-    ids = datasets.read_mask(folder / "mask.png")
+    ids = masks.read_mask(folder / "mask.png")
     assert ids.dtype == np.uint8 and ids.max() < 255
     return digest(ids)
 

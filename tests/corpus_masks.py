@@ -17,6 +17,7 @@ from PIL import Image
 from dulvos import datasets, own_video
 from dulvos.__main__ import main
 from dulvos.errors import InputError
+from dulvos.masks import PALETTE, write_mask
 from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.videos import open_video
@@ -76,12 +77,12 @@ def soften(ids: np.ndarray) -> np.ndarray:
 
 
 palette = Image.fromarray(blocks(1, 4, 9))
-palette.putpalette(datasets.PALETTE.tobytes())
+palette.putpalette(PALETTE.tobytes())
 own_palette = Image.fromarray(blocks(1, 2))
 own_palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0] + [0] * 759)
 turned = Image.Exif()
 turned[0x0112] = 6
-coloured = datasets.PALETTE[blocks(1, 4, 9)]
+coloured = PALETTE[blocks(1, 4, 9)]
 mask("ids 1, 4, 9 by the palette", palette, [0, 1, 4, 9])
 mask("ids 1, 4, 9 in grey", blocks(1, 4, 9), [0, 1, 4, 9])
 mask("ids 1, 4, 9 in 16 bits", blocks(1, 4, 9, kind=np.uint16), [0, 1, 4, 9])
@@ -100,8 +101,8 @@ mask("RGBA in the palette's colours", np.dstack([coloured, blocks() + 255]), [0,
 mask("RGBA, all transparent", np.dstack([coloured, blocks()]), [0, 1, 4, 9])
 mask("grey with alpha", np.dstack([blocks(1, 2), blocks() + 255]), [0, 1, 2])
 mask("EXIF rotation", np.rot90(blocks(1, 2)), [0, 1, 2], exif=turned)
-mask("RGB in other colours", picture(), r"mask\.png: #\w{6} is neither in the DAVIS palette nor grey")
-mask("RGB red", np.dstack([blocks(255), blocks(), blocks()]), "#ff0000 is neither")
+mask("RGB in other colours", picture(), r"mask\.png: .*#\w{6}")
+mask("RGB red", np.dstack([blocks(255), blocks(), blocks()]), "#ff0000")
 mask("the object in alpha alone", np.dstack([blocks()] * 3 + [blocks(255)]), r"mask\.png: no object in it")
 mask("an object in alpha, white everywhere", np.dstack([blocks() + 255] * 3 + [blocks(255)]), r"mask\.png: one colour .*alpha")
 mask("soft edges", soften(blocks(255)), r"mask\.png: mostly 255, but \d+ other greys .*without soft edges")
@@ -132,7 +133,7 @@ for place in range(-120, -40, 5):  # the last rows, of which Pillow compares no 
 def given(name: str, items: Callable[[Path], list], expect: str | Callable[[Any], bool]) -> None:
     """A case of what is given as masks, from a folder with good.png."""
     def act(folder: Path) -> Any:
-        datasets.write_mask(folder / "good.png", blocks(1, 2))
+        write_mask(folder / "good.png", blocks(1, 2))
         return own_video.given_masks(open_video(make_clip(folder)), items(folder))
     CASES.append(Case("masks", name, act, expect))
 
@@ -156,7 +157,7 @@ def segment(name: str, options: list, expect: str | Callable[[Any], bool] = lamb
     """A case of `python -m dulvos segment clip mask out` with options, which may name video, mask or folder anew."""
     def act(folder: Path) -> Any:
         make_clip(folder)
-        datasets.write_mask(folder / "mask.png", blocks(1, 4, 9))
+        write_mask(folder / "mask.png", blocks(1, 4, 9))
         (folder / "text").write_text("text")
         places = {"video": "clip", "mask": "mask.png", "out": "out",
                   **(options[0] if options and isinstance(options[0], dict) else {})}
@@ -199,7 +200,7 @@ def write_davis(root: Path, lines: str = "a\nb\n", year: str = "2017") -> Path:
             frame = root / "JPEGImages" / "480p" / name / f"{index:05d}.jpg"
             frame.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(index)).save(frame)
-            datasets.write_mask(root / "Annotations" / "480p" / name / f"{index:05d}.png", blocks(1, 2))
+            write_mask(root / "Annotations" / "480p" / name / f"{index:05d}.png", blocks(1, 2))
     return root
 
 
@@ -233,10 +234,10 @@ davis("no first annotation", lambda root: (root / MASK).unlink(), r"00000\.png: 
 davis("no second annotation", lambda root: (root / MASK).with_stem("00001").unlink(), r"00001\.png: no such annotation", scored)
 davis("an annotation without a frame", lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink(),
       "an annotation of no frame")
-davis("an annotation of another size", lambda root: datasets.write_mask(root / MASK, blocks(1, size=(10, 10))),
+davis("an annotation of another size", lambda root: write_mask(root / MASK, blocks(1, size=(10, 10))),
       "is 10x10 .*expected 64x48")
 davis("a broken annotation", lambda root: (root / MASK).write_bytes(b""), r"00000\.png: unreadable mask")
-davis("a first annotation without objects", lambda root: datasets.write_mask(root / MASK, blocks()), "480p/a: .*an object",
+davis("a first annotation without objects", lambda root: write_mask(root / MASK, blocks()), "480p/a: .*an object",
       scored)
 davis("masks of 0 and 255 in DAVIS-2017", lambda root: Image.fromarray(blocks(255)).save(root / MASK),
       "0/255 masks .*year=2016")
@@ -256,7 +257,7 @@ def youtube(name: str, meta: Any, expect: str | Callable[[Any], bool]) -> None:
     def act(folder: Path) -> Any:
         clip = make_clip(folder)
         shutil.copytree(clip, folder / "valid" / "JPEGImages" / "a")
-        datasets.write_mask(folder / "valid" / "Annotations" / "a" / "00000.png", blocks(1, 2))
+        write_mask(folder / "valid" / "Annotations" / "a" / "00000.png", blocks(1, 2))
         (folder / "valid" / "meta.json").write_text(json.dumps(meta))
         return [(s.name, s.objects, list(s.first_masks())) for s in datasets.load_youtube_vos(folder).sequences]
     CASES.append(Case("YouTube-VOS folders", name, act, expect))

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.movies import frame_rate
 from dulvos.videos import find_videos, open_video
 from tests.corpus import Case

@@ -14,7 +14,7 @@ import numpy as np
 from dulvos.study import results, runs
 from dulvos.study.ablation import GridStudy
 from dulvos.study.ablation_states import Run
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.inference import SegmentSettings
 from dulvos.study.steps import Step
 from dulvos.training import TrainSettings

@@ -22,7 +22,7 @@ from PIL import Image
 from dulvos.study import results
 from dulvos.checkpoints import load_encoder
 from dulvos.correspondence import affinity
-from dulvos.datasets import read_mask
+from dulvos.masks import read_mask
 from dulvos.inference import SegmentSettings, encode
 from dulvos.study.runs import open_data
 from tests import browser

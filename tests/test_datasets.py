@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dulvos.datasets import PALETTE, load_davis, load_youtube_vos, read_mask, read_predictions, write_mask
+from dulvos.datasets import load_davis, load_youtube_vos, read_predictions
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
-
-H, W = 12, 16
-
-
-def blocks(*ids: int, height: int = H, width: int = W) -> np.ndarray:
-    """(H, W) uint8: a column of background and one for each id."""
-    mask = np.zeros((height, width), np.uint8)
-    for place, i in enumerate(ids, 1):
-        mask[:, 3 * place : 3 * place + 3] = i
-    return mask
-
-
-def save(path: Path, picture: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
-    return path
-
+from tests.test_masks import H, W, blocks, save
 
 def save_frames(folder: Path, names: list[str]) -> None:
     for name in names:
@@ -74,99 +56,6 @@ def make_youtube_vos(root: Path, meta: bool = True, dense: bool = False) -> Path
     if dense:
         save_frames(root / "valid_all_frames/JPEGImages/a", [f"{i:05d}" for i in range(21)])
     return root
-
-
-def test_palette_is_the_voc_colour_map() -> None:
-    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
-    expected += [(128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0)]
-    assert PALETTE[:11].tolist() == [list(colour) for colour in expected]
-    assert PALETTE[[21, 64, 255]].tolist() == [[128, 64, 128], [32, 0, 0], [224, 224, 192]]
-    assert PALETTE.dtype == np.uint8 and len(np.unique(PALETTE, axis=0)) == 256
-
-
-def test_masks_are_read_as_written(tmp_path: Path) -> None:
-    ids = np.arange(255, dtype=np.uint8).reshape(15, 17)
-    write_mask(tmp_path / "new" / "a.png", ids)
-    assert np.array_equal(read_mask(tmp_path / "new" / "a.png"), ids)
-    with Image.open(tmp_path / "new" / "a.png") as image:
-        assert image.mode == "P"
-        assert np.array_equal(np.asarray(image.convert("RGB")), PALETTE[ids])
-    write_mask(tmp_path / "new" / "a.png", ids[:3])
-    assert np.array_equal(read_mask(tmp_path / "new" / "a.png"), ids[:3])
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.png"]
-
-
-def test_a_failed_write_leaves_the_old_mask_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_mask(tmp_path / "a.png", blocks(1))
-
-    def broken(self: Image.Image, stream: BinaryIO, **_: object) -> None:
-        stream.write(b"half")
-        raise OSError(errno.ENOSPC, "disk full")
-
-    monkeypatch.setattr(Image.Image, "save", broken)
-    with pytest.raises(InputError, match=r"a\.png: cannot be written \(No space left on device\)"):
-        write_mask(tmp_path / "a.png", blocks(2))
-    assert np.array_equal(read_mask(tmp_path / "a.png"), blocks(1))
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "ids"),
-    [
-        ("a.png", blocks(1).astype(np.int64)),
-        ("a.png", blocks(1)[None]),
-        ("a.png", blocks(1, 255)),
-        ("a.jpg", blocks(1)),
-    ],
-)
-def test_what_is_no_mask_is_not_written(tmp_path: Path, name: str, ids: np.ndarray) -> None:
-    with pytest.raises(InputError, match=f"{name}.*; expected"):
-        write_mask(tmp_path / name, ids)
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_kind_of_mask_gives_its_ids(tmp_path: Path) -> None:
-    binary, several = blocks(255), blocks(1, 5, 255)
-    white = np.full((H, W, 3), 255, np.uint8)
-    kinds = {
-        "0/255": (binary, blocks(1)),
-        "all foreground": (white[..., 0], np.ones((H, W), np.uint8)),
-        "empty": (blocks(), blocks()),
-        "0/1": (blocks(1), blocks(1)),
-        "bits": (binary > 0, blocks(1)),
-        "void": (several, blocks(1, 5)),
-        "void beside one object": (blocks(3, 255), blocks(3)),
-        "16 bit": (blocks(7, 200).astype(np.uint16), blocks(7, 200)),
-        "grey RGB": (np.dstack([binary] * 3), blocks(1)),
-        "grey RGBA": (np.dstack([binary] * 3 + [white[..., 0]]), blocks(1)),
-        "grey and alpha": (np.dstack([binary, white[..., 0]]), blocks(1)),
-        "grey levels": (np.dstack([blocks(1, 2, 3)] * 3), blocks(1, 2, 3)),
-        "colours": (PALETTE[blocks(1, 7, 200)], blocks(1, 7, 200)),
-        "colours and void": (PALETTE[blocks(1, 7, 255)], blocks(1, 7)),
-    }
-    for name, (stored, expected) in kinds.items():
-        ids = read_mask(save(tmp_path / f"{name.replace('/', ' ')}.png", stored))
-        assert ids.dtype == np.uint8 and np.array_equal(ids, expected), name
-
-
-def test_what_is_no_mask_is_named(tmp_path: Path) -> None:
-    colours = PALETTE[blocks(1, 7)]
-    colours[3, 4] = (1, 2, 3)
-    cases = {
-        save(tmp_path / "colour.png", colours): "#010203 is neither",
-        save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "up to 300; expected",
-        tmp_path / "missing.png": "no such file",
-        tmp_path / "cut.png": "not a complete PNG",
-    }
-    noise = np.random.default_rng(0).integers(0, 9, (40, 40), np.uint8)
-    data = save(tmp_path / "whole.png", noise).read_bytes()
-    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    for path, message in cases.items():
-        with pytest.raises(InputError, match=message) as caught:
-            read_mask(path)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_davis_2017_keeps_objects_apart(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dulvos.study import evaluation, cutouts as synthetic
-from dulvos.datasets import load_davis, read_predictions, write_mask
+from dulvos.datasets import load_davis, read_predictions
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.study.evaluation import evaluate, object_table
 from dulvos.metrics import score_sequence

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dulvos import correspondence, inference
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.interactive.explorer import Explorer
 from dulvos.interactive.scene import View, clip_indices, encode_clip, seen_size, stretch

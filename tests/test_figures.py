@@ -16,68 +16,6 @@ from dulvos.errors import InputError
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
 
 
-def ids_in(*boxes: tuple[int, int, int, int]) -> np.ndarray:
-    ids = np.zeros(FRAME.shape[:2], np.uint8)
-    for number, (top, bottom, left, right) in enumerate(boxes, 1):
-        ids[top:bottom, left:right] = number
-    return ids
-
-
-def test_overlay_leaves_the_background_and_its_inputs_alone():
-    ids, before = ids_in((10, 30, 10, 40), (30, 50, 20, 60)), FRAME.copy()
-    result = figures.overlay(FRAME, ids)
-    assert result.dtype == np.uint8 and result.shape == FRAME.shape
-    assert (result[ids == 0] == FRAME[ids == 0]).all()
-    assert (result[ids > 0] != FRAME[ids > 0]).any(1).mean() > 0.99
-    assert (FRAME == before).all()
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_overlay_mixes_by_alpha(alpha):
-    ids = ids_in((10, 30, 10, 40))
-    expected = (1 - alpha) * FRAME[20, 20] + alpha * figures.OBJECT_COLOURS[0]
-    assert np.abs(figures.overlay(FRAME, ids, alpha, outline=False)[20, 20] - expected).max() < 0.51
-
-
-def test_outline_is_opaque_inside_each_object_and_spares_the_border_of_the_frame():
-    ids = ids_in((10, 30, 0, 40), (30, 50, 20, 60))
-    result = figures.overlay(FRAME, ids, alpha=0)
-    assert (result[10, 20] == figures.OBJECT_COLOURS[0]).all()  # against the background
-    assert (result[29, 30] == figures.OBJECT_COLOURS[0]).all()  # against the other object, from both sides
-    assert (result[30, 30] == figures.OBJECT_COLOURS[1]).all()
-    assert (result[9, 20] == FRAME[9, 20]).all()
-    assert (result[20, :10] == FRAME[20, :10]).all()  # the object only leaves the frame here
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_overlay_is_the_mixture_of_every_pixel(dtype):
-    generator = np.random.default_rng(0)
-    frame, ids = generator.integers(0, 256, (60, 80, 3), np.uint8), np.zeros((60, 80), dtype)
-    ids[5:30, 10:50], ids[20:50, 40:80], ids[55:, :9] = 1, 7, 200
-    edge = np.zeros(ids.shape, bool)
-    for y, x in np.ndindex(ids.shape):
-        edge[y, x] = len(np.unique(ids[max(y - 1, 0): y + 2, max(x - 1, 0): x + 2])) > 1
-    strength = np.where(ids > 0, np.where(edge, 1, 0.3), 0)[..., None]
-    colour = figures.OBJECT_COLOURS[(ids.astype(int) - 1) % len(figures.OBJECT_COLOURS)].astype(float)
-    assert np.array_equal(figures.overlay(frame, ids, 0.3), np.rint(frame + strength * (colour - frame)).astype(np.uint8))
-
-
-def test_overlay_of_another_size_is_refused():
-    with pytest.raises(InputError, match="one size"):
-        figures.overlay(FRAME, np.zeros((10, 10), np.uint8))
-
-
-def test_ids_beyond_the_palette_have_colours():
-    result = figures.overlay(FRAME, np.full(FRAME.shape[:2], 254, np.uint8), alpha=1)
-    assert (result == figures.OBJECT_COLOURS[253 % 7]).all()
-
-
-def test_object_colours_are_distinct():
-    colours = figures.OBJECT_COLOURS.astype(float)
-    distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1e3 * np.eye(len(colours))
-    assert colours.shape == (7, 3) and distance.min() > 60
-
-
 @pytest.mark.parametrize("n", [1, 4, 8, 16])
 def test_anchor_colours_are_distinct_and_neighbours_are_alike(n):
     colours = figures.anchor_colours(n)

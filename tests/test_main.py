@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dulvos import datasets, movies, own_video, videos
+from dulvos import movies, own_video, videos
+from dulvos.masks import read_mask, write_mask
 
 from dulvos.study import results, runs, steps as study
 from dulvos.__main__ import main
@@ -35,7 +36,7 @@ def clip(tmp_path):
     for name, size in (("mask", SIZE), ("even", (48, 80))):
         ids = np.zeros(size, np.uint8)
         ids[10:30, 20:50], ids[30:40, 60:] = 1, 3
-        datasets.write_mask(tmp_path / f"{name}.png", ids)
+        write_mask(tmp_path / f"{name}.png", ids)
     return tmp_path
 
 
@@ -47,9 +48,9 @@ def test_a_folder_of_frames_gives_masks_and_a_movie(clip, capsys):
     assert run(clip / "clip", clip / "mask.png", clip / "out") == 0
     assert sorted(file.name for file in (clip / "out").glob("[!.]*")) == [*(f"{t:05d}.png" for t in range(LENGTH)), "overlay.mp4"]
     for t in range(LENGTH):
-        ids = datasets.read_mask(clip / "out" / f"{t:05d}.png")
+        ids = read_mask(clip / "out" / f"{t:05d}.png")
         assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 3}
-    assert np.array_equal(datasets.read_mask(clip / "out" / "00000.png"), datasets.read_mask(clip / "mask.png"))
+    assert np.array_equal(read_mask(clip / "out" / "00000.png"), read_mask(clip / "mask.png"))
     movie = videos.open_video(clip / "out" / "overlay.mp4")
     assert len(movie) == LENGTH and movie.size == (50, 80) and movies.frame_rate(movie) == 24
     assert f"{LENGTH} frames" in capsys.readouterr().out
@@ -57,7 +58,7 @@ def test_a_folder_of_frames_gives_masks_and_a_movie(clip, capsys):
 
 def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
     assert run(clip / "clip.mp4", clip / "even.png", f"3={clip / 'even.png'}", clip / "out", "--shorter-side", 24) == 0
-    assert np.array_equal(datasets.read_mask(clip / "out" / "00003.png"), datasets.read_mask(clip / "even.png"))
+    assert np.array_equal(read_mask(clip / "out" / "00003.png"), read_mask(clip / "even.png"))
     assert movies.frame_rate(videos.open_video(clip / "out" / "overlay.mp4")) == 12
     assert run(clip / "clip.mp4", clip / "even.png", clip / "plain", "--no-mp4") == 0
     assert not (clip / "plain" / "overlay.mp4").exists() and len(list((clip / "plain").glob("[!.]*"))) == LENGTH
@@ -67,7 +68,7 @@ def test_settings_reach_the_propagation(clip):
     other = ("--layer", "res3", "--topk", 1, "--context", 1, "--radius", 2.5, "--precision", "fp32")
     for name, options in (("a", ()), ("b", other)):
         assert run(clip / "clip", clip / "mask.png", clip / name, "--no-mp4", *options) == 0
-    a, b = (datasets.read_mask(clip / name / "00004.png") for name in "ab")
+    a, b = (read_mask(clip / name / "00004.png") for name in "ab")
     assert not np.array_equal(a, b)
 
 
@@ -82,10 +83,10 @@ def test_settings_reach_the_propagation(clip):
     ({"options": ["--topk", "1000"]}, "topk")])
 def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, monkeypatch, wrong, match):
     monkeypatch.chdir(clip)
-    datasets.write_mask("empty.png", np.zeros(SIZE, np.uint8))
+    write_mask("empty.png", np.zeros(SIZE, np.uint8))
     (clip / "text.png").write_text("no picture")
     out = wrong.get("out", "out")
-    datasets.write_mask("out/00004.png", np.ones(SIZE, np.uint8))  # of an earlier run
+    write_mask("out/00004.png", np.ones(SIZE, np.uint8))  # of an earlier run
     arguments = [wrong.get("video", "clip"), wrong.get("mask", "mask.png"), out, *wrong.get("options", [])]
     assert main(["segment", "--checkpoint", "random", *arguments]) == 2
     lines = capsys.readouterr().err.rstrip("\n").split("\n")
@@ -129,7 +130,7 @@ def test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_we
     process.send_signal(signal.SIGKILL)
     process.wait()
     written = sorted((clip / "out").glob("[0-9]*.png"))
-    assert 2 <= len(written) < 30 and all(datasets.read_mask(file).shape == SIZE for file in written)
+    assert 2 <= len(written) < 30 and all(read_mask(file).shape == SIZE for file in written)
     assert not (clip / "out" / "overlay.mp4").exists()
     assert main([str(part) for part in command[3:]]) == 0
     assert len(list((clip / "out").glob("[0-9]*.png"))) == 30 and (clip / "out" / "overlay.mp4").exists()

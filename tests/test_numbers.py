@@ -15,7 +15,7 @@ import torch
 from dulvos import losses, training
 
 from dulvos.study import evaluation, results, runs
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.study.runs import evaluation_run

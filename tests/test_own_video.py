@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dulvos import datasets, movies, own_video, videos
+from dulvos import movies, own_video, videos
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
+from dulvos.masks import read_mask, write_mask
 from dulvos.inference import SegmentSettings
 
 SIZE, LENGTH = (48, 80), 6
@@ -39,7 +40,7 @@ def block(*names, size=SIZE):
 
 
 def save(path, ids):
-    datasets.write_mask(path, ids)
+    write_mask(path, ids)
     return path
 
 
@@ -107,8 +108,8 @@ def test_masks_are_written_as_they_come_and_old_ones_go_first(video, tmp_path, e
         assert picture.shape == (*SIZE, 3)
         assert sorted(file.stem for file in out.glob("[0-9]*.png")) == [str(10 + index) for index in range(count)]
     assert next(pictures, None) is None
-    assert np.array_equal(datasets.read_mask(out / "10.png"), first)
-    assert all(set(np.unique(datasets.read_mask(out / f"{10 + t}.png"))) <= {0, 1, 200} for t in range(LENGTH))
+    assert np.array_equal(read_mask(out / "10.png"), first)
+    assert all(set(np.unique(read_mask(out / f"{10 + t}.png"))) <= {0, 1, 200} for t in range(LENGTH))
     assert (out / "notes.png").exists() and not (out / own_video.MOVIE).exists()
     list(own_video.carry(own_video.first_frames(video, 2), {0: first}, encoder, SegmentSettings(), out))
     assert sorted(file.stem for file in out.glob("*.png")) == ["10", "11", "notes"], "the longer run's masks are gone, others' files stay"
@@ -155,7 +156,7 @@ def test_a_correction_leaves_the_frames_before_it_alone(video, tmp_path, encoder
         (tmp_path / name).mkdir()
         for _ in own_video.carry(video, masks, encoder, SegmentSettings(), tmp_path / name):
             pass
-    a, b = ([datasets.read_mask(tmp_path / name / f"{10 + t}.png") for t in range(LENGTH)] for name in "ab")
+    a, b = ([read_mask(tmp_path / name / f"{10 + t}.png") for t in range(LENGTH)] for name in "ab")
     assert all(np.array_equal(a[t], b[t]) for t in range(3))
     assert np.array_equal(b[3] == 1, truth[3] == 1) and not np.array_equal(a[4], b[4])
 
@@ -181,7 +182,7 @@ def test_given_masks_are_kept_as_they_are_now(video, tmp_path):
         assert given.keys() == {0} and np.array_equal(given[0], first)
         assert (folder / f"earlier-{number}" / "10.png").exists(), "drawn by hand: never deleted"
     own_video.write_given(folder, video, given)
-    assert np.array_equal(datasets.read_mask(folder / "earlier-1" / "14.png"), block(2)) and not (folder / "earlier-3").exists()
+    assert np.array_equal(read_mask(folder / "earlier-1" / "14.png"), block(2)) and not (folder / "earlier-3").exists()
 
 
 def test_a_movie_of_the_result_has_the_videos_length(video, tmp_path, encoder):

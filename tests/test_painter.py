@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backend_bases import MouseButton, MouseEvent
 from PIL import Image
 
-from dulvos.datasets import PALETTE
+from dulvos.masks import PALETTE
 from dulvos.errors import InputError
 from dulvos.interactive.painter import MaskEditor, Painter
 

@@ -16,7 +16,7 @@ import torch
 from dulvos.study import results, runs, cutouts as synthetic
 from dulvos.__main__ import main
 from dulvos.checkpoints import load_encoder
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.study.miniature import write_youtube_vos
 from dulvos.released import RELEASES

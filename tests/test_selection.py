@@ -11,7 +11,7 @@ import pytest
 
 from dulvos.study import paper, results, runs, selection, tables
 from dulvos.checkpoints import load_encoder, save_encoder
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.study.miniature import write_youtube_vos
 from dulvos.study.collections import paper_settings

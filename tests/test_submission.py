@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dulvos.datasets import PALETTE, write_mask
+from dulvos.masks import PALETTE, write_mask
 from dulvos.errors import InputError
 from dulvos.study.miniature import FRAMES, STEP
 from dulvos.study.submission import check_submission, write_submission

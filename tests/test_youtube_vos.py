@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dulvos.study import results
-from dulvos.datasets import load_youtube_vos, read_mask
+from dulvos.datasets import load_youtube_vos
+from dulvos.masks import read_mask
 from dulvos.errors import InputError
 from dulvos.study import youtube_vos
 from dulvos.study.local_split import LOCAL, local_split

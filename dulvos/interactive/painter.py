@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import PolygonSelector
 
 from dulvos.errors import InputError
-from dulvos.study.figures import OBJECT_COLOURS, overlay
+from dulvos.masks import OBJECT_COLOURS, overlay
 from dulvos.interactive.player import fit, jpeg
 from dulvos.own_video import own_mask
 

@@ -28,7 +28,7 @@ from numpy.random import Generator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.files import cannot_write
 

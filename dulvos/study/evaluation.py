@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from dulvos.checkpoints import load_encoder
-from dulvos.datasets import Dataset, Sequence, read_predictions, write_mask
+from dulvos.datasets import Dataset, Sequence, read_predictions
+from dulvos.masks import write_mask
 from dulvos.devices import peak_memory
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment

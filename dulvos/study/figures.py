@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -25,18 +24,15 @@ from skimage.color import lab2rgb, rgb2lab
 
 from dulvos.correspondence import principal_components
 from dulvos.encoder import STRIDE
-from dulvos.errors import InputError
 from dulvos.files import replacing
+from dulvos.masks import OBJECT_COLOURS, overlay
 
 __all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
 __all__ += ["frame_strip", "montage", "neighbourhood", "overlay", "principal_colours", "save", "score_curve", "scores_by_sequence"]
 __all__ += ["show_pictures", "similarity", "style", "training_curves", "view_pair"]
 
 WIDTH = 7.0  # inches, across a page
-# Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision
-VERMILLION, SKY, YELLOW, GREEN, PURPLE, BLUE, ORANGE = COLOURS = (
-    "#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
-OBJECT_COLOURS = np.array([list(bytes.fromhex(colour[1:])) for colour in COLOURS], np.uint8)  # of objects 1, 2, …, 8 as 1
+VERMILLION, SKY, YELLOW, GREEN, PURPLE, BLUE, ORANGE = COLOURS = [f"#{bytes(c).hex()}" for c in OBJECT_COLOURS]
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
          "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2, "legend.frameon": False,
          "figure.dpi": 110, "figure.constrained_layout.use": True, "pdf.fonttype": 42}
@@ -72,25 +68,6 @@ def save(figure: Figure, path: str | os.PathLike, *, vector: bool = False, credi
         with replacing(file) as stream:
             figure.savefig(stream, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
     return figure
-
-
-def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: bool = True) -> np.ndarray:
-    """A mask (H, W) of ids over a frame (H, W, 3) uint8, in `OBJECT_COLOURS`; pixels of id 0 stay as they are.
-
-    `alpha`, in [0, 1], is the mask's opacity; `outline` draws each object's rim, inside of it, opaque.
-    """
-    if ids.shape != frame.shape[:2]:
-        raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; masks and frames must have one size")
-    marked, strength = ids > 0, np.full(ids.shape, float(alpha))
-    if outline:
-        kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-        flat = ids if ids.dtype == np.uint8 else ids.astype(np.float32)
-        strength[cv2.erode(flat, kernel) != cv2.dilate(flat, kernel)] = 1
-    below = frame[marked]  # [n, 3]: most of a frame is no object, and need not be computed
-    colour = OBJECT_COLOURS[(ids[marked].astype(int) - 1) % len(OBJECT_COLOURS)]
-    mixed = frame.copy()
-    mixed[marked] = np.rint(below + strength[marked, None] * (colour.astype(float) - below))
-    return mixed
 
 
 def anchor_colours(n: int) -> np.ndarray:

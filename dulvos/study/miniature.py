@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from dulvos.study import cutouts as synthetic
-from dulvos.datasets import write_mask
+from dulvos.masks import write_mask
 
 __all__ = ["FRAMES", "STEP", "TRAIN", "VALID", "write_youtube_vos"]
 

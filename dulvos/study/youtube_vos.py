@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from dulvos.study import results, runs
 from dulvos.checkpoints import load_encoder
-from dulvos.datasets import Dataset, load_youtube_vos, read_mask, write_mask
+from dulvos.datasets import Dataset, load_youtube_vos
+from dulvos.masks import read_mask, write_mask
 from dulvos.devices import find_device, peak_memory
 from dulvos.errors import InputError
 from dulvos.study.evaluation import read_finished
