@@ -44,9 +44,14 @@ class Sequence:
             raise InputError(f"{missing}: no such annotation; expected a mask of this frame")
         return self._read(self.masks[index])
 
+    @property
+    def handed_in(self) -> tuple[int, ...]:
+        """Indices of the frames whose masks are handed in and scored: `saved`, else all frames."""
+        return tuple(range(len(self.video))) if self.saved is None else self.saved
+
     def truth(self) -> np.ndarray:
-        """Annotations of all frames, (T, H, W) uint8 ids; raises InputError naming the first missing one."""
-        return np.stack([self.mask(index) for index in range(len(self.video))])
+        """Annotations of the frames in `handed_in`, (T, H, W) uint8 ids; an InputError names the first missing one."""
+        return np.stack([self.mask(index) for index in self.handed_in])
 
     def first_masks(self) -> dict[int, np.ndarray]:
         """What inference is given: {frame index: (H, W) uint8 ids}.
@@ -175,13 +180,13 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
 
 
 def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
-    """Predicted masks of a sequence, (T, H, W) uint8 ids, from `<folder>/<sequence>/<frame>.png`.
+    """Predicted masks of the frames in `sequence.handed_in`, (T, H, W) uint8, from `<folder>/<sequence>/<frame>.png`.
 
     Raises:
         InputError: names the first mask that is missing, no frame of the video, or of another size.
     """
     folder = Path(folder) / sequence.name
-    files = [folder / f"{sequence.video.frame_name(index)}.png" for index in range(len(sequence.video))]
+    files = [folder / f"{sequence.video.frame_name(index)}.png" for index in sequence.handed_in]
     expected = f"expected {files[0].name} to {files[-1].name}, a mask for each frame of {sequence.name!r}"
     for file in sorted(set(folder.glob("[!.]*.png")) ^ set(files)):
         raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; {expected}")
