@@ -1,0 +1,104 @@
+"""Small runs whose numbers `tests/test_digests.py` compares: print them with `python -m tests.digests`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import torch
+
+from dulvos.checkpoints import load_encoder
+from dulvos.inference import SegmentSettings, encode, segment
+from dulvos.metrics import score_sequence
+from dulvos.study.rows import version
+from dulvos.training import TrainSettings, clip_numbers, make_clips, make_parts, training_step
+
+__all__ = ["EVALUATION_CASES", "TRAINING_CASES", "evaluation_digest", "moving_squares", "training_digest"]
+
+SMALL = {"batch": 2, "frames": 3, "gap": 2, "crop": 64, "scale_min": 64, "scale_max": 96, "grid": 4, "cross_grid": 2,
+         "lr": 3e-4, "precision": "fp32"}
+TRAINING_CASES = {
+    "method": {}, "sgd, centre": {"optimiser": "sgd", "centre": True, "lr_every": 1},
+    "aligned": {"alignment": "corrected"}, "each cell": {"jitter": "independent"}, "no jitter": {"jitter": "none"},
+    "second forward": {"second_forward": "eval"}, "layer norm": {"norm": "layer"}, "in order": {"ordered": True},
+    "colours a clip": {"photometric": "video"}, "colours a frame": {"photometric": "frame"},
+    "no branch": {"view_scale": 1.0, "view_flip": False}, "lambda": {"lam": 1.0, "tau": 0.1},
+}
+EVALUATION_CASES = {"method": {}, "res3": {"layer": "res3"}, "key": {"layer": "key"}, "reduced": {"shorter_side": 48},
+                    "other": {"context": 2, "radius": 3.0, "topk": 4, "tau": 0.1}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayVideo:
+    """A video in memory, with what `dulvos.clips` and `dulvos.inference` ask of one."""
+
+    name: str
+    array: np.ndarray  # (T, H, W, 3) uint8
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.array[index]
+
+
+def moving_squares(seed: int, frames: int = 12, size: tuple[int, int] = (96, 112)) -> tuple[np.ndarray, np.ndarray]:
+    """Two textured squares that move over texture: (T, H, W, 3) uint8 frames and (T, H, W) uint8 ids."""
+    generator = np.random.default_rng(seed)
+    video = np.repeat(_texture(generator, size)[None], frames, 0)
+    ids = np.zeros((frames, *size), np.uint8)
+    for name, side in ((1, 36), (2, 28)):
+        patch, start, step = _texture(generator, (side, side)), generator.integers(0, 20, 2), generator.integers(1, 4, 2)
+        for t in range(frames):
+            y, x = start + t * step + (name - 1) * 16
+            video[t, y: y + side, x: x + side] = patch
+            ids[t, y: y + side, x: x + side] = name
+    return video, ids
+
+
+def training_digest(case: str) -> list[float]:
+    """Losses of three iterations, and the size of what they changed in the first and the last layer."""
+    settings = TrainSettings.from_dict({**SMALL, **TRAINING_CASES[case]})
+    torch.set_num_threads(1)
+    clips = make_clips(settings, [ArrayVideo(f"v{i}", moving_squares(i)[0]) for i in range(3)])
+    parts = make_parts(settings, torch.device("cpu"))
+    first, last = (parts["net"].get_parameter(name) for name in ("backbone.conv1.weight", "head.3.weight"))
+    before = first.detach().clone(), last.detach().clone()
+    numbers = []
+    for iteration in range(3):
+        batch = torch.stack([clips[i] for i in clip_numbers(settings, iteration)])
+        numbers += training_step(parts["net"], parts, batch, settings, iteration)[:3]
+    return [*numbers, *((now - then).norm().item() for now, then in zip((first, last), before))]
+
+
+def evaluation_digest(case: str) -> list[float]:
+    """J and F (mean, decay) of the masks that random features carry, and the masks' sizes."""
+    torch.set_num_threads(1)
+    settings = SegmentSettings(**{"precision": "fp32", **EVALUATION_CASES[case]})
+    frames, truth = moving_squares(7)
+    masks = np.stack(list(segment(frames, truth[0], partial(encode, load_encoder("random", seed=1)), settings)))
+    scores = score_sequence(truth, masks)
+    return [*scores.stats[:, [0, 2, 3, 5]].ravel().tolist(), *((masks == name).mean() for name in (1, 2))]
+
+
+def _texture(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    coarse = generator.integers(0, 256, (size[0] // 4, size[1] // 4, 3)).astype(np.uint8)
+    return np.kron(coarse, np.ones((4, 4, 1), np.uint8))
+
+
+def all_digests() -> dict:
+    """Version and numbers of every case."""
+    made = {"train": {}, "evaluate": {}}
+    for case, changes in TRAINING_CASES.items():
+        number = version("train", {f"parameters.{k}": v for k, v in {**SMALL, **changes}.items()})
+        made["train"].setdefault(str(number), {})[case] = [float(f"{v:.6g}") for v in training_digest(case)]
+    for case in EVALUATION_CASES:
+        made["evaluate"].setdefault(str(version("evaluate", {})), {})[case] = [
+            float(f"{v:.6g}") for v in evaluation_digest(case)]
+    return made
+
+
+if __name__ == "__main__":
+    print(json.dumps(all_digests(), indent=1))
