@@ -1,4 +1,4 @@
-"""Training clips: which frames, which crop, in which order; a function of the seed and the clip's number alone."""
+"""Training clips: which frames, which crop, in which order; all follow from the seed and the clip's index."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as colour
 
 from dulvos.errors import InputError
-from dulvos.videos import Video
+from dulvos.videos import Video, resize
 
 __all__ = ["PHOTOMETRIC", "Clips", "frame_indices", "usable_videos"]
 
 PHOTOMETRIC = ("none", "video", "frame")
+_CHANGES = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation)
 
 
 def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], list[str]]:
-    """The videos long enough for a clip, and one line for each that is left out.
+    """The videos that have at least `frames` frames, and a line about each other one.
 
     Raises:
-        InputError: no video has `frames` frames.
+        InputError: no video is long enough.
     """
     kept = [video for video in videos if len(video) >= frames]
     lines = [f"left out: {video.name} has {len(video)} frames, a clip needs {frames}"
              for video in videos if len(video) < frames]
     if not kept:
         longest = max((len(video) for video in videos), default=0)
-        raise InputError(f"no video is as long as a clip of frames={frames}; the longest of {len(videos)} has {longest}")
+        raise InputError(f"no video is as long as a clip of frames={frames}; the longest of "
+                         f"{len(videos)} has {longest} frames")
     return kept, lines
 
 
-def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *, ordered: bool = False) -> np.ndarray:
-    """T frame numbers 0, g, 2g, … from a random start, then randomly permuted: the first is the reference.
+def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *,
+                  ordered: bool = False) -> np.ndarray:
+    """T frame numbers 0, g, 2g, … from a random start, randomly permuted; the first is the reference.
 
-    In a video shorter than g·T the gap becomes ⌊min(length, g·T) / T⌋.
+    In a video shorter than g·T the gap is ⌊min(length, g·T) / T⌋.
 
     Arguments:
-        length: of the video, >= frames.
-        frames: T. gap: g, >= 1.
-        ordered: leave the frames in order (the paper says that the order does not matter, Sec. 3.5).
+        length: number of frames of the video, >= T.
+        frames: T.
+        gap: g, >= 1.
+        ordered: keep the frames in order (the paper says that the order does not matter, Sec. 3.5).
 
     Returns:
         (T,) int64.
@@ -54,22 +57,25 @@ def frame_indices(length: int, frames: int, gap: int, generator: np.random.Gener
 
 
 class Clips(Dataset):
-    """Clip number i of an endless sequence: one clip a video an epoch, the videos' order drawn anew each epoch.
+    """Clip number i of an endless sequence; an epoch takes one clip of each video, in an order drawn anew.
 
-    A clip depends on the seed and its number only, so that training resumes exactly with any number of workers. Per clip,
-    the same for all its frames: a random square crop at the scale at which the shorter side has U{scale} pixels (cropped first,
-    then resized, antialiased bilinear: pixels outside the crop cost nothing), and a horizontal flip with p = 0.5.
+    A clip depends only on the seed and its number, so training resumes exactly with any number of workers.
+    All frames of a clip share one random square crop, at a scale where the shorter side would have U{scale}
+    pixels (cropped, then resized), and one horizontal flip with p = 0.5.
 
     Arguments:
-        videos: at least one, each with `frames` frames or more.
+        videos: at least one with T frames or more; shorter ones are left out.
         frames: T. gap: g between sampled frames.
         crop: side S of the crop, in pixels.
         scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
-        centre: crop at the centre instead (TrackingNet, Kinetics).
+        centre: crop at the centre (TrackingNet, Kinetics).
         ordered: see `frame_indices`.
-        photometric: brightness, contrast and saturation times U(0.6, 1.4): "none" (the method), "video" (alike in all frames of a clip),
-            "frame" (anew in each; App. B.2 says that this hurts).
-        seed: of everything drawn.
+        photometric: brightness, contrast and saturation times U(0.6, 1.4): "none" (the method), "video"
+            (alike in all frames of a clip), "frame" (anew in each; App. B.2 says that this hurts).
+        seed: of everything that is drawn.
+
+    Raises:
+        InputError: a setting is out of range, or no video is long enough.
     """
 
     def __init__(self, videos: Sequence[Video], *, frames: int, gap: int, crop: int, scale: tuple[int, int],
@@ -77,8 +83,8 @@ class Clips(Dataset):
         if gap < 1 or frames < 1:
             raise InputError(f"frames and gap must be >= 1, not frames={frames}, gap={gap}")
         if not crop <= scale[0] <= scale[1]:
-            raise InputError(f"scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not crop={crop}, "
-                             f"scale_min={scale[0]}, scale_max={scale[1]}")
+            raise InputError(f"scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not "
+                             f"crop={crop}, scale_min={scale[0]}, scale_max={scale[1]}")
         self.videos, _ = usable_videos(videos, frames)
         self.frames, self.gap, self.crop, self.scale = frames, gap, crop, scale
         self.centre, self.ordered, self.photometric, self.seed = centre, ordered, photometric, seed
@@ -90,32 +96,30 @@ class Clips(Dataset):
         return self.videos[order[position]]
 
     def __getitem__(self, number: int) -> Tensor:
-        """(T, 3, S, S) uint8 RGB, frame 0 being the reference."""
+        """(T, 3, S, S) uint8 RGB; frame 0 is the reference."""
         video = self.video_of(number)
         generator = np.random.default_rng((self.seed, 1, number))
         indices = frame_indices(len(video), self.frames, self.gap, generator, ordered=self.ordered)
         shorter = int(generator.integers(self.scale[0], self.scale[1] + 1))
         flip, y, x = generator.random() < 0.5, generator.random(), generator.random()
-        order = np.argsort(indices)  # video files are read forwards
-        clip = [None] * self.frames
-        for position in order:
-            clip[position] = torch.from_numpy(video.read(int(indices[position])))
-        clip = torch.stack(clip).permute(0, 3, 1, 2)  # [T, 3, H, W]
-        height, width = clip.shape[2:]
-        side = min(round(self.crop / shorter * min(height, width)), height, width)  # of the crop, before it is resized
         if self.centre:
             y = x = 0.5
-        top, left = (int(u * (length - side + 1)) for u, length in zip((y, x), (height, width)))
-        clip = clip[..., top: top + side, left: left + side]
-        clip = F.interpolate(clip, (self.crop, self.crop), mode="bilinear", antialias=True, align_corners=False)
+        frames = {index: video.read(index) for index in sorted(indices.tolist())}  # files are read forwards
+        height, width = frames[indices[0]].shape[:2]
+        side = min(round(self.crop / shorter * min(height, width)), height, width)  # before it is resized
+        top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
+        window = slice(top, top + side), slice(left, left + side)
+        clip = np.stack([resize(frames[index][window], (self.crop, self.crop)) for index in indices])
+        clip = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [T, 3, S, S]
         clip = clip.flip(-1) if flip else clip
         if self.photometric != "none":
-            factors = generator.uniform(0.6, 1.4, (1 if self.photometric == "video" else self.frames, 3))
-            clip = torch.stack([_recolour(frame, row) for frame, row in zip(clip, np.broadcast_to(factors, (self.frames, 3)))])
+            draws = 1 if self.photometric == "video" else self.frames
+            factors = np.broadcast_to(generator.uniform(0.6, 1.4, (draws, 3)), (self.frames, 3))
+            clip = torch.stack([_recolour(frame, row) for frame, row in zip(clip, factors)])
         return clip.contiguous()
 
 
 def _recolour(frame: Tensor, factors: np.ndarray) -> Tensor:
-    for change, factor in zip((colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation), factors):
+    for change, factor in zip(_CHANGES, factors):
         frame = change(frame, float(factor))
     return frame

@@ -1,4 +1,4 @@
-"""The one place that knows the layouts of DAVIS and YouTube-VOS, their masks and their palette."""
+"""The one place that knows the layouts of DAVIS and YouTube-VOS."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dulvos.videos import Video, open_video
 
 __all__ = ["Dataset", "Sequence", "load_davis", "load_youtube_vos", "read_predictions"]
 
+
 @dataclass(frozen=True)
 class Sequence:
     """A video with its annotations.
@@ -25,9 +26,9 @@ class Sequence:
         name: name of the sequence in its dataset.
         video: its frames.
         masks: annotation file of each annotated frame index, in increasing order.
-        merged: all objects are one (DAVIS-2016).
-        objects: ids which enter somewhere (YouTube-VOS); None where frame 0 holds them all (DAVIS).
-        saved: frame indices whose masks are handed in; None for all of them.
+        merged: all objects count as one (DAVIS-2016).
+        objects: ids that enter at some frame (YouTube-VOS); None if frame 0 holds them all (DAVIS).
+        saved: frame indices whose masks are handed in; None for all.
     """
 
     name: str
@@ -38,26 +39,26 @@ class Sequence:
     saved: tuple[int, ...] | None = None
 
     def mask(self, index: int) -> np.ndarray:
-        """Annotation of a frame, (H, W) uint8 ids; raises InputError if it is missing or of another size."""
+        """Annotation of a frame, (H, W) uint8 ids; raises InputError if it is missing or has another size."""
         if index not in self.masks:
             missing = self.masks[min(self.masks)].with_stem(self.video.frame_name(index))
             raise InputError(f"{missing}: no such annotation; expected a mask of this frame")
-        return self._read(self.masks[index])
+        return self.read(self.masks[index])
 
     @property
     def handed_in(self) -> tuple[int, ...]:
-        """Indices of the frames whose masks are handed in and scored: `saved`, else all frames."""
+        """Indices of the frames whose masks are handed in and scored: `saved`, or all frames."""
         return tuple(range(len(self.video))) if self.saved is None else self.saved
 
     def truth(self) -> np.ndarray:
-        """Annotations of the frames in `handed_in`, (T, H, W) uint8 ids; an InputError names the first missing one."""
+        """Annotations of the frames `handed_in`, (T, H, W) uint8 ids; InputError if one is missing or wrong."""
         return np.stack([self.mask(index) for index in self.handed_in])
 
     def first_masks(self) -> dict[int, np.ndarray]:
-        """What inference is given: {frame index: (H, W) uint8 ids}.
+        """The masks that inference starts from: {frame index: (H, W) uint8 ids}.
 
-        DAVIS gives the annotation of frame 0; YouTube-VOS one of each frame in which new objects are
-        annotated, holding the new objects only.
+        For DAVIS, the annotation of frame 0. For YouTube-VOS, one mask of each frame where new objects are
+        annotated, with the new objects only.
 
         Raises:
             InputError: an annotation is unreadable, or an object of meta.json is annotated nowhere.
@@ -78,7 +79,10 @@ class Sequence:
             raise InputError(f"{folder}: no annotation holds {what}; expected every object of meta.json")
         return given
 
-    def _read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path) -> np.ndarray:
+        """A mask of this sequence, (H, W) uint8 ids; raises InputError if it is unreadable or of another
+        size.
+        """
         ids = read_mask(path)
         if ids.shape != tuple(self.video.size):
             mask, frames = (f"{size[1]}x{size[0]}" for size in (ids.shape, self.video.size))
@@ -88,7 +92,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sequences of one split; `name` states which benchmark its numbers belong to."""
+    """The sequences of one split; `name` says which benchmark its numbers belong to."""
 
     name: str
     root: Path
@@ -96,23 +100,24 @@ class Dataset:
     sequences: list[Sequence]
 
 
-def load_davis(
-    root: str | os.PathLike[str], split: str = "val", year: int | None = None, resolution: str = "480p"
-) -> Dataset:
+def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | None = None,
+               resolution: str = "480p") -> Dataset:
     """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout.
 
-    DAVIS-2017 is `ImageSets/2017/<split>.txt`, a name in each line. DAVIS-2016, whose objects are merged into
-    one, is `ImageSets/2016/<split>.txt`, or `ImageSets/<resolution>/<split>.txt` with "/image /mask" in each
-    line. The dataset is called after its year, unless `benchmark.json` in root says {"name": ...}.
+    DAVIS-2017 is listed in `ImageSets/2017/<split>.txt`, a name in each line. DAVIS-2016, whose objects are
+    merged into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/<resolution>/<split>.txt`
+    with "/image /mask" in each line. The dataset is named after its year, unless `benchmark.json` in `root`
+    says {"name": ...}.
 
     Arguments:
         root: folder that holds ImageSets, JPEGImages and Annotations.
         split: name of the list, such as "train" or "val".
-        year: 2016, 2017, or None for 2017 where its list exists and 2016 elsewhere.
+        year: 2016 or 2017; None takes 2017 if its list exists, else 2016.
         resolution: name of the folder in JPEGImages and in Annotations.
 
     Raises:
-        InputError: no such list, or a sequence, frame or first mask which it names is missing or wrong.
+        InputError: there is no such list, or a sequence, frame or first mask that it names is missing or
+            wrong.
     """
     root = Path(root)
     if year not in (None, 2016, 2017):
@@ -125,16 +130,16 @@ def load_davis(
         raise InputError(f"{root}: no split {split!r} of DAVIS in here; expected {expected}")
     year, own, sequences = lists[listed], _own_name(root), []
     for name, files in _read_list(listed).items():
-        folders = [root / "JPEGImages" / resolution / name, root / "Annotations" / resolution / name]
-        missing = [path for path in folders + [root / file for file in files] if not os.path.exists(path)]
-        if missing:
-            raise InputError(f"{missing[0]}: missing on disk; expected it because {listed} lists it")
-        video = open_video(folders[0])
-        sequence = Sequence(name, video, _annotations(folders[1], video), merged=year == 2016)
+        frames, annotations = (root / kind / resolution / name for kind in ("JPEGImages", "Annotations"))
+        for path in (frames, annotations, *(root / file for file in files)):
+            if not os.path.exists(path):
+                raise InputError(f"{path}: missing on disk; expected it because {listed} lists it")
+        video = open_video(frames)
+        sequence = Sequence(name, video, _annotations(annotations, video), merged=year == 2016)
         sequence.mask(0)
         if year == 2017 and own is None and is_binary(read_values(sequence.masks[0])):
-            wrong = f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's"
-            raise InputError(f'{wrong}; set year=2016, or name your data in benchmark.json: {{"name": ...}}')
+            raise InputError(f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's; set year=2016, or name "
+                             'your data in benchmark.json: {"name": ...}')
         sequences.append(sequence)
     return Dataset(own or f"DAVIS-{year}", root, split, sequences)
 
@@ -144,29 +149,27 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
 
     Reads `<split>/JPEGImages/<video>/<frame>.jpg`, `<split>/Annotations/<video>/<frame>.png` and, if present,
     `<split>/meta.json` with the videos and their objects. If `<split>_all_frames/JPEGImages` exists, the
-    videos come from there, and `saved` holds the frames of `<split>`: those to hand in.
+    videos come from there, and `saved` holds the frames of `<split>`, whose masks are handed in.
 
     Raises:
         InputError: a folder, a video of meta.json, a frame or an annotation is missing or wrong.
     """
     root = Path(root)
     frames, annotations = root / split / "JPEGImages", root / split / "Annotations"
-    dense = root / f"{split}_all_frames" / "JPEGImages"
+    dense, meta = root / f"{split}_all_frames" / "JPEGImages", root / split / "meta.json"
     for folder in (frames, annotations):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected {split}/JPEGImages and {split}/Annotations")
-    objects = _read_json(
-        root / split / "meta.json",
-        '{"videos": {name: {"objects": {id: ...}}}}',
-        lambda meta: {name: tuple(map(int, video["objects"].keys())) for name, video in meta["videos"].items()},
-    )
+    objects = _read_json(meta, '{"videos": {name: {"objects": {id: ...}}}}', lambda content: {
+        name: tuple(map(int, video["objects"].keys())) for name, video in content["videos"].items()})
     if objects is None:
         objects = {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
     if not objects:
-        raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video, and no empty meta.json")
+        raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video, and "
+                         "no empty meta.json")
     sequences = []
     for name in sorted(objects):
-        video, saved = open_video(frames / _plain(name, root / split / "meta.json")), None
+        video, saved = open_video(frames / _plain(name, meta)), None
         if dense.is_dir():
             coarse, video = video, open_video(dense / name)
             names = {coarse.frame_name(index) for index in range(len(coarse))}
@@ -180,17 +183,19 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
 
 
 def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
-    """Predicted masks of the frames in `sequence.handed_in`, (T, H, W) uint8, from `<folder>/<sequence>/<frame>.png`.
+    """Read predicted masks, (T, H, W) uint8 ids of the frames `sequence.handed_in`.
+
+    The files are `<folder>/<sequence>/<frame>.png`.
 
     Raises:
-        InputError: names the first mask that is missing, no frame of the video, or of another size.
+        InputError: names the first mask that is missing, belongs to no frame, or has another size.
     """
     folder = Path(folder) / sequence.name
     files = [folder / f"{sequence.video.frame_name(index)}.png" for index in sequence.handed_in]
-    expected = f"expected {files[0].name} to {files[-1].name}, a mask for each frame of {sequence.name!r}"
     for file in sorted(set(folder.glob("[!.]*.png")) ^ set(files)):
-        raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; {expected}")
-    return np.stack([sequence._read(file) for file in files])
+        raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; expected {files[0].name} to "
+                         f"{files[-1].name}, a mask for each frame of {sequence.name!r}")
+    return np.stack([sequence.read(file) for file in files])
 
 
 def _annotations(folder: Path, video: Video) -> dict[int, Path]:
@@ -205,7 +210,7 @@ def _annotations(folder: Path, video: Video) -> dict[int, Path]:
 
 
 def _read_list(listed: Path) -> dict[str, list[str]]:
-    """Sequences of an image-set list, each with the images and masks the list states (DAVIS-2017: none)."""
+    """The sequences of a list, each with the images and masks that the list states (none for DAVIS-2017)."""
     sequences: dict[str, list[str]] = {}
     try:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()
@@ -220,20 +225,21 @@ def _read_list(listed: Path) -> dict[str, list[str]]:
 
 
 def _plain(name: str, source: Path) -> str:
-    if Path(name).name != name or name == "..":  # it would lead out of the folders, also those which are written
+    """The name, unless it would lead out of the folders that are read and written."""
+    if Path(name).name != name or name == "..":
         raise InputError(f"{source}: {name!r} is no name of a sequence; expected a folder's, without a path")
     return name
 
 
 def _own_name(root: Path) -> str | None:
-    return _read_json(root / "benchmark.json", '{"name": "..."}', lambda own: str.strip(own["name"]))
+    return _read_json(root / "benchmark.json", '{"name": "..."}', lambda content: str.strip(content["name"]))
 
 
 def _read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
-    """What `pick` takes from a file, None without the file."""
+    """What `pick` takes from the content of a file; None if there is no file."""
     if not file.exists():
         return None
     try:
         return pick(json.loads(file.read_text()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: not what it should hold; expected {expected}") from error
+        raise InputError(f"{file}: wrong content; expected {expected}") from error

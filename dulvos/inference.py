@@ -15,6 +15,7 @@ from dulvos.devices import autocast
 from dulvos.encoder import LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_types
 from dulvos.propagation import object_ids, propagate, to_labels
+from dulvos.videos import shrink
 
 __all__ = ["SegmentSettings", "colour_features", "encode", "segment"]
 
@@ -58,11 +59,10 @@ def encode(encoder: Encoder, frames: Iterable[np.ndarray], settings: SegmentSett
         (K, h, w) float32, L2-normalised over K; h = ⌈H / 8⌉, w = ⌈W / 8⌉.
     """
     device = next(encoder.parameters()).device
-    frames = iter(frames)
+    frames = (shrink(frame, settings.shorter_side) for frame in frames)
     while chunk := list(itertools.islice(frames, batch)):
         images = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)  # [n, 3, H, W], channels last
-        # reduced where it is read: a GPU does not resize bytes
-        images = prepare_frames(_reduce(images, settings.shorter_side).to(device))
+        images = prepare_frames(images.to(device))
         with torch.inference_mode(), autocast(device, settings.precision):
             features = getattr(encoder(images, (settings.layer,)), settings.layer)
         yield from features
@@ -75,18 +75,9 @@ def colour_features(frames: Iterable[np.ndarray], settings: SegmentSettings = Se
         (4, h, w) float32, L2-normalised, as `encode` does.
     """
     for frame in frames:
-        image = torch.from_numpy(frame).permute(2, 0, 1)[None]
-        image = prepare_frames(_reduce(image, settings.shorter_side))
+        image = prepare_frames(torch.from_numpy(shrink(frame, settings.shorter_side)).permute(2, 0, 1)[None])
         colour = F.adaptive_avg_pool2d(image, [-(-side // STRIDE) for side in image.shape[2:]])
         yield F.normalize(torch.cat([colour, torch.ones_like(colour[:, :1])], 1), dim=1)[0]
-
-
-def _reduce(images: Tensor, shorter_side: int) -> Tensor:
-    height, width = images.shape[2:]
-    if not 0 < shorter_side < min(height, width):
-        return images
-    size = [round(side * shorter_side / min(height, width)) for side in (height, width)]
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],

@@ -21,7 +21,8 @@ PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
 
 Bits 0, 1, 2 of an id are the highest bits of R, G, B; bits 3, 4, 5 the second highest; bits 6, 7 the third.
 """
-OBJECT_COLOURS = np.frombuffer(bytes.fromhex("D55E0056B4E9F0E442009E73CC79A70072B2E69F00"), np.uint8).reshape(7, 3)
+_OKABE_ITO = bytes.fromhex("D55E00 56B4E9 F0E442 009E73 CC79A7 0072B2 E69F00")
+OBJECT_COLOURS = np.frombuffer(_OKABE_ITO, np.uint8).reshape(7, 3)
 """(7, 3) uint8, the colours of objects 1 to 7 over a frame; object 8 takes the first again.
 
 From Okabe and Ito, "Color Universal Design" (2008): they can be told apart with any kind of colour vision.
@@ -31,9 +32,10 @@ From Okabe and Ito, "Color Universal Design" (2008): they can be told apart with
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Read the object ids of a mask file.
 
-    If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette images
-    give their indices. Images without a palette give the id whose colour in `PALETTE` they show, or their grey
-    level. Alpha is ignored. Only PNG is read: JPEG blurs ids into one another, other formats renumber them.
+    If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
+    images give their indices. Images without a palette give the id whose colour in `PALETTE` they show, or
+    their grey level. Alpha is ignored. Only PNG is read: JPEG blurs ids into one another, other formats
+    renumber them.
 
     Returns:
         (H, W) uint8 in 0..254.
@@ -47,10 +49,10 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
-    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all, and make the folders above it.
+    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above.
 
     Raises:
-        InputError: the suffix is not .png, or `ids` has another shape or dtype or holds 255 (which means void).
+        InputError: the suffix is not .png, or `ids` has another shape or dtype or holds 255 (void).
     """
     path = Path(path)
     if path.suffix != ".png":
@@ -75,7 +77,8 @@ def read_values(path: str | os.PathLike[str]) -> np.ndarray:
             ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
             values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
     except Exception as error:  # Pillow raises many kinds
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a complete PNG"
+        said = getattr(error, "strerror", None)
+        reason = said.lower() if said else "not a complete PNG"
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
     if image.mode in ("RGB", "RGBA"):
         return _ids_of_colours(values, path)
@@ -99,8 +102,8 @@ def _ids_of_colours(colours: np.ndarray, path: Path) -> np.ndarray:
             ids = order[np.searchsorted(table, found, sorter=order)]
             return ids.astype(np.uint8)[inverse].reshape(colours.shape[:2])
     stray = next(colour for colour in found if colour not in PALETTE @ packing)
-    raise InputError(f"{path}: the colour #{stray:06x} is neither in the DAVIS palette nor grey; save the mask as a "
-                     "palette PNG")
+    raise InputError(f"{path}: the colour #{stray:06x} is neither in the DAVIS palette nor grey; save the "
+                     "mask as a palette PNG")
 
 
 def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: bool = True) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""The one reader of videos: folders of frames and video files, as 8-bit RGB arrays.
+"""Read videos, that is folders of frames and video files, as 8-bit RGB arrays, and resize frames.
 
-Grey and palette pictures become RGB; 16-bit samples are scaled from 0..65535 (never stretched to what a picture uses);
-alpha is ignored, so transparent pixels have the colour stored under them; of an animation, the first picture counts.
+Grey and palette pictures become RGB. 16-bit samples are scaled from 0..65535, whatever range a picture uses.
+Alpha is ignored: transparent pixels keep the colour stored under them. Of an animation, only the first
+picture is read.
 """
 
 from __future__ import annotations
@@ -19,40 +20,44 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "header_size", "open_video"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "header_size",
+           "open_video", "resize", "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
-_FRAMES = "frames (" + ", ".join(FRAME_SUFFIXES) + ")"
-_VIDEOS = "video files (" + ", ".join(VIDEO_SUFFIXES) + ")"
+_FRAMES = f"frames ({', '.join(FRAME_SUFFIXES)})"
+_VIDEOS = f"video files ({', '.join(VIDEO_SUFFIXES)})"
 _EXIF_ORIENTATION = 0x0112
-# How a complete file ends; one that ends otherwise is also decoded by Pillow, which refuses cut files.
+# How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What the system refuses (permissions, loops of links, too long names) is an error of the input."""
+    """Turn what the system refuses (permissions, loops of links, names too long) into an InputError."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename}: {str(error.strerror or error).lower()}; expected a readable file or folder") from error
+        reason = str(error.strerror or error).lower()
+        raise InputError(f"{error.filename}: {reason}; expected a readable file or folder") from error
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one size under one name; it holds no open file, so it can be pickled and sent to workers.
+    """Frames of one size under one name; no file is held open, so it can be pickled and sent to workers.
 
     Arguments:
         name: name of the folder, or of the file without its suffix.
         path: the folder of frames or the video file.
-        length: number of frames (of a video file: the frames which decode, whatever its header says).
-        size: (H, W) of the first frame, as read (after any EXIF or container rotation).
+        length: number of frames; of a video file, those that decode, whatever its header says.
+        size: (H, W) of the first frame, after any rotation that EXIF or the container asks for.
         files: names of the frame files in natural order; empty for a video file.
     """
 
@@ -66,39 +71,37 @@ class Video:
         return self.length
 
     def frame_name(self, index: int) -> str:
-        """Name of a frame: the stem of its file, or the index in five digits for a video file."""
+        """Name of a frame: the stem of its file; for a video file, the index in five digits."""
         self._check_index(index)
         return Path(self.files[index]).stem if self.files else f"{index:05d}"
 
     def read(self, index: int) -> np.ndarray:
-        """One frame, (H, W, 3) uint8 RGB, for 0 <= index < length: the same that `frames` gives at this index.
+        """Read one frame, (H, W, 3) uint8 RGB, for 0 <= index < length; `frames` gives the same.
 
-        A video file is decoded forward, never sought (seeking misses frames in some files): read in
-        increasing order, which costs one pass; going back starts again at the first frame.
+        A video file is decoded forwards and never sought, because seeking misses frames in some files. Read
+        in increasing order, it is decoded once; a step back starts again at the first frame.
 
         Raises:
             InputError: the frame cannot be read, is cut short, or has another size than the first one.
-            IndexError: index out of range.
+            IndexError: the index is out of range.
         """
         self._check_index(index)
-        frame = _read_image(self.path / self.files[index]) if self.files else _decoder_at(self.path, index).retrieve()
-        return self._checked(frame, index)
+        return self._read(index, None if self.files else _decoder_for(self.path, index))
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         """Frames `start` to the last, each (H, W, 3) uint8 RGB, in one pass; raises as `read` does."""
-        if self.files:
-            yield from map(self.read, range(start, self.length))
-            return
-        decoder = _Decoder(self.path)
+        decoder = None if self.files else _Decoder(self.path)
         for index in range(start, self.length):
-            decoder.advance(index)
-            yield self._checked(decoder.retrieve(), index)
+            yield self._read(index, decoder)
 
     @_readable()
     def verify(self) -> None:
-        """Look at the head and the end of every frame, decoding none that is whole: before hours of work.
+        """Look at the header and the end of every frame file, before hours of work; whole frames are not
+        decoded.
 
-        Raises an InputError that names the first frame of an unreadable header or another size, or that is cut short.
+        Raises:
+            InputError: names the first frame whose header is unreadable, whose size differs, or that is cut
+                short.
         """
         for index, file in enumerate(self.files):
             self._check_size(header_size(self.path / file), index)
@@ -108,13 +111,14 @@ class Video:
                 if not _is_whole(head, stream.read()):
                     _read_image(self.path / file)
 
+    def _read(self, index: int, decoder: _Decoder | None) -> np.ndarray:
+        frame = decoder.read(index) if decoder else _read_image(self.path / self.files[index])
+        self._check_size(frame.shape[:2], index)
+        return frame
+
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self.length:
             raise IndexError(f"{self.path}: no frame {index}; the frames are 0 to {self.length - 1}")
-
-    def _checked(self, frame: np.ndarray, index: int) -> np.ndarray:
-        self._check_size(frame.shape[:2], index)
-        return frame
 
     def _check_size(self, size: tuple[int, int], index: int) -> None:
         if tuple(size) != tuple(self.size):
@@ -125,14 +129,14 @@ class Video:
 
 @_readable()
 def open_video(path: str | os.PathLike[str]) -> Video:
-    """Open a folder of frames (reads the first header only) or a video file (decoded once, to count).
+    """Open a folder of frames (reads the first header only) or a video file (decodes it once, to count).
 
     Arguments:
-        path: folder of jpg, jpeg, png, bmp or webp frames, ordered naturally by their names (other files are
-            ignored), or an mp4, avi, mkv, mov or webm file.
+        path: a folder of jpg, jpeg, png, bmp or webp frames, ordered naturally by their names (other files
+            are ignored), or an mp4, avi, mkv, mov or webm file.
 
     Raises:
-        InputError: nothing there, no frames in it, two frames of one name, or an unknown or broken file.
+        InputError: nothing is there, it holds no frame or two of one name, or the file is unknown or broken.
     """
     path = Path(path)
     if path.is_dir():
@@ -153,10 +157,12 @@ def open_video(path: str | os.PathLike[str]) -> Video:
 
 @_readable()
 def find_videos(root: str | os.PathLike[str]) -> list[Video]:
-    """Videos directly under a folder: its sub-folders of frames and its video files, sorted by name.
+    """Open the videos directly in a folder (sub-folders of frames and video files), sorted by name.
 
-    Hidden entries and other files are ignored. Files that differ only in their suffix keep it in the name.
-    Raises an InputError for no such folder, nothing in it, a sub-folder without frames or a broken file.
+    Hidden entries and other files are ignored. Files that differ only in their suffix keep it in their name.
+
+    Raises:
+        InputError: there is no such folder, no video in it, a sub-folder without frames, or a broken file.
     """
     root = Path(root)
     if not root.is_dir():
@@ -173,35 +179,42 @@ def find_videos(root: str | os.PathLike[str]) -> list[Video]:
 
 @_readable()
 def fingerprint(videos: Iterable[Video]) -> str:
-    """16 hex digits of names, lengths, sizes, and the files' names and bytes: no dates, no absolute paths."""
+    """16 hex digits for names, lengths, sizes, and the files' names and byte counts; no dates, no paths."""
     digest = hashlib.sha256()
     for video in videos:
         files = [video.path / file for file in video.files] or [video.path]
-        weights = [(file.name, file.stat().st_size) for file in files]
-        digest.update(repr((video.name, video.length, tuple(video.size), weights)).encode())
+        sizes = [(file.name, file.stat().st_size) for file in files]
+        digest.update(repr((video.name, video.length, tuple(video.size), sizes)).encode())
     return digest.hexdigest()[:16]
 
 
-def _frame_files(folder: Path) -> tuple[str, ...]:
-    found = (e for e in os.scandir(folder) if Path(e.name).suffix.lower() in FRAME_SUFFIXES and e.name[0] != ".")
-    # Broken links are kept, so that reading them is an error; pipes are not, as reading one would never end.
-    names = (e.name for e in found if e.is_file(follow_symlinks=False) or e.is_symlink() and not os.path.isdir(e))
-    return tuple(sorted(names, key=_natural))
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a frame, (H, W, 3) uint8, to size (h, w) by the project's one filter: bilinear, antialiased."""
+    image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+    image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+    return image[0].permute(1, 2, 0).numpy()
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
-    # Odd places of the split are the digits, so two keys never compare a string with a number.
-    parts = re.split(r"([0-9]+)", Path(name).stem)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+def shrunk_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """The (h, w) of a frame of size (H, W) after `shrink`."""
+    if not 0 < shorter_side < min(size):
+        return size
+    return tuple(round(side * shorter_side / min(size)) for side in size)
+
+
+def shrink(frame: np.ndarray, shorter_side: int) -> np.ndarray:
+    """Reduce a frame, (H, W, 3) uint8, to a shorter side in pixels; 0 or a longer one keeps the frame."""
+    size = shrunk_size(frame.shape[:2], shorter_side)
+    return frame if size == frame.shape[:2] else resize(frame, size)
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture after any EXIF rotation, from its header alone; an InputError where it cannot be read."""
+    """(H, W) of a picture after any EXIF rotation, from its header alone; raises InputError if unreadable."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            exif = Image.Exif()  # not `getexif`: that also obeys XMP, which OpenCV does not, and decodes a whole PNG
-            with suppress(SyntaxError):  # broken EXIF data, which OpenCV passes over
+            exif = Image.Exif()  # not `getexif`: it also obeys XMP, unlike OpenCV, and decodes a whole PNG
+            with suppress(SyntaxError):  # OpenCV ignores broken EXIF data too
                 exif.load(image.info.get("exif", b""))
             orientation = exif.get(_EXIF_ORIENTATION, 1)
     except Exception as error:
@@ -209,13 +222,28 @@ def header_size(path: Path) -> tuple[int, int]:
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
+def _frame_files(folder: Path) -> tuple[str, ...]:
+    def is_frame(entry: os.DirEntry) -> bool:
+        if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in FRAME_SUFFIXES:
+            return False
+        # A broken link counts, so that reading it is an error; a pipe does not: reading it would never end.
+        return entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry)
+
+    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_frame(entry)), key=_natural))
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Every second part is a number, so two keys never compare text with a number.
+    parts = re.split(r"([0-9]+)", Path(name).stem)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
 def _read_image(path: Path) -> np.ndarray:
     try:
         data = path.read_bytes()
         if not _is_whole(data[:4], data):
-            # OpenCV fills the rest of a cut picture with grey and says nothing.
             with Image.open(io.BytesIO(data)) as image:
-                image.load()
+                image.load()  # OpenCV would silently fill the rest of a cut picture with grey
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if frame is None:
             raise OSError("OpenCV cannot decode it")
@@ -225,7 +253,7 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _is_whole(head: bytes, tail: bytes) -> bool:
-    """Whether a picture ends as complete ones of its kind do; False where that is not known."""
+    """Whether a JPEG or PNG ends as complete ones do; False for other kinds."""
     ending = next((end for start, end in _ENDINGS.items() if head.startswith(start)), None)
     return ending is not None and tail.rstrip(b"\0").endswith(ending)
 
@@ -235,12 +263,12 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image"  # Pillow's own message names its buffer
     elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror.lower()  # without the path, which the line has already
+        reason = error.strerror.lower()  # without the path, which begins the line
     return InputError(f"{path}: unreadable frame ({reason}); replace this file")
 
 
 class _Decoder:
-    """A video file decoded forward; `position` is the frame that `retrieve` gives, any number of times."""
+    """A video file that is decoded forwards; `position` is the frame that was decoded last."""
 
     @_readable()
     def __init__(self, path: Path) -> None:
@@ -248,41 +276,39 @@ class _Decoder:
         with open(path, "rb") as stream:
             if not stream.read(1):
                 raise InputError(f"{path}: the file is empty; replace this file")
-        # Absolute, as FFmpeg takes what precedes a colon for a protocol.
-        source = str(path.absolute())
+        source = str(path.absolute())  # FFmpeg would take a relative "12:30.mp4" for a protocol
         if source != source.encode(errors="replace").decode():
-            raise InputError(f"{path}: this path is not UTF-8, on which OpenCV crashes; rename it")
-        # One thread: decoder threads do not survive a fork, and releasing them in a worker would hang.
+            raise InputError(f"{path}: this path is not UTF-8, which crashes OpenCV; rename it")
+        # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
         self.capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self.capture.isOpened():
             raise InputError(f"{path}: cannot be opened as a video; expected one of the {_VIDEOS}")
 
-    def advance(self, index: int) -> None:
+    def read(self, index: int) -> np.ndarray:
+        """Frame `index`, not before `position`; the last frame can be read again."""
         while self.position < index:
             if not self.capture.grab():
                 raise InputError(f"{self.path}: ends before frame {index}, unlike when opened; open it again")
             self.position += 1
-
-    def retrieve(self) -> np.ndarray:
         decoded, frame = self.capture.retrieve()
         if not decoded:
-            raise InputError(f"{self.path}: frame {self.position} does not decode; re-encode the file")
+            raise InputError(f"{self.path}: frame {index} does not decode; re-encode the file")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def measure(self) -> tuple[int, tuple[int, int]]:
-        """Length and (H, W), from decoding every frame: headers announce frames that are not there."""
+        """Count the frames by decoding them, because headers announce frames that are missing; and (H, W)."""
         if not self.capture.grab():
             raise InputError(f"{self.path}: no frame of this video decodes; re-encode the file")
         self.position = 0
-        height, width = self.retrieve().shape[:2]
+        height, width = self.read(0).shape[:2]
         while self.capture.grab():
             self.position += 1
         return self.position + 1, (height, width)
 
 
 def _identity(path: Path) -> tuple[Path, int, int, int, int]:
-    # A forked worker shares the file position of its parent, so it must not go on with the parent's decoder;
-    # and a file which was replaced must not be read on from the open one.
+    # A forked worker shares its parent's file position, so it must not go on with the parent's decoder (hence
+    # the process); and a file that was replaced must not be read on from the open one.
     state = path.stat()
     return path, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size
 
@@ -291,10 +317,9 @@ _open = threading.local()
 
 
 @_readable()
-def _decoder_at(path: Path, index: int) -> _Decoder:
-    """The thread's one open decoder where it serves, else a new one: many videos, few open files."""
+def _decoder_for(path: Path, index: int) -> _Decoder:
+    """The thread's one open decoder if it can read the frame, else a new one: few files stay open."""
     decoder = getattr(_open, "decoder", None)
     if decoder is None or decoder.identity != _identity(path) or decoder.position > index:
         decoder = _open.decoder = _Decoder(path)
-    decoder.advance(index)
     return decoder

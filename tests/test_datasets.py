@@ -1,4 +1,4 @@
-"""Layouts, masks and palette: what is written is read back, and whatever is missing or odd is named."""
+"""The layouts of DAVIS and YouTube-VOS; more broken ones stand in the corpus."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dulvos.datasets import load_davis, load_youtube_vos, read_predictions
-from dulvos.masks import write_mask
 from dulvos.errors import InputError
+from dulvos.masks import write_mask
 from tests.test_masks import H, W, blocks, save
+
 
 def save_frames(folder: Path, names: list[str]) -> None:
     for name in names:
@@ -63,72 +64,45 @@ def test_davis_2017_keeps_objects_apart(tmp_path: Path) -> None:
     dataset = load_davis(make_davis17(tmp_path, masks), "val")
     assert (dataset.name, dataset.split, dataset.root) == ("DAVIS-2017", "val", tmp_path)
     assert [sequence.name for sequence in dataset.sequences] == ["b", "a"]
-    assert np.array_equal(dataset.sequences[0].truth(), np.stack(masks["b"]))
-    assert np.array_equal(dataset.sequences[0].mask(1), blocks(2))
-    given = dataset.sequences[0].first_masks()
+    sequence = dataset.sequences[0]
+    assert np.array_equal(sequence.truth(), np.stack(masks["b"]))
+    assert np.array_equal(sequence.mask(1), blocks(2))
+    given = sequence.first_masks()
     assert list(given) == [0] and np.array_equal(given[0], blocks(1, 2))
 
 
-def test_davis_2016_has_one_object(tmp_path: Path) -> None:
-    dataset = load_davis(make_davis16(tmp_path, ["b", "a"]))
-    assert dataset.name == "DAVIS-2016"
-    assert [sequence.name for sequence in dataset.sequences] == ["b", "a"]
-    assert np.array_equal(dataset.sequences[1].truth(), np.stack([blocks(1)] * 3))
-
-
 def test_the_name_says_which_benchmark_it_is(tmp_path: Path) -> None:
-    both = make_davis17(make_davis16(tmp_path / "both", ["old"]), {"new": [blocks(1, 2)] * 3})
+    both = make_davis17(make_davis16(tmp_path / "both", ["old", "a"]), {"new": [blocks(1, 2)] * 3})
     assert load_davis(both).name == load_davis(both, year=2017).name == "DAVIS-2017"
-    assert load_davis(both, year=2016).name == "DAVIS-2016"
-
-    release = make_davis17(tmp_path / "release", {"new": [blocks(1, 2)] * 3})
-    (release / "ImageSets/2016").mkdir()
-    (release / "ImageSets/2016/val.txt").write_text("new\n")
-    merged = load_davis(release, year=2016)
-    assert merged.name == "DAVIS-2016"
-    assert np.array_equal(merged.sequences[0].mask(0), blocks(1, 1))
+    older = load_davis(both, year=2016)
+    assert older.name == "DAVIS-2016" and [sequence.name for sequence in older.sequences] == ["old", "a"]
+    assert np.array_equal(older.sequences[1].truth(), np.stack([blocks(1)] * 3))
 
     own = make_davis17(tmp_path / "own", {"new": [blocks(1, 2)] * 3})
+    (own / "ImageSets/2016").mkdir()
+    (own / "ImageSets/2016/val.txt").write_text("new\n")
+    merged = load_davis(own, year=2016)
+    assert merged.name == "DAVIS-2016" and np.array_equal(merged.sequences[0].mask(0), blocks(1, 1))
     (own / "benchmark.json").write_text('{"name": "cutouts", "seed": 0}')
     assert load_davis(own).name == load_davis(own, year=2017).name == "cutouts"
-    for content in ("{}", '{"name": 3}', "[]", "name"):
-        (own / "benchmark.json").write_text(content)
-        with pytest.raises(InputError, match=r'benchmark.json: .*expected \{"name"'):
-            load_davis(own)
 
 
 def test_masks_of_davis_2016_never_pass_as_davis_2017(tmp_path: Path) -> None:
     root = make_davis16(tmp_path, ["a"])
     (root / "ImageSets/2017").mkdir()
     (root / "ImageSets/2017/val.txt").write_text("a\n")
-    with pytest.raises(InputError, match=r"00000\.png: 0/255 masks are not DAVIS-2017's"):
+    with pytest.raises(InputError, match=r"00000\.png"):
         load_davis(root)
     assert load_davis(root, year=2016).name == "DAVIS-2016"
     (root / "benchmark.json").write_text('{"name": "own"}')
     assert np.array_equal(load_davis(root).sequences[0].mask(0), blocks(1))
 
 
-def test_whatever_davis_lacks_is_named(tmp_path: Path) -> None:
-    root = make_davis17(tmp_path / "new", {"a": [blocks(1)] * 3, "b": [blocks(1)] * 3})
-    with pytest.raises(InputError, match="split 'test'.*expected ImageSets/2017/test.txt or ImageSets/480p"):
-        load_davis(root, "test")
-    with pytest.raises(InputError, match="year 2018"):
-        load_davis(root, year=2018)
-    (root / "ImageSets/2017/val.txt").write_text("a\nbear\n")
-    with pytest.raises(InputError, match=r"JPEGImages/480p/bear: missing on disk.*val.txt"):
-        load_davis(root)
-    (root / "ImageSets/2017/val.txt").write_text("\n")
-    with pytest.raises(InputError, match="val.txt: an empty list"):
-        load_davis(root)
-
-    old = make_davis16(tmp_path / "old", ["a"])
-    frame = (old / "JPEGImages/480p/a/00002.jpg").rename(tmp_path / "away.jpg")
-    with pytest.raises(InputError, match=r"JPEGImages/480p/a/00002\.jpg: missing on disk"):
-        load_davis(old)
-    frame.rename(old / "JPEGImages/480p/a/00002.jpg")
-    (old / "Annotations/480p/a/00001.png").unlink()
-    with pytest.raises(InputError, match=r"Annotations/480p/a/00001\.png: missing on disk"):
-        load_davis(old)
+@pytest.mark.parametrize("gone", ["JPEGImages/480p/a/00002.jpg", "Annotations/480p/a/00001.png"])
+def test_what_a_list_of_davis_2016_names_must_be_on_disk(tmp_path: Path, gone: str) -> None:
+    (make_davis16(tmp_path, ["a"]) / gone).unlink()
+    with pytest.raises(InputError, match=gone):
+        load_davis(tmp_path)
 
 
 def test_annotations_must_fit_their_frames(tmp_path: Path) -> None:
@@ -140,20 +114,10 @@ def test_annotations_must_fit_their_frames(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"00001\.png is 16x13 .*16x12"):
             action()
     (annotations / "00001.png").unlink()
-    with pytest.raises(InputError, match=r"a/00001\.png: no such annotation"):
+    with pytest.raises(InputError, match=r"a/00001\.png"):
         load_davis(root).sequences[0].truth()
-    write_mask(annotations / "00000.png", blocks(1, width=W + 1))
-    with pytest.raises(InputError, match=r"00000\.png is 17x12"):
-        load_davis(root)
-    (annotations / "00000.png").unlink()
-    with pytest.raises(InputError, match=r"00000\.png: no such annotation"):
-        load_davis(root)
     write_mask(annotations / "00007.png", blocks(1))
-    with pytest.raises(InputError, match=r"00007\.png: an annotation of no frame"):
-        load_davis(root)
-    for file in annotations.iterdir():
-        file.unlink()
-    with pytest.raises(InputError, match=r"a: no annotations; expected 00000\.png"):
+    with pytest.raises(InputError, match=r"00007\.png"):
         load_davis(root)
 
 
@@ -166,33 +130,28 @@ def test_youtube_vos_gives_each_object_where_it_enters(tmp_path: Path, meta: boo
     assert list(given) == [0, 2] and sequence.saved is None
     assert np.array_equal(given[0], blocks(1, 4))
     assert np.array_equal(given[2], blocks(2)), "an object that exists already is not given again"
-    with pytest.raises(InputError, match=r"a/00005\.png: no such annotation"):
+    with pytest.raises(InputError, match=r"a/00005\.png"):
         sequence.truth()
 
 
-def test_youtube_vos_runs_on_all_frames_and_hands_in_its_own(tmp_path: Path) -> None:
+def test_youtube_vos_runs_on_all_frames_and_submits_its_own(tmp_path: Path) -> None:
     sequence = load_youtube_vos(make_youtube_vos(tmp_path, dense=True)).sequences[0]
     assert len(sequence.video) == 21 and sequence.saved == (0, 5, 10, 15, 20)
     assert list(sequence.first_masks()) == [0, 10]
     (tmp_path / "valid_all_frames/JPEGImages/a/00015.jpg").unlink()
-    with pytest.raises(InputError, match="valid_all_frames/JPEGImages/a: expected all frames of"):
+    with pytest.raises(InputError, match="valid_all_frames/JPEGImages/a"):
         load_youtube_vos(tmp_path)
 
 
-def test_whatever_youtube_vos_lacks_is_named(tmp_path: Path) -> None:
+def test_what_youtube_vos_lacks_is_named(tmp_path: Path) -> None:
     root = make_youtube_vos(tmp_path)
-    with pytest.raises(InputError, match="test/JPEGImages: no such folder; expected"):
+    with pytest.raises(InputError, match="test/JPEGImages"):
         load_youtube_vos(root, "test")
-    objects = {"1": {}, "2": {}, "3": {}, "4": {}}
-    (root / "valid/meta.json").write_text(json.dumps({"videos": {"a": {"objects": objects}}}))
-    with pytest.raises(InputError, match="Annotations/a: no annotation holds object 3"):
-        load_youtube_vos(root).sequences[0].first_masks()
-    (root / "valid/meta.json").write_text(json.dumps({"videos": {"b": {"objects": objects}}}))
-    with pytest.raises(InputError, match="JPEGImages/b: no such file or folder"):
-        load_youtube_vos(root)
-    (root / "valid/meta.json").write_text('{"videos": ["a"]}')
-    with pytest.raises(InputError, match=r'meta.json: .*expected \{"videos"'):
-        load_youtube_vos(root)
+    for videos, named in (({"a": {"objects": {"1": {}, "3": {}}}}, "Annotations/a: .*object 3"),
+                          ({"b": {"objects": {"1": {}}}}, "JPEGImages/b")):
+        (root / "valid/meta.json").write_text(json.dumps({"videos": videos}))
+        with pytest.raises(InputError, match=named):
+            load_youtube_vos(root).sequences[0].first_masks()
 
 
 def test_predictions_are_read_or_named(tmp_path: Path) -> None:
@@ -203,33 +162,26 @@ def test_predictions_are_read_or_named(tmp_path: Path) -> None:
     prediction = read_predictions(results, sequence)
     assert prediction.dtype == np.uint8
     assert np.array_equal(prediction, np.stack([blocks(2, i) for i in range(3)]))
-    write_mask(results / "a/3.png", blocks(1))
-    with pytest.raises(InputError, match=r"a/3\.png: misnamed; expected 00000\.png to 00002\.png"):
-        read_predictions(results, sequence)
-    (results / "a/3.png").unlink()
-    (results / "a/00001.png").unlink()
-    with pytest.raises(InputError, match=r"a/00001\.png: missing; expected 00000\.png to 00002\.png"):
-        read_predictions(results, sequence)
     write_mask(results / "a/00001.png", blocks(1, height=H + 4))
     with pytest.raises(InputError, match=r"a/00001\.png is 16x16"):
         read_predictions(results, sequence)
-    with pytest.raises(InputError, match=r"a/00000\.png: missing"):
-        read_predictions(tmp_path / "elsewhere", sequence)
+    (results / "a/00001.png").rename(results / "a/3.png")
+    (results / "a/00002.png").rename(results / "a/00001.png")
+    for named in (r"a/00002\.png: missing", r"a/3\.png"):
+        with pytest.raises(InputError, match=named):
+            read_predictions(results, sequence)
+        write_mask(results / "a/00002.png", blocks(1))
 
 
 @pytest.mark.parametrize(("split", "sequences", "frames"), [("train", 30, 2079), ("val", 20, 1376)])
 def test_shared_davis_is_whole(shared_data: Path, split: str, sequences: int, frames: int) -> None:
     dataset = load_davis(shared_data / "DAVIS", split)
-    assert dataset.name == "DAVIS-2016"
-    assert len(dataset.sequences) == sequences
+    assert dataset.name == "DAVIS-2016" and len(dataset.sequences) == sequences
     assert sum(len(sequence.video) for sequence in dataset.sequences) == frames
     assert sum(len(sequence.masks) for sequence in dataset.sequences) == frames
     for sequence in dataset.sequences:
         assert np.unique(sequence.first_masks()[0]).tolist() == [0, 1]
-
-
-def test_the_rgba_mask_of_davis_2016_is_read_like_the_others(shared_data: Path) -> None:
-    bear = next(s for s in load_davis(shared_data / "DAVIS", "train").sequences if s.name == "bear")
-    mask = bear.mask(77)
-    assert mask.shape == bear.video.size and np.unique(mask).tolist() == [0, 1]
-    assert (mask != bear.mask(76)).mean() < 0.05
+        if sequence.name == "bear":  # one of its masks is RGBA
+            mask = sequence.mask(77)
+            assert mask.shape == sequence.video.size and np.unique(mask).tolist() == [0, 1]
+            assert (mask != sequence.mask(76)).mean() < 0.05

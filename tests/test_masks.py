@@ -1,4 +1,4 @@
-"""Masks come back as written, each kind of mask file gives its ids, and an overlay is the mixture of every pixel."""
+"""Masks come back as written, each kind of mask file gives its ids, an overlay mixes the right pixels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def test_masks_are_read_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "ids"), [
-    ("a.png", blocks(1).astype(np.int64)), ("a.png", blocks(1)[None]), ("a.png", blocks(1, 255)), ("a.jpg", blocks(1))])
+    ("a.png", blocks(1).astype(np.int64)), ("a.png", blocks(1)[None]), ("a.png", blocks(1, 255)),
+    ("a.jpg", blocks(1))])
 def test_what_is_no_mask_is_not_written(tmp_path: Path, name: str, ids: np.ndarray) -> None:
     with pytest.raises(InputError, match=name):
         write_mask(tmp_path / name, ids)
@@ -81,10 +82,11 @@ def test_every_kind_of_mask_gives_its_ids(tmp_path: Path, stored: np.ndarray, id
 def test_what_is_no_mask_is_named(tmp_path: Path) -> None:
     colours = PALETTE[blocks(1, 7)]
     colours[3, 4] = (1, 2, 3)
-    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 9, (40, 40), np.uint8)).read_bytes()
+    noise = np.random.default_rng(0).integers(0, 9, (40, 40), np.uint8)
+    whole = save(tmp_path / "whole.png", noise).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    cases = {save(tmp_path / "colour.png", colours): "#010203", tmp_path / "missing.png": "", tmp_path / "cut.png": "",
-             save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "300"}
+    cases = {save(tmp_path / "colour.png", colours): "#010203", tmp_path / "missing.png": "missing",
+             tmp_path / "cut.png": "cut", save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "300"}
     for path, word in cases.items():
         with pytest.raises(InputError, match=word) as caught:
             read_mask(path)

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
+from dulvos import videos
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
 from dulvos.study.figures import COLOURS, WIDTH, NotebookFigure, show_pictures, style
@@ -51,11 +52,10 @@ def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
 
     A mask's ids are picked, never mixed.
     """
-    height, width = image.shape[:2]
-    if not 0 < shorter_side < min(height, width):
-        return image
-    size = [round(side * shorter_side / min(height, width)) for side in (width, height)]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.ndim == 3 else cv2.INTER_NEAREST_EXACT)
+    if image.ndim == 3:
+        return videos.shrink(image, shorter_side)
+    height, width = videos.shrunk_size(image.shape, shorter_side)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def spread_points(inside: np.ndarray, count: int) -> np.ndarray:
