@@ -51,7 +51,7 @@ class Sequence:
         return tuple(range(len(self.video))) if self.saved is None else self.saved
 
     def truth(self) -> np.ndarray:
-        """Annotations of the frames `handed_in`, (T, H, W) uint8 ids; InputError if one is missing or wrong."""
+        """Annotations of the frames `handed_in`, (T, H, W) uint8 ids; raises InputError as `mask` does."""
         return np.stack([self.mask(index) for index in self.handed_in])
 
     def first_masks(self) -> dict[int, np.ndarray]:
