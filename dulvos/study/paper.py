@@ -1,77 +1,191 @@
-"""The numbers of the paper, Araslanov, Schaub-Meyer and Roth, NeurIPS 2021: what our results are set beside.
+"""The paper's Tables 1, 2 and 3, from the CSV files beside this module, with our results in columns of their own.
 
-Scores are percentages; None stands where the paper gives no number. Data sets have the names that `Dataset.name` has here, and the
-paper's own method is called "Ours", as in the paper.
+Only whole runs of the paper's own protocol count as "ours". Scores are percentages, differences points.
+None means that a number does not apply or is not known.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 
-__all__ = ["DAVIS_2017_VAL", "FIG3", "FIG3_BASELINE", "OURS", "RANDOM", "RANDOM_JF", "SEED_DEVIATION", "TABLE1", "TABLE2", "TABLE3"]
-__all__ += ["SELECTED_LAYERS", "SELECTED_ON", "YOUTUBE_VOS_VALID"]
+from dulvos.inference import SegmentSettings
+from dulvos.released import RELEASES
+from dulvos.study.collections import SOURCES, paper_settings
+from dulvos.study.rows import NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state, training
+from dulvos.training import NO_NUMBERS
 
-OURS = "Ours"
+__all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON", "TABLE1",
+           "TABLE2", "TABLE3", "YOUTUBE_VOS_VALID", "method_name", "read_csv", "table1", "table2", "table3"]
+
+OURS = "Ours"  # the paper's own method, as its tables call it
 RANDOM = "Random initialisation"
-RANDOM_JF = 43.1  # J&F on DAVIS-2017 val, Table 1
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
+SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
+SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
+DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}
 YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
-SELECTED_ON = 5  # sequences of DAVIS-2017 val, at random and not named, on which snapshots were chosen, App. B
-SELECTED_LAYERS = ("key", "res4")  # and layers, by the release
-DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}  # the whole of what Table 1 is measured on
 
-# dtype=object keeps None apart from a number, and integers integers
-TABLE1 = pd.DataFrame([
-    (RANDOM, False, None, None, None, None, None, None, None, RANDOM_JF),
-    ("CorrFlow", False, "OxUvA", 366, 14, 48.4, 53.2, 52.2, 56.0, 50.3),
-    ("MAST", True, "OxUvA", 366, 14, 61.2, 73.2, 66.3, 78.3, 63.7),
-    (OURS, False, "OxUvA", 366, 14, 63.4, 76.1, 67.2, 79.7, 65.3),
-    ("MAST", True, "YouTube-VOS", 4_500, 5, 63.3, 73.2, 67.6, 77.7, 65.5),
-    (OURS, False, "YouTube-VOS", 4_500, 5, 67.1, 81.2, 71.6, 84.9, 69.3),
-    ("ContrastCorr", False, "TrackingNet", 30_000, 140, 60.5, None, 65.5, None, 63.0),
-    (OURS, False, "TrackingNet", 30_000, 140, 67.1, 80.9, 71.7, 84.8, 69.4),
-    ("CRW", False, "Kinetics-400", 300_000, 833, 64.8, 76.1, 70.2, 82.1, 67.6),
-    (OURS, False, "Kinetics-400", 300_000, 833, 66.7, 81.4, 70.7, 84.1, 68.7),
-], columns=["method", "stride 4", "data", "videos", "hours", "J_m", "J_r", "F_m", "F_r", "J&F_m"], dtype=object)
-"""Table 1: DAVIS-2017 val at 480p; "stride 4" is the paper's ×2, an output stride of 4 instead of 8."""
+# What the paper fixes at inference, and what a training may choose freely. Another choice is another experiment.
+PROTOCOL = {name: getattr(SegmentSettings, name) for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
+FREE = ("seed", "precision", "compile", *NO_NUMBERS)
+WEIGHTS = "released weights"
 
-TABLE2 = pd.DataFrame([
-    ("Colorize", "Kinetics-400", False, 43.1, 38.6, 36.6, 37.4, 38.9),
-    ("CorrFlow", "OxUvA", False, 50.6, 46.6, 43.8, 45.6, 46.6),
-    ("MAST", "YouTube-VOS", False, 63.9, 64.9, 60.3, 67.7, 64.2),
-    ("CRW", "Kinetics-400", False, 68.7, 70.2, 65.4, 75.2, 69.9),
-    (OURS, "YouTube-VOS", False, 69.6, 71.3, 65.0, 73.5, 69.9),
-    (OURS, "Kinetics-400", False, 69.9, 71.3, 66.5, 74.8, 70.6),
-    (OURS, "TrackingNet", False, 70.2, 71.9, 66.3, 74.5, 70.7),
-    ("OSVOS", None, True, 59.8, 60.5, 54.2, 60.7, 58.8),
-    ("PreMVOS", None, True, 71.4, 75.9, 56.5, 63.7, 66.9),
-    ("STM", None, True, 79.7, 84.2, 72.8, 80.9, 79.4),
-], columns=["method", "data", "supervised", "seen J_m", "seen F_m", "unseen J_m", "unseen F_m", "mean"], dtype=object)
-"""Table 2: YouTube-VOS 2018 val, scored by its server."""
 
-TABLE3 = pd.DataFrame([
-    ("ContrastCorr", "TrackingNet", 400_000, "1 d", 44),
-    (OURS, "TrackingNet", 200_000, "1 d", 12),
-    ("CRW", "Kinetics-400", 2_000_000, "7 d", 22),
-    (OURS, "Kinetics-400", 300_000, "2 d", 12),
-    ("MAST", "YouTube-VOS", 2_000_000, None, 22),
-    (OURS, "YouTube-VOS", 100_000, "6 h", 12),
-], columns=["method", "data", "iterations", "time", "memory (GB)"], dtype=object)
-"""Table 3: training, ours on one A100 (Sec. 4); the data of the others is that of the table's next line, our reading."""
+def read_csv(name: str) -> pd.DataFrame:
+    """A CSV file beside this module; None stands for an empty cell."""
+    table = pd.read_csv(Path(__file__).with_name(name)).astype(object)  # object keeps whole numbers beside None
+    return table.where(table.notna(), None)
 
-FIG3_BASELINE = {"B": 16, "T": 5, "λ": 0.1, "N": 8, "M": 4}
 
-FIG3 = pd.DataFrame([
-    ("B, T", {"B": 80, "T": 1}, -9.3),
-    ("B, T", {"B": 40, "T": 2}, None),
-    ("B, T", {"B": 8, "T": 10}, None),
-    ("λ", {"λ": 0.0}, -2.3),
-    ("λ", {"λ": 1.0}, -0.8),
-    ("N", {"N": 4}, -8.2),
-    ("N", {"N": 16}, None),
-    ("M", {"M": 2}, None),
-    ("M", {"M": 8}, -1.5),  # the largest drop for M
-    ("T", {"T": 10}, None),
-    ("T", {"T": 15}, 0.0),  # "we match": no number is stated
-], columns=["varied", "setting", "difference"], dtype=object)
-"""Fig. 3 as far as Sec. 4.3 puts it into words: J&F points from `FIG3_BASELINE`, trained on YouTube-VOS, on DAVIS-2017 val."""
+TABLE1 = read_csv("table1.csv")  # DAVIS-2017 val at 480p; stride 4 is the paper's "×2"
+TABLE2 = read_csv("table2.csv")  # YouTube-VOS 2018 val, scored by its server
+TABLE3 = read_csv("table3.csv")  # cost of training, ours on one A100; rivals get the data of the line below them
+
+
+def method_name(method: str) -> str:
+    """What our tables call a method of the paper's; here "Ours" would mean this study."""
+    return "the paper's method" if method == OURS else method
+
+
+def table1(rows: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 (Sec. 4.1): each line of the paper's, then lines for results that belong to none of them.
+
+    "Ours" is an evaluation of the whole of DAVIS-2017 val at full size with the paper's propagation. Its features are
+    random, the released weights of CRW, or the last of a training on the line's data with the paper's settings. The lines
+    below hold the authors' weights, shorter trainings, incomplete data, selected snapshots, and ImageNet features.
+
+    Arguments:
+        rows: of all studies.
+    """
+    evaluated = kind(rows, "evaluate")
+    whole = _by_line(evaluated[(evaluated["data"] == "DAVIS-2017") & (evaluated["split"] == "val")
+                               & (evaluated["sequences"] == DAVIS_2017_VAL["sequences"])
+                               & (evaluated["objects"] == DAVIS_2017_VAL["objects"])], rows)
+    lines, others = [], []
+    for line in TABLE1.to_dict("records"):
+        found, usual = whole.pop((line["method"], line["data"]), {}), WEIGHTS if line["method"] == "CRW" else ""
+        lines.append(_line1(line, "", found.pop(usual, []), rows))
+        others += [_line1(line, f", {what}", found[what], rows) for what in sorted(found)]
+    if imagenet := whole.get(("ImageNet ResNet-18 (supervised)", "ImageNet")):
+        line = {**dict.fromkeys(TABLE1), "method": "ImageNet ResNet-18 (supervised)", "data": "ImageNet", "stride": 8}
+        others.append(_line1(line, "", imagenet[""], rows))
+    return frame(lines + others, list(lines[0]))
+
+
+def _line1(line: dict, what: str, found: list[pd.Series], rows: pd.DataFrame) -> dict:
+    row, theirs = newest(pd.DataFrame(found)), line["J&F_m"]
+    ours = NOT_RUN if row is None else percent(row["scores.J&F-Mean"])
+    return {"method": method_name(line["method"]) + what, "train data": line["data"], "stride": line["stride"],
+            **{f"paper {score}": line[score] for score in ("J_m", "J_r", "F_m", "F_r", "J&F_m")}, "ours J&F_m": ours,
+            "difference": None if row is None or theirs is None else round(ours - theirs, 1),
+            "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")}
+
+
+def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
+    """Table 2 (Sec. 4.2): only the benchmark's server can score it, so "state" names the submissions that are ready.
+
+    The last lines are runs on the local split, whose scores are not the server's and have columns of their own.
+
+    Arguments:
+        rows: of all studies.
+        results: the folder that holds the studies.
+    """
+    ours, scores, lines = kind(rows, "youtube-vos"), list(TABLE2.columns[3:]), []
+    ours = ours.assign(every_frame=ours.get("every_frame"))
+    ready = _by_line(ours[(ours["split"] == "valid") & (ours["sequences"] == YOUTUBE_VOS_VALID)
+                          & ours["every_frame"].eq(True)], rows)
+    for line in TABLE2.to_dict("records"):
+        made = [_submission(row, what, rows, results)
+                for what, found in ready.get((line["method"], line["data"]), {}).items() for row in found]
+        lines.append({"method": method_name(line["method"]), "train data": line["data"],
+                      **{f"paper {score}": line[score] for score in scores},
+                      "state": "; ".join(dict.fromkeys(made)) or NOT_RUN})
+    columns, local = list(lines[0]), ours[ours["split"] == "local"]
+    for _, group in local.groupby(["study", "name"]):
+        row = newest(group)
+        lines.append({"method": f"{label(row)} (study {row['study']})",
+                      **{f"local {score}": percent(row[f"scores.{score}"]) for score in scores},
+                      "state": f"{state(row, rows)}: {row['data']}, not the server's"})
+    return frame(lines, [*columns[:-1], *(f"local {score}" for score in scores if len(local)), columns[-1]])
+
+
+def _submission(row: pd.Series, what: str, rows: pd.DataFrame, results: Path) -> str:
+    path = Study(row["study"], results).path(row, "masks") / "submission.zip"
+    there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are not on this machine"
+    return state(row, rows) + (f" ({what})" if what else "") + f": {there}"
+
+
+def table3(rows: pd.DataFrame) -> pd.DataFrame:
+    """Table 3, the cost of training: ours beside the paper's, then our trainings with other data or settings.
+
+    Arguments:
+        rows: of all studies.
+    """
+    trained, lines, used = kind(rows, "train"), [], set()
+    ours = trained[np.array([_length(row) == "" for _, row in trained.iterrows()], bool)]
+    for line in TABLE3.to_dict("records"):
+        row = newest(ours[ours["data"] == line["data"]]) if line["method"] == OURS else None
+        used |= set() if row is None else {row["key"]}
+        lines.append({"method": method_name(line["method"]), "train data": line["data"],
+                      "paper iterations": line["iterations"], "paper time": line["time"],
+                      "paper memory (GB)": line["memory (GB)"], **_cost(row), "state": state(row, rows)})
+    for _, group in trained.groupby(["study", "name"]):
+        row = newest(group)
+        if row["key"] not in used:
+            lines.append({"method": f"{row['name']} (study {row['study']})", "train data": row["data"], **_cost(row),
+                          "state": state(row, rows)})
+    return frame(lines, list(lines[0]))
+
+
+def _cost(row: pd.Series | None) -> dict:
+    if row is None:
+        return {"our iterations": NOT_RUN, "our time": None, "our peak memory (MB)": None, "device": None}
+    minutes, gpu = row["seconds"] / 60, row.get("gpu")
+    device = f"{row['device']}, {int(row['threads'])} threads" if row["device"].startswith("cpu") else row["device"]
+    return {"our iterations": int(row["iterations"]),
+            "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": gpu if isinstance(gpu, str) else device}
+
+
+def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, dict[str, list[pd.Series]]]:
+    """Evaluations with the paper's propagation, by the (method, data) of the line that they belong to, and what is special.
+
+    A release uses the layer that it was made for; a selected snapshot may use any that the authors selected from.
+    """
+    found: dict[tuple, dict[str, list[pd.Series]]] = {}
+    for _, row in evaluated.iterrows():
+        features, layer = row["features"], row.get("parameters.layer")
+        if features in RELEASES:
+            release = RELEASES[features]
+            line, what, layers = (release.method, release.data), WEIGHTS, (release.layer,)
+        else:
+            line, what = {"random": (RANDOM, None), "imagenet": ("ImageNet ResNet-18 (supervised)", "ImageNet")}.get(
+                features), ""
+            made = training(row, rows)
+            if made is not None and (length := _length(made)) is not None:
+                miscounted = made.get("miscounted")
+                size = "data of another size" if isinstance(miscounted, list) and miscounted else ""
+                line, what = (OURS, made["data"]), ", ".join(filter(None, [length, size, remark(row)]))
+            layers = SELECTED_LAYERS if remark(row) else (PROTOCOL["layer"],)
+        if line and layer in layers and has(row, {**PROTOCOL, "layer": layer}):
+            found.setdefault(line, {}).setdefault(what, []).append(row)
+    return found
+
+
+def _length(made: pd.Series) -> str | None:
+    """Of a training with the paper's settings: "" at the end of the schedule, "released length" where the authors stopped.
+
+    None means other settings, another length, or data on which the paper did not train.
+    """
+    name = next((name for name, source in SOURCES.items() if source.title == made["data"] and source.schedule), None)
+    if name is None or pd.isna(made.get("videos")):
+        return None
+    for released, what in ((False, ""), (True, "released length")):
+        expected = dataclasses.asdict(paper_settings(name, int(made["videos"]), released=released))
+        if has(made, {setting: value for setting, value in expected.items() if setting not in FREE}):
+            return what
+    return None
