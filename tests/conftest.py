@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +13,11 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from dulvos.inference import SegmentSettings
+from dulvos.study.collections import SOURCES, paper_settings
+from dulvos.study.rows import Study, flat, version
+
+SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +53,37 @@ def _find(variable: str, sibling: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: set {variable} to the folder of {sibling}")
     return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A study called "study" in an empty results folder."""
+    return Study("study", tmp_path)
+
+
+@pytest.fixture
+def write_row(study: Study) -> Callable[..., dict]:
+    """Writes a row as a run at the paper's settings leaves it, but for the fields that are given.
+
+    `settings` change single parameters, `stale` gives an earlier version; a longer key is newer; `scores` are in [0, 1].
+    """
+    def write(kind: str, name: str, key: str, *, settings: dict | None = None, stale: bool = False, **fields) -> dict:
+        titles = {source.title: collection for collection, source in SOURCES.items()}
+        usual = paper_settings(titles.get(fields.get("data"), "youtube-vos"), 3471) if kind == "train" else SegmentSettings()
+        row = {"kind": kind, "study": study.name, "name": name, "key": key, "seconds": 90.0, "peak_memory_mb": 1234.5,
+               "device": "cpu", "frames": 1999, "parameters": {**dataclasses.asdict(usual), **(settings or {})},
+               "fingerprint": "f", "threads": 2, "commit": "1234567890", "date": f"2025-01-01T00:00:{len(key):02d}"}
+        if kind == "train":
+            row |= {"iterations": row["parameters"]["iterations"], "split": "train", "data": "YouTube-VOS", "videos": 3471,
+                    "encoder": "runs/encoder.safetensors"}
+        else:
+            row |= {"features": name, "trained_key": "", "data": "DAVIS-2017", "split": "val", "sequences": 30,
+                    "objects": 61, "scores": SCORES, "seconds_per_frame": 0.123}
+        row = {**row, **fields}
+        row["version"] = -1 if stale else version(kind, flat(row))
+        Study(row["study"], study.results).write(row)
+        return row
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dulvos.study import paper, results, steps as study
+from dulvos.study import results, steps as study
 from dulvos.study import ablation as grid, ablation_states as states
 from dulvos.study.ablation import EDGES, STUDIES, GridStudy, grid_points
 from dulvos.study.ablation_states import Run, evaluate_step, grid_runs, listing, lock_step, minutes_left, train_step
@@ -52,7 +52,7 @@ def test_the_paper_s_grid_is_the_paper_s() -> None:
         assert [p.training for p in points.values() if p.varied == edge] == [{field: value} for value in values]
     stated = {name: point.paper for name, point in points.items() if point.paper is not None}
     assert stated == {"B80T1": -9.3, "lam0": -2.3, "lam1": -0.8, "N4": -8.2, "M8": -1.5, "T15": 0.0}
-    assert sum(p.varied in EDGES for p in points.values()) == len(paper.FIG3)
+    assert sum(p.varied in EDGES for p in points.values()) == len(grid.FIG3)
 
 
 @pytest.mark.parametrize("scale", STUDIES)

@@ -22,8 +22,7 @@ from dulvos.study.miniature import write_youtube_vos
 from dulvos.released import RELEASES
 from dulvos.inference import SegmentSettings
 from dulvos.study import machine as machines
-from dulvos.study import paper_runs as paper_runs
-from dulvos.study import paper_tables as paper_tables
+from dulvos.study import paper_runs
 from dulvos.study.machine import MINIATURE_SEGMENT, Machine
 from dulvos.study.paper_rows import COLLECTIONS, ROWS
 from dulvos.study.paper_runs import prepare, row_steps, run_paper
@@ -173,20 +172,6 @@ def test_incomplete_collections_are_trained_on_if_asked(whole):
     assert machine.collection("trackingnet").miscounted and machine.remarks[0].startswith("TrackingNet: 3 videos found")
     with pytest.raises(InputError, match="30,132 expected.*; --incomplete trains on what is there"):
         Machine(whole, "cpu").collection("trackingnet")
-
-
-def test_a_long_probe_estimates_table3_in_a_dry_run(machine, monkeypatch, capsys):
-    """At the paper's settings, stood in for here: the estimate is written to the tables, and says what it is."""
-    monkeypatch.setattr(paper_tables, "METHOD", {})
-    machine.iterations = 2
-    run_paper([ROWS["oxuva"]], machine, dry=True)
-    assert "Table 3" not in capsys.readouterr().out
-    for module in (paper_runs, paper_tables):
-        monkeypatch.setattr(module, "ESTIMATE", 2)
-    assert run_paper([ROWS["trackingnet"]], machine, dry=True) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "not run: an estimate from 2 iterations" in line)
-    assert "TrackingNet" in line and "(estimate)" in line
-    assert "an estimate from 2 iterations" in (results.study_folder("miniature") / "tables/table3.md").read_text()
 
 
 def test_a_probe_of_the_released_length_is_no_estimate_of_the_whole(whole, monkeypatch):

@@ -15,6 +15,7 @@ from dulvos.study import results, steps as study, tables
 from dulvos.study import ablation_states as states
 from dulvos.study import ablation_tables as grid_tables
 from dulvos.study.ablation import STUDIES, find_study
+from dulvos.study.rows import Study
 from dulvos.movies import write_mp4
 from tests.oracles import texture
 
@@ -153,8 +154,8 @@ def test_the_benchmarks_table_is_that_of_the_rows() -> None:
 @pytest.mark.parametrize("name", ["demo", "davis"])
 def test_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: Path) -> None:
     """Marks of earlier code too: a change of code makes them stale. `write_tables` brings them up to date."""
-    tables.write_tables(name, tmp_path)
-    remedy = f"python -c \"from dulvos.study.tables import write_tables; write_tables('{name}')\""
+    tables.write_tables(Study(name, ROOT / "results"), tmp_path)
+    remedy = f"python -c \"from dulvos.study.tables import Study, write_tables; write_tables(Study('{name}'))\""
     _same(tmp_path, results.study_folder(name) / "tables", remedy)
 
 

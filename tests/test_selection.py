@@ -17,7 +17,7 @@ from dulvos.study.miniature import write_youtube_vos
 from dulvos.study.collections import paper_settings
 from dulvos.study.youtube_vos import youtube_vos_run
 from dulvos.inference import SegmentSettings
-from dulvos.study.rows import NOT_RUN
+from dulvos.study.rows import NOT_RUN, Study, all_rows
 from dulvos.study.selection import draw_sequences, find_selected, list_snapshots, selection_run
 from tests.oracles import texture
 
@@ -97,11 +97,11 @@ def test_what_was_selected_never_stands_where_the_last_checkpoint_does(made, mon
     monkeypatch.setitem(paper.DAVIS_2017_VAL, "objects", 7)
     monkeypatch.setitem(tables.PROTOCOL, "context", 2)
     row, _ = run(made)
-    study = tables.study_table(results.read_rows("study")).set_index("method")
+    study = tables.study_table(Study("study", results.RESULTS).rows()).set_index("method")
     assert study.loc["trained features", "state"] == NOT_RUN and study.loc["trained - random", "state"] == NOT_RUN
     assert study.loc[f"trained, {row['selected']}", "J&F"] == round(100 * row["scores.J&F-Mean"], 1)
-    assert "selected" not in " ".join(tables.sequence_table("study"))
-    table = tables.table1(tables.all_rows())
+    assert "selected" not in " ".join(tables.sequence_table(Study("study", results.RESULTS)))
+    table = paper.table1(all_rows(results.RESULTS))
     assert (table["ours J&F_m"].iloc[:10] == NOT_RUN).all()
     assert list(table["method"].iloc[10:]) == [f"the paper's method, {row['selected']}"]
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dulvos.study import paper
+import pandas as pd
+
 from dulvos.errors import InputError
 from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.training import TrainSettings
 
 __all__ = ["EDGES", "STUDIES", "GridStudy", "Point", "find_study", "grid_points"]
+
+FIG3 = pd.DataFrame([
+    ("B, T", {"B": 80, "T": 1}, -9.3),
+    ("B, T", {"B": 40, "T": 2}, None),
+    ("B, T", {"B": 8, "T": 10}, None),
+    ("λ", {"λ": 0.0}, -2.3),
+    ("λ", {"λ": 1.0}, -0.8),
+    ("N", {"N": 4}, -8.2),
+    ("N", {"N": 16}, None),
+    ("M", {"M": 2}, None),
+    ("M", {"M": 8}, -1.5),  # the largest drop for M
+    ("T", {"T": 10}, None),
+    ("T", {"T": 15}, 0.0),  # "we match": no number is stated
+], columns=["varied", "setting", "difference"], dtype=object)
 
 EDGES = ("B, T", "λ", "N", "M", "T")  # of Fig. 3
 
@@ -136,7 +151,7 @@ def grid_points(grid: GridStudy) -> list[Point]:
 
 
 def _stated(varied: str, setting: dict) -> float | None:
-    for line in paper.FIG3.itertuples():
+    for line in FIG3.itertuples():
         if line.varied == varied and line.setting == setting:
             return line.difference
     raise KeyError(f"Fig. 3 has no point {varied} {setting}")

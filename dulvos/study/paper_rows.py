@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dulvos.study import paper
+from dulvos.study import paper, results
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES
-from dulvos.study.paper_tables import table3
+from dulvos.study.paper import table3
 from dulvos.study.rows import all_rows, kind, newest, state
 
 __all__ = ["COLLECTIONS", "ROWS", "Row", "rows_table", "study_name"]
@@ -90,7 +90,7 @@ def study_name(collection: str, *, released: bool = False, miniature: bool = Fal
 def rows_table() -> str:
     """Every row of Tables 1, 2 and 3 in Markdown: its name for `--rows`, what it needs, its state, what stands in meanwhile."""
     lines = ["| table | row | `--rows` | needs | state | meanwhile |", "|---|---|---|---|---|---|"]
-    found = all_rows()
+    found = all_rows(results.RESULTS)
     for number, table in ((1, paper.TABLE1), (2, paper.TABLE2)):
         pairs = list(zip(table["method"], table["data"]))
         mine = [row for pair in pairs for row in ROWS.values() if row.table == number and row.line == pair]
@@ -100,7 +100,7 @@ def rows_table() -> str:
     for (method, data), cost in zip(pairs, table3(found)["state"]):
         name = next((row.name for row in ROWS.values() if row.collection and row.line == (method, data)), None)
         lines += [_line(3, f"{_method(method)}, {data}", f"`{name}`", f"{data}, a GPU", cost,
-                        "`--dry-run --probe 50`: estimates, marked as such")] if name else []
+                        "-")] if name else []
     lines.append(_others(3, [pair for pair in pairs if pair[0] != paper.OURS]))
     return "\n".join(lines)
 

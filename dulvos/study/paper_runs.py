@@ -18,8 +18,7 @@ from dulvos.errors import InputError
 from dulvos.released import RELEASES, locate
 from dulvos.study.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
 from dulvos.study.paper_rows import Row
-from dulvos.study.paper_tables import ESTIMATE
-from dulvos.study.rows import SUFFIX
+from dulvos.study.rows import SUFFIX, Study
 from dulvos.study.selection import draw_sequences
 from dulvos.study.steps import NOTEBOOKS, Step, run_study
 from dulvos.training import TrainSettings
@@ -103,15 +102,12 @@ def prepare(rows: Sequence[Row], machine: Machine) -> tuple[dict[str, list[Step]
 def run_paper(rows: Sequence[Row], machine: Machine, *, dry: bool = False) -> int:
     """Print the plan, and run it unless `dry` or something is missing, which is said and makes the exit status 1.
 
-    Tables are written at the end; after a dry run only if its probe was long enough for Table 3's estimates.
+    Tables are written at the end.
     """
     ready, missing, lines = prepare(rows, machine)
     print("\n".join(lines))
     for what in dict.fromkeys(what for faults in missing.values() for what in faults):
         print(f"missing for {', '.join(name for name, faults in missing.items() if what in faults)}: {what}")
-    if machine.probes and machine.iterations >= ESTIMATE:
-        made = tables.write_tables(machine.study(""))
-        print(f"\n{tables.TITLES['table3']}\n{tables.to_text(made['table3']).to_string(index=False)}\n")
     if missing or dry:
         print("nothing was run" + "; --rows chooses rows" * bool(missing))
         return 1 if missing else 0
@@ -126,7 +122,7 @@ def run_paper(rows: Sequence[Row], machine: Machine, *, dry: bool = False) -> in
         read += [machine.dataset(table) for table, notebook in NOTEBOOK.items()
                  if any(step.notebook == notebook for step in steps.values())]
         status |= run_study(study, list(steps.values()), read)
-    tables.write_tables(machine.study(""))
+    tables.write_tables(Study(machine.study(""), results.RESULTS))
     return status
 
 

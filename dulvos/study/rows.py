@@ -234,8 +234,11 @@ def kind(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def has(row: pd.Series, settings: dict) -> bool:
-    """Whether a run had these settings."""
-    return all(row.get(f"parameters.{name}") == value for name, value in settings.items())
+    """Whether a run had these settings; one that came after the row was made had its default."""
+    given = {name.partition(".")[2]: value for name, value in row.items()
+             if name.startswith("parameters.") and (isinstance(value, list) or pd.notna(value))}
+    defaults = TrainSettings if row["kind"] == "train" else SegmentSettings
+    return all(given.get(name, getattr(defaults, name, None)) == value for name, value in settings.items())
 
 
 def benchmarks(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset
 from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
-from dulvos.study.rows import CURVE
+from dulvos.study.rows import CURVE, Study
 
 __all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
 __all__ += ["run_study", "with_others"]
@@ -163,7 +163,7 @@ def run_study(study: str, steps: list[Step], data: str | Sequence[Dataset]) -> i
                 failed.append(step.name)
             elif not execute(study, step, keys[step.name]):
                 failed.append(step.name)
-        print("\n" + tables.summary(study))
+        print("\n" + tables.summary(Study(study, results.RESULTS)))
         if failed:
             print(f"failed or left out: {', '.join(failed)}; the same command continues where this one stopped")
         return 1 if failed else 0
