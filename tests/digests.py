@@ -12,6 +12,7 @@ import torch
 from dulvos.checkpoints import load_encoder
 from dulvos.inference import SegmentSettings, encode, segment
 from dulvos.metrics import score_sequence
+from dulvos.propagation import propagate
 from dulvos.study.rows import version
 from dulvos.training import TrainSettings, clip_numbers, make_clips, make_parts, training_step
 
@@ -74,13 +75,16 @@ def training_digest(case: str) -> list[float]:
 
 
 def evaluation_digest(case: str) -> list[float]:
-    """J and F (mean, decay) of the masks that random features carry, and the masks' sizes."""
+    """J and F (mean, decay) of the masks that random features carry; the squares of the soft masks in the last frame."""
     torch.set_num_threads(1)
     settings = SegmentSettings(**{"precision": "fp32", **EVALUATION_CASES[case]})
     frames, truth = moving_squares(7)
-    masks = np.stack(list(segment(frames, truth[0], partial(encode, load_encoder("random", seed=1)), settings)))
+    net = load_encoder("random", seed=1)
+    masks = np.stack(list(segment(frames, truth[0], partial(encode, net), settings)))
     scores = score_sequence(truth, masks)
-    return [*scores.stats[:, [0, 2, 3, 5]].ravel().tolist(), *((masks == name).mean() for name in (1, 2))]
+    soft = list(propagate(encode(net, frames, settings), truth[0], context=settings.context, radius=settings.radius,
+                          topk=settings.topk, tau=settings.tau))[-1]
+    return [*scores.stats[:, [0, 2, 3, 5]].ravel().tolist(), *soft.square().mean((1, 2)).tolist()]
 
 
 def _texture(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:

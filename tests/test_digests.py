@@ -18,7 +18,7 @@ from tests.digests import EVALUATION_CASES, SMALL, TRAINING_CASES, evaluation_di
 
 RECORDED = json.loads(Path(__file__).with_name("digests.json").read_text())
 # another processor rounds otherwise, and Adam's first steps follow the signs of small gradients
-CLOSE = {"train": {"rtol": 5e-3, "atol": 1e-5}, "evaluate": {"rtol": 0.01, "atol": 0.005}}
+CLOSE = {"train": {"rtol": 5e-3, "atol": 1e-5}, "evaluate": {"rtol": 1e-3, "atol": 1e-4}}
 
 
 @pytest.mark.parametrize(("kind", "case"), [("train", case) for case in TRAINING_CASES]
