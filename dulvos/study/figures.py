@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import papermill
 import torch
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -26,8 +29,11 @@ from dulvos.correspondence import principal_components
 from dulvos.encoder import STRIDE
 from dulvos.files import replacing
 from dulvos.masks import OBJECT_COLOURS, overlay
+from dulvos.study.rows import Study
+from dulvos.study.steps import NOTEBOOKS, check_parameters
+from dulvos.study.tables import to_markdown
 
-__all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
+__all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "Notebook", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
 __all__ += ["frame_strip", "montage", "neighbourhood", "overlay", "principal_colours", "save", "score_curve", "scores_by_sequence"]
 __all__ += ["show_pictures", "similarity", "style", "training_curves", "view_pair"]
 
@@ -52,6 +58,46 @@ class NotebookFigure(Figure):
         Image.open(png).convert("RGB").save(jpeg, "jpeg", quality=85)
         kind, stream = ("png", png) if len(png.getbuffer()) < 3 * len(jpeg.getbuffer()) else ("jpeg", jpeg)
         return {f"image/{kind}": base64.b64encode(stream.getbuffer()).decode()}
+
+
+class Notebook:
+    """The study that a notebook belongs to, and where its figures and tables go; it checks the notebook's parameters.
+
+        book = Notebook("07_results", globals())  # in the first cell after the parameters
+        book.show(figure, "montage")
+
+    Arguments:
+        name: of the file, without its suffix.
+        names: the notebook's globals(): the parameter `study` names the study; `out`, if there is one and it is not
+            empty, the folder for figures and tables.
+
+    Raises:
+        InputError: a parameter that the notebook does not know, or of the wrong type.
+    """
+
+    def __init__(self, name: str, names: Mapping[str, object]) -> None:
+        known = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+        given = {key: names[key] for key in known if key in names}
+        for cell in names.get("In", ()):  # papermill writes the parameters that it is given into a cell of their own
+            if cell.startswith("# Parameters\n"):
+                targets = [node.targets[0].id for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+                given |= {key: names[key] for key in targets}
+        check_parameters(name, given)
+        self.study, out = Study(names["study"]), names.get("out")
+        self.figures, self.tables = (Path(out) if out else self.study.folder / kind for kind in ("figures", "tables"))
+        self.credit = ""  # printed small below photographs
+
+    def show(self, figure: Figure, name: str, *, vector: bool = False) -> Figure:
+        """Save a figure as NAME.png, with `vector` as PDF too, and return it: as a cell's last line it is shown."""
+        return save(figure, self.figures / name, vector=vector, credit="" if vector else self.credit)
+
+    def caption(self, text: str) -> None:
+        """Show a caption whose numbers were computed."""
+        display(Markdown(f"*{text}*"))
+
+    def table(self, table: pd.DataFrame) -> None:
+        """Show a table as it is printed everywhere."""
+        display(Markdown(to_markdown(table)))
 
 
 @style()
