@@ -12,7 +12,7 @@ from torch.distributed.nn.functional import all_gather
 from dulvos.errors import InputError
 from dulvos.views import warp
 
-__all__ = ["LossOutput", "dense_loss", "gather_cells", "sample_grid"]
+__all__ = ["LossOutput", "dense_loss", "gather_cells", "gather_processes", "sample_grid"]
 
 JITTER = ("common", "independent", "none")
 CHUNK = 2**22  # logits alive at once: 16 MB in float32, which caches hold in part
@@ -127,7 +127,7 @@ def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
     return torch.stack(labels).view(batch, frames, height, width)
 
 
-def _gather_processes(rows: Tensor) -> tuple[Tensor, int]:
+def gather_processes(rows: Tensor) -> tuple[Tensor, int]:
     """Rows (n, K) of all processes, one after another and with gradient, and the number of this process's first."""
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return rows, 0
@@ -167,7 +167,7 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
         raise InputError(f"tau must be positive, not {tau}")
 
     anchors = gather_cells(features[:, 0], anchor_index)  # q [B, N², K]
-    all_anchors, first = _gather_processes(anchors.flatten(0, 1))
+    all_anchors, first = gather_processes(anchors.flatten(0, 1))
     with torch.no_grad():
         pseudo_labels = _pseudo_labels(features_view2, anchors) + first
     warped = warp(features, theta, corrected_stride=corrected_stride)
@@ -177,7 +177,7 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
     space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, others].reshape(-1), tau)
 
     r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
-    r_hat, first = _gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))
+    r_hat, first = gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))
     logits = r @ r_hat.t() / tau
     cross_view = F.cross_entropy(logits, first + torch.arange(len(logits), device=logits.device))  # Eqs. 4, 5
 

@@ -1,0 +1,350 @@
+"""The losses of the methods that Table 1 compares with ours: random walks, and colours copied between frames.
+
+CRW: Jabri et al., NeurIPS 2020. Colorize: Vondrick et al., ECCV 2018. CorrFlow: Lai and Xie, BMVC 2019. MAST:
+Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Each is an objective in our harness; the
+docstrings say what differs from the original.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import roi_align
+
+from dulvos.errors import InputError
+from dulvos.losses import gather_processes
+
+__all__ = ["AB_CLASSES", "LAB_CLASSES", "ColourOutput", "WalkOutput", "channel_factors", "colorize_loss",
+           "colour_classes", "contrast_loss", "copy_colours", "corrflow_loss", "cut_patches", "mast_loss",
+           "one_hot_cells", "patch_boxes", "rgb_to_lab", "scale_lab", "walk_loss"]
+
+BORDERS = ("zero", "exclude")
+RADIUS = 6  # cells; MAST and CorrFlow compare squares of 13x13 in training
+GRID = 7  # CRW's patches a side
+# Centres of colour classes: k-means over 208,000 random pixels of DAVIS-2016's training frames, rounded.
+LAB_CLASSES = ((9, 0, 0), (23, 1, 2), (23, -9, 16), (35, -1, -6), (37, 7, -35), (39, 2, 9), (39, -14, 27),
+               (48, 28, 28), (50, 1, -3), (54, -10, -18), (57, 1, 14), (59, -15, 41), (65, 2, -1),
+               (77, 2, 17), (78, 1, -10), (86, 2, 2))
+AB_CLASSES = ((-18, 46), (-15, -17), (-14, 32), (-12, 19), (-7, 7), (-3, -5), (0, 27), (0, -15),
+              (1, 15), (1, 2), (4, -5), (4, 7), (7, -35), (15, 15), (26, 33), (48, 21))
+
+
+@dataclass(frozen=True)
+class WalkOutput:
+    """Result of `walk_loss`: `walks` (T - 2,), the loss of each length, shortest first; `total`, the mean."""
+
+    total: Tensor
+    walks: Tensor
+
+
+@dataclass(frozen=True)
+class ColourOutput:
+    """Result of the losses that copy colours.
+
+    Fields:
+        total: scalar, the loss.
+        copied: scalar, its part that compares colours copied from each frame to the next with the true ones.
+        rest: scalar, the other terms: CorrFlow's cycle, ContrastCorr's terms over the batch, or 0.
+    """
+
+    total: Tensor
+    copied: Tensor
+    rest: Tensor
+
+
+def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
+              generator: torch.Generator | None = None) -> WalkOutput:
+    """The contrastive random walk (CRW): walk forwards in time, walk back, and arrive where you started.
+
+    With A_t = q_tᵀ q_{t+1}, a step forwards is A⁺_t = softmax(A_t / τ), backwards A⁻_t = softmax(A_tᵀ / τ),
+    over rows. The walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
+
+    Arguments:
+        nodes: (B, K, T, N) float q, L2-normalised over K, frames in temporal order, T >= 3.
+        tau: temperature τ > 0 (their default is 0.07).
+        dropout: probability in [0, 1) with which an edge is removed, in both directions independently.
+        generator: a CPU generator for the dropout; None takes PyTorch's global one.
+
+    Raises:
+        InputError: nodes of another shape, fewer than three frames, tau or dropout out of range.
+    """
+    if nodes.ndim != 4 or nodes.shape[2] < 3:
+        raise InputError(f"nodes must have the shape (B, K, T, N) with T >= 3, not {tuple(nodes.shape)}")
+    if not tau > 0 or not 0 <= dropout < 1:
+        raise InputError(f"tau must be > 0 and dropout in [0, 1), not tau={tau}, dropout={dropout}")
+    affinity = torch.einsum("bktn,bktm->tbnm", nodes[:, :, :-1], nodes[:, :, 1:])
+    affinity = torch.stack([affinity, affinity.mT]) / tau  # [2, T-1, B, N, N]: forward, backward
+    if dropout:
+        dropped = torch.rand(affinity.shape, generator=generator) < dropout
+        affinity = affinity.masked_fill(dropped.to(affinity.device), -1e20)  # finite: a row may lose all
+    forward, backward = affinity.softmax(-1)
+    out, back, walks = forward[0], backward[0], []
+    for there, here in zip(forward[1:], backward[1:]):
+        out, back = out @ there, here @ back
+        returned = torch.einsum("bnm,bmn->bn", out, back)  # the diagonal of the whole walk
+        walks.append(-(returned + 1e-20).log().mean())
+    losses = torch.stack(walks)
+    return WalkOutput(losses.mean(), losses)
+
+
+def patch_boxes(frames: int, size: int, generator: torch.Generator) -> Tensor:
+    """CRW's 7x7 patches of each frame, every one jittered by a random resized crop of itself.
+
+    Patches have a side of S/4 and a stride of S/8. The crop keeps an area of U(0.7, 0.9) of the patch, at an
+    aspect ratio between 3/4 and 4/3 that fits into it.
+
+    Arguments:
+        frames: number of frames n. size: their side S in pixels. generator: a CPU generator.
+
+    Returns:
+        (n, 49, 4) float32 boxes (left, top, right, bottom) in pixels.
+    """
+    side, corner = size / 4, torch.arange(GRID) * (size / 8)
+    area, aspect, x, y = torch.rand(4, frames, GRID**2, generator=generator)
+    area = 0.7 + 0.2 * area
+    limit = (-area.log()).clamp(max=math.log(4 / 3))  # both sides of the crop stay within the patch
+    aspect = ((2 * aspect - 1) * limit).exp()
+    width, height = side * (area * aspect).sqrt(), side * (area / aspect).sqrt()
+    left = corner.repeat(GRID) + x * (side - width)
+    top = corner.repeat_interleave(GRID) + y * (side - height)
+    return torch.stack([left, top, left + width, top + height], -1)
+
+
+def cut_patches(frames: Tensor, boxes: Tensor) -> Tensor:
+    """Frames (n, C, S, S) cut at boxes (n, P, 4) and resized bilinearly to patches (n·P, C, S/4, S/4)."""
+    return roi_align(frames, list(boxes.to(frames)), frames.shape[-1] // 4, sampling_ratio=1, aligned=True)
+
+
+def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border: str) -> Tensor:
+    """Softmax weights (B, h·w, R·h·w) of every reference cell for every target cell."""
+    refs, batch, channels, height, width = reference.shape
+    logits = target.flatten(2).mT @ reference.permute(1, 2, 0, 3, 4).flatten(2)
+    if radius is None:
+        return logits.softmax(-1)
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    near = (place[:, None] - place).abs().amax(-1) <= radius  # [h·w, h·w]
+    logits = logits.masked_fill(~near.repeat(1, refs).to(logits.device), -torch.inf)
+    if border == "exclude":
+        return logits.softmax(-1)
+    # cells outside the frame only add exp(0) each to the denominator
+    outside = refs * ((2 * radius + 1)**2 - near.sum(1))
+    extra = outside.log().to(logits)[None, :, None].expand(batch, -1, 1)
+    return torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
+
+
+def copy_colours(reference_features: Tensor, target_features: Tensor, reference_colours: Tensor, *,
+                 radius: int | None = None, border: str = "zero") -> Tensor:
+    """The target's colours, copied from the references with weights of softmax(similarity).
+
+    Similarity is the plain dot product; divide the target's features by τ for a temperature. Memory grows
+    with B·R·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
+
+    Arguments:
+        reference_features: (R, B, K, h, w) float. target_features: (B, K, h, w).
+        reference_colours: (R, B, C, h, w).
+        radius: of the square window in cells, >= 0; None copies from every cell.
+        border: how the window counts outside the frame: "zero" (MAST), with similarity 0 and colour 0, or
+            "exclude" (CorrFlow), not at all.
+
+    Returns:
+        (B, C, h, w).
+
+    Raises:
+        InputError: shapes that do not fit, a negative radius, an unknown border.
+    """
+    refs, batch, channels, height, width = shape = reference_features.shape
+    colours = reference_colours.shape
+    if target_features.shape != shape[1:] or (*colours[:2], *colours[3:]) != (refs, batch, height, width):
+        raise InputError("features and colours must be (R, B, K, h, w), (B, K, h, w) and (R, B, C, h, w), "
+                         f"not {tuple(shape)}, {tuple(target_features.shape)} and {tuple(colours)}")
+    if border not in BORDERS or radius is not None and radius < 0:
+        raise InputError(f"border must be one of {BORDERS} and radius >= 0 or None, not {border!r}, {radius}")
+    return _copy(reference_colours, _copy_weights(reference_features, target_features, radius, border))
+
+
+def _copy(colours: Tensor, weights: Tensor) -> Tensor:
+    """Colours (R, B, C, h, w) by weights (B, h·w, R·h·w): (B, C, h, w)."""
+    cells = colours.permute(1, 2, 0, 3, 4).flatten(2)  # [B, C, R·h·w]
+    return (cells @ weights.mT).unflatten(2, colours.shape[3:])
+
+
+def _copy_next(features: Tensor, colours: Tensor, radius: int | None, border: str) -> Tensor:
+    """Colours (B, T, C, h, w) of each frame copied to the next: (B·(T-1), C, h, w)."""
+    pairs = (features[:, :-1], features[:, 1:], colours[:, :-1])
+    reference, target, colours = (x.flatten(0, 1) for x in pairs)
+    return copy_colours(reference[None], target, colours[None], radius=radius, border=border)
+
+
+def _enlarge(copied: Tensor, like: Tensor) -> Tensor:
+    """To the height and width of another map, bilinearly."""
+    return F.interpolate(copied, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _class_loss(copied: Tensor, classes: Tensor) -> Tensor:
+    """Mean of -log(copy + 1e-8) at full size: copied (n, C, h, w), classes (n, H, W)."""
+    return F.nll_loss((_enlarge(copied, classes) + 1e-8).log(), classes)
+
+
+def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
+    """MAST: copy the colour channel that the input lacks from each frame to the next; smooth L1.
+
+    Differs from the original: each frame has one reference, and the encoder's stride may be 8 instead of 4.
+
+    Arguments:
+        features: (B, T, K, h, w), not normalised.
+        channel: (B, T, 1, H, W), a or b of scaled Lab; references are sampled at every (H/h)th pixel.
+    """
+    stride = channel.shape[-1] // features.shape[-1]
+    copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, "zero")
+    truth = channel[:, 1:].flatten(0, 1)
+    loss = F.smooth_l1_loss(20 * _enlarge(copied, truth), 20 * truth)
+    return ColourOutput(loss, loss, torch.zeros_like(loss))
+
+
+def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOutput:
+    """Colorize: copy colour classes from each frame to the next, from every cell; cross-entropy.
+
+    Differs from the original: one reference a frame instead of three.
+
+    Arguments:
+        features: (B, T, K, h, w), not normalised.
+        cells: (B, T, C, h, w), of `one_hot_cells`. classes: (B, T, H, W) int64.
+    """
+    loss = _class_loss(_copy_next(features, cells, None, "exclude"), classes[:, 1:].flatten(0, 1))
+    return ColourOutput(loss, loss, torch.zeros_like(loss))
+
+
+def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: Tensor) -> ColourOutput:
+    """CorrFlow: copy colour classes along the clip and, weighted 0.1, along each 0 → … → t → … → 0.
+
+    Differs from the original: T frames instead of three, means over steps and cycles instead of sums, and
+    copies stay at the features' size between steps.
+
+    Arguments:
+        features: (B, T, K, h, w), not normalised, in temporal order. cells, classes: see `colorize_loss`.
+        keep_copy: (B, T) bool, scheduled sampling: True passes frame t's copied colours on to frame t + 1,
+            False its true ones; the first and the last column have no effect.
+    """
+    last = features.shape[1] - 1
+    pairs = [(features[:, t], features[:, t + 1]) for t in range(last)]
+    there = [_copy_weights(a[None], b, RADIUS, "exclude") for a, b in pairs]
+    back = [_copy_weights(b[None], a, RADIUS, "exclude") for a, b in pairs]
+    steps, cycles = [], []
+    colours = walk = cells[:, 0]
+    for t in range(last):
+        copied = _copy(colours[None], there[t])
+        steps.append(_class_loss(copied, classes[:, t + 1]))
+        kept = keep_copy[:, t + 1, None, None, None].to(copied.device)
+        colours = torch.where(kept, copied, cells[:, t + 1])
+        home = walk = _copy(walk[None], there[t])
+        for weights in back[t::-1]:
+            home = _copy(home[None], weights)
+        cycles.append(_class_loss(home, classes[:, 0]))
+    step, cycle = torch.stack(steps).mean(), torch.stack(cycles).mean()
+    return ColourOutput(step + 0.1 * cycle, step, cycle)
+
+
+def _copy_from_batch(target: Tensor, reference: Tensor, colours: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+    """Colours (n, C) for a clip's cells (n, K) from all clips' (m, K), and the weight (n) of its own."""
+    weights = (target @ reference.t()).softmax(-1)
+    return weights @ colours, weights[:, own].sum(-1)
+
+
+def _lab_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean L1 distance of scaled Lab (n, 3, …); a and b count ten times, as in ContrastCorr's release."""
+    return (a - b).abs().transpose(0, 1).flatten(1).mean(1) @ a.new_tensor([1.0, 10.0, 10.0])
+
+
+def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
+    """ContrastCorr: copy Lab colours between neighbouring frames, from the own clip and from all clips.
+
+    Three terms: L1 between copied and true colours, forwards and (times 0.1) backwards; L1 between 1 and the
+    weight that each cell gives to its own clip among all clips; L1 between the colours copied from the own
+    clip and from all clips. With several processes (torch.distributed), the clips are those of all.
+
+    Differs from the original: it decodes features of a pretrained autoencoder and crops the target by
+    tracking, where Lab colours of whole frames are copied here; two regularising terms are left out.
+
+    Arguments:
+        features: (B, T, K, h, w), not normalised.
+        lab: (B, T, 3, H, W), scaled Lab.
+    """
+    batch, frames, channels, height, width = features.shape
+    cells = F.adaptive_avg_pool2d(lab.flatten(0, 1), (height, width)).unflatten(0, (batch, frames))
+    back = _copy_next(features.flip(1), cells.flip(1), None, "exclude")
+    copied = _copy_next(features, cells, None, "exclude")
+    back, there = (_lab_distance(_enlarge(copy, lab), truth[:, 1:].flatten(0, 1))
+                   for copy, truth in ((back, lab.flip(1)), (copied, lab)))
+    colour = there + 0.1 * back
+    of_batch, own_weight = [], []
+    flat, flat_cells = (x.flatten(3).mT for x in (features, cells))  # [B, T, h·w, ·]
+    for t in range(frames - 1):
+        reference, first = gather_processes(flat[:, t].flatten(0, 1))
+        colours, _ = gather_processes(flat_cells[:, t].flatten(0, 1))
+        for b in range(batch):
+            own = slice(first + b * height * width, first + (b + 1) * height * width)
+            # recomputed in the backward pass, or all (B·h·w)² weights would stay in memory
+            found, mass = checkpoint(_copy_from_batch, flat[b, t + 1], reference, colours, own,
+                                     use_reentrant=False, preserve_rng_state=False)
+            of_batch.append(found.mT.unflatten(1, (height, width)))
+            own_weight.append(mass)
+    copied = copied.unflatten(0, (batch, -1)).transpose(0, 1).flatten(0, 1)  # in the order of the loop
+    rest = (1 - torch.stack(own_weight)).mean() + _lab_distance(torch.stack(of_batch), copied)
+    return ColourOutput(colour + rest, colour, rest)
+
+
+def rgb_to_lab(rgb: Tensor) -> Tensor:
+    """sRGB in [0, 1] to CIE Lab (D65): (…, 3, H, W) float to L in [0, 100], a and b in about [-100, 100]."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp(min=0) + 0.055) / 1.055)**2.4)
+    matrix = rgb.new_tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
+                             [0.019334, 0.119193, 0.950227]])
+    white = rgb.new_tensor([0.950456, 1.0, 1.088754])  # XYZ of D65
+    # products by hand: autocast would round a matrix product to bfloat16
+    xyz = (linear.unsqueeze(-4) * (matrix / white[:, None])[:, :, None, None]).sum(-3)
+    curved, straight = xyz.clamp(min=1e-6)**(1 / 3), (24389 / 27 * xyz + 16) / 116
+    x, y, z = torch.where(xyz > 216 / 24389, curved, straight).unbind(-3)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+
+
+def scale_lab(lab: Tensor) -> Tensor:
+    """Lab (…, 3, H, W) to about [-1, 1]: (L - 50) / 50, a / 127, b / 127."""
+    return lab / lab.new_tensor([50, 127, 127])[:, None, None] - lab.new_tensor([1, 0, 0])[:, None, None]
+
+
+def colour_classes(lab: Tensor, centres: tuple[tuple[int, ...], ...]) -> Tensor:
+    """The nearest of `LAB_CLASSES` or `AB_CLASSES` for every pixel: (…, 3, H, W) Lab to (…, H, W) int64."""
+    points = lab.new_tensor(centres)
+    pixels = lab.movedim(-3, -1)[..., -points.shape[1]:]
+    with torch.autocast(lab.device.type, enabled=False):
+        return (points.square().sum(1) - 2 * pixels @ points.t()).argmin(-1)
+
+
+def one_hot_cells(classes: Tensor, count: int, stride: int) -> Tensor:
+    """Shares of the classes in each cell: (B, T, H, W) int64 to (B, T, count, H/stride, W/stride)."""
+    one_hot = F.one_hot(classes.flatten(0, 1), count).movedim(-1, 1).float()
+    return F.avg_pool2d(one_hot, stride).unflatten(0, classes.shape[:2])
+
+
+def channel_factors(generator: torch.Generator, droppable: tuple[int, ...] = (0, 1, 2), *, most: int = 2,
+                    probability: float = 0.7) -> Tensor:
+    """Factors (3,) of the input's channels: 0 for those that are dropped, 3 / (3 - dropped) for the others.
+
+    The defaults are CorrFlow's and ContrastCorr's; MAST drops one of the channels 1 and 2, always.
+
+    Arguments:
+        droppable: the channels to choose from. most: how many are dropped at most.
+        probability: of dropping any.
+    """
+    chance, count = torch.rand(2, generator=generator).tolist()
+    order = torch.randperm(len(droppable), generator=generator).tolist()
+    factors = torch.ones(3)
+    if chance < probability:
+        dropped = 1 + int(count * most)
+        factors[[droppable[i] for i in order[:dropped]]] = 0
+        factors *= 3 / (3 - dropped)
+    return factors

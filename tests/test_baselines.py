@@ -1,0 +1,317 @@
+"""The baselines' losses: golden values of the released code, a slow oracle, and properties."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dulvos import baselines
+from dulvos.baselines import colorize_loss, contrast_loss, copy_colours, corrflow_loss, mast_loss, walk_loss
+from dulvos.errors import InputError
+
+
+def load(golden: Path, case: str) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in np.load(golden / f"{case}.npz").items()}
+
+
+def check_gradient(loss: Tensor, features: Tensor, expected: Tensor) -> None:
+    ours, = torch.autograd.grad(loss, features)
+    assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clips(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def classes_of(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Classes (B, T, 4h, 4w) and their shares in each cell."""
+    classes = torch.randint(0, 16, shape, generator=generator(seed))
+    return classes, baselines.one_hot_cells(classes, 16, 4).double()
+
+
+@pytest.mark.parametrize("case", ["crw_small", "crw_paper"])
+def test_golden_walks(golden: Path, case: str) -> None:
+    expected = load(golden, case)
+    features = expected["features"].requires_grad_()
+    output = walk_loss(F.normalize(features, dim=1), tau=expected["tau"].item())
+    assert output.total.item() == pytest.approx(expected["loss"].item(), rel=1e-5)
+    assert output.walks.tolist() == pytest.approx(expected["walks"].tolist(), rel=1e-5)
+    check_gradient(output.total, features, expected["grad_features"])
+
+
+def test_golden_mast(golden: Path) -> None:
+    case = load(golden, "reconstruct_mast_small")
+    stride, target = case["stride"].item(), case["target_features"].requires_grad_()
+    colours = case["reference_colours"][..., ::stride, ::stride]
+    copied = copy_colours(case["reference_features"], target, colours, border="zero",
+                          radius=case["radius"].item())
+    torch.testing.assert_close(copied, case["copied"], rtol=0, atol=1e-5)
+    output = mast_loss(*(torch.stack([case[f"reference_{name}"][0], case[f"target_{name}"]], 1)
+                         for name in ("features", "colours")))
+    assert output.total.item() == pytest.approx(case["loss"].item(), rel=1e-5)
+    check_gradient(output.total, target, case["grad_target_features"])
+
+
+def test_golden_corrflow(golden: Path) -> None:
+    case = load(golden, "reconstruct_corrflow_small")
+    stride, target = case["stride"].item(), case["target_features"].requires_grad_()
+    classes = torch.stack([case["reference_classes"][:, 0], case["target_classes"]], 1)
+    cells = F.one_hot(classes[..., ::stride, ::stride], 16).movedim(-1, 2).float()
+    copied = copy_colours(case["reference_features"][None], target, cells[None, :, 0],
+                          radius=case["radius"].item(), border="exclude")
+    torch.testing.assert_close(copied, case["copied"], rtol=0, atol=1e-5)
+    features = torch.stack([case["reference_features"], target], 1)
+    output = corrflow_loss(features, cells, classes, torch.zeros(2, 2, dtype=torch.bool))
+    assert output.copied.item() == pytest.approx(case["loss"].item(), rel=1e-5)
+    check_gradient(output.copied, target, case["grad_target_features"])
+
+
+def test_a_walk_over_equal_frames_costs_nothing_and_over_strangers_log_n() -> None:
+    nodes = F.normalize(clips(0, 6, 512, 1, 49), dim=1).expand(-1, -1, 5, -1)  # [B, K, T, N]
+    assert walk_loss(nodes).total < 1e-3
+    shuffled = torch.stack([nodes[:, :, t].roll(t, 0) for t in range(5)], 2)
+    assert walk_loss(shuffled).total.item() == pytest.approx(math.log(49), rel=0.05)
+    assert walk_loss(shuffled).walks.shape == (3,)
+
+
+def test_walks_agree_with_an_oracle() -> None:
+    nodes, tau = F.normalize(clips(2, 2, 5, 4, 6), dim=1), 0.3
+    steps = [torch.einsum("bkn,bkm->bnm", nodes[:, :, t], nodes[:, :, t + 1]) / tau for t in range(3)]
+    path = [torch.softmax(step, 2) for step in steps], [torch.softmax(step.mT, 2) for step in steps]
+    for i, loss in enumerate(walk_loss(nodes, tau=tau).walks, 1):
+        walk = torch.eye(6, dtype=torch.float64).expand(2, -1, -1)
+        for step in (*path[0][:i + 1], *reversed(path[1][:i + 1])):
+            walk = walk @ step
+        torch.testing.assert_close(loss, -walk.diagonal(dim1=1, dim2=2).log().mean())
+
+
+def test_dropout_is_a_function_of_the_generator() -> None:
+    nodes = F.normalize(clips(0, 2, 16, 4, 9), dim=1)
+    losses = [walk_loss(nodes, dropout=0.3, generator=generator(seed)).total for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] and len({*map(float, losses), float(walk_loss(nodes).total)}) == 3
+    still = F.normalize(clips(1, 1, 64, 1, 25), dim=1).expand(-1, -1, 3, -1)
+    costs = [float(walk_loss(still, tau=0.01, dropout=p, generator=generator()).total) for p in (0, 0.01, 0.3)]
+    assert costs[0] < 1e-6 < costs[1] < 0.2 * costs[2]  # p is the share of edges that are removed
+    assert walk_loss(still, dropout=0.999, generator=generator()).total.isfinite()
+
+
+def copy_oracle(references: Tensor, target: Tensor, colours: Tensor, radius: int | None,
+                border: str) -> Tensor:
+    """Cell by cell, window by window."""
+    refs, batch, _, height, width = references.shape
+    copied = torch.zeros(batch, colours.shape[2], height, width, dtype=target.dtype)
+    reach = max(height, width) if radius is None else radius
+    border = "exclude" if radius is None else border
+    for b, y, x in np.ndindex(batch, height, width):
+        total = 0
+        for r, dy, dx in np.ndindex(refs, 2 * reach + 1, 2 * reach + 1):
+            i, j = y + dy - reach, x + dx - reach
+            if 0 <= i < height and 0 <= j < width:
+                weight = (references[r, b, :, i, j] @ target[b, :, y, x]).exp()
+                copied[b, :, y, x] += weight * colours[r, b, :, i, j]
+            else:
+                weight = 1 if border == "zero" else 0
+            total += weight
+        copied[b, :, y, x] /= total
+    return copied
+
+
+@pytest.mark.parametrize("border", ["zero", "exclude"])
+@pytest.mark.parametrize("radius", [None, 0, 1, 3])
+def test_copies_agree_with_an_oracle(radius: int | None, border: str) -> None:
+    references, target, colours = clips(0, 2, 2, 4, 3, 5), clips(1, 2, 4, 3, 5), clips(2, 2, 2, 3, 3, 5)
+    ours = copy_colours(references, target, colours, radius=radius, border=border)
+    torch.testing.assert_close(ours, copy_oracle(references, target, colours, radius, border))
+
+
+@pytest.mark.parametrize("border", ["zero", "exclude"])
+def test_identical_features_at_radius_0_return_the_colours(border: str) -> None:
+    features, colours = clips(0, 3, 8, 6, 4), clips(1, 3, 2, 6, 4)
+    copied = copy_colours(features[None], features, colours[None], radius=0, border=border)
+    assert torch.equal(copied, colours)
+
+
+@pytest.mark.parametrize("change", [
+    {"border": "reflect"}, {"radius": -1}, {"target_features": torch.zeros(2, 4, 6, 5)},
+    {"reference_colours": torch.zeros(1, 2, 1, 5, 5)}, {"reference_colours": torch.zeros(2, 2, 1, 6, 6)}])
+def test_wrong_copies_are_refused(change: dict) -> None:
+    right = {"reference_features": torch.zeros(1, 2, 4, 6, 6), "target_features": torch.zeros(2, 4, 6, 6),
+             "reference_colours": torch.zeros(1, 2, 1, 6, 6)}
+    copy_colours(**right)
+    with pytest.raises(InputError):
+        copy_colours(**right | change)
+
+
+@pytest.mark.parametrize(("shape", "options"), [
+    ((1, 4, 2, 9), {}), ((1, 4, 3), {}), ((1, 4, 3, 9), {"tau": 0}), ((1, 4, 3, 9), {"dropout": 1.0})])
+def test_wrong_walks_are_refused(shape: tuple[int, ...], options: dict) -> None:
+    with pytest.raises(InputError):
+        walk_loss(torch.zeros(shape), **options)
+
+
+def colour_losses(features: Tensor, seed: int = 9) -> dict[str, baselines.ColourOutput]:
+    """Each colour loss of clips (B, T, K, h, w), with colours that are a function of the seed."""
+    size = (*features.shape[:2], 4 * features.shape[3], 4 * features.shape[4])
+    (classes, cells), lab = classes_of(seed, *size), clips(seed + 1, *size[:2], 3, *size[2:])
+    keep = torch.rand(size[:2], generator=generator(seed)) < 0.5
+    return {"mast": mast_loss(features, lab[:, :, 1:2]), "contrastcorr": contrast_loss(features, lab),
+            "colorize": colorize_loss(features, cells, classes),
+            "corrflow": corrflow_loss(features, cells, classes, keep)}
+
+
+def test_only_contrastcorr_s_terms_let_clips_meet() -> None:
+    """The gradient of one clip's features, when the other clip's change."""
+    def slopes(other: int) -> dict[str, tuple[Tensor, Tensor]]:
+        own = clips(0, 1, 4, 5, 4, 3).requires_grad_()
+        outputs = colour_losses(torch.cat([own, clips(other, 1, 4, 5, 4, 3)]))
+        return {name: torch.autograd.grad(output.copied if name == "contrastcorr" else output.total, own,
+                                          retain_graph=True)[0] for name, output in outputs.items()} | {
+            "rest": torch.autograd.grad(outputs["contrastcorr"].rest, own)[0]}
+
+    first, second = slopes(1), slopes(2)
+    for name in first:
+        assert first[name].abs().max() > 0
+        assert torch.allclose(first[name], second[name], rtol=1e-9, atol=1e-14) == (name != "rest"), name
+
+
+@pytest.mark.parametrize("name", ["mast", "colorize", "corrflow", "contrastcorr"])
+def test_gradient_is_the_loss_s_slope(name: str) -> None:
+    features = clips(3, 2, 3, 2, 3, 2).requires_grad_()
+    torch.autograd.gradcheck(lambda x: colour_losses(x)[name].total, features)
+
+
+def test_a_still_clip_with_distinct_cells_costs_little() -> None:
+    """Every cell copies from itself, so that colours that are constant in a cell come back."""
+    features = 30 * F.normalize(clips(0, 1, 1, 64, 4, 5), dim=2).expand(2, 3, -1, -1, -1)
+    flat = torch.full((2, 3, 16, 20), 5)
+    cells = baselines.one_hot_cells(flat, 16, 4).double()
+    lab = torch.full((2, 3, 3, 16, 20), 0.5, dtype=torch.float64)
+    keep = torch.ones(2, 3, dtype=torch.bool)
+    assert mast_loss(features, lab[:, :, 1:2]).total < 1e-4
+    assert colorize_loss(features, cells, flat).total < 1e-4
+    assert corrflow_loss(features, cells, flat, keep).total < 1e-4
+    assert contrast_loss(features, lab).copied < 1e-4
+
+
+def test_corrflow_agrees_with_a_chain_of_copies() -> None:
+    features, (classes, cells) = clips(0, 2, 3, 5, 4, 3), classes_of(1, 2, 3, 16, 12)
+
+    def copy(colours: Tensor, *path: int) -> Tensor:
+        for a, b in zip(path, path[1:]):
+            colours = copy_colours(features[None, :, a], features[:, b], colours[None], radius=6,
+                                   border="exclude")
+        return colours
+
+    def cost(copied: Tensor, t: int) -> Tensor:
+        large = F.interpolate(copied, (16, 12), mode="bilinear")
+        return -(large.gather(1, classes[:, t, None]) + 1e-8).log().mean()
+
+    output = corrflow_loss(features, cells, classes, torch.tensor([[False, True, False], [False] * 3]))
+    first = copy(cells[:, 0], 0, 1)
+    second = copy(torch.stack([first[0], cells[1, 1]]), 1, 2)  # the first clip keeps its copy
+    torch.testing.assert_close(output.copied, (cost(first, 1) + cost(second, 2)) / 2)
+    cycles = cost(copy(cells[:, 0], 0, 1, 0), 0) + cost(copy(cells[:, 0], 0, 1, 2, 1, 0), 0)
+    torch.testing.assert_close(output.rest, cycles / 2)
+    torch.testing.assert_close(output.total, output.copied + 0.1 * output.rest)
+
+
+def test_scheduled_sampling_passes_copies_on() -> None:
+    """Only between the first and the last frame, and not in the cycle, where copies are passed on always."""
+    features, (classes, cells) = clips(0, 1, 4, 5, 4, 3), classes_of(1, 1, 4, 16, 12)
+
+    def loss(*kept: int) -> baselines.ColourOutput:
+        return corrflow_loss(features, cells, classes, torch.tensor([[t in kept for t in range(4)]]))
+
+    assert loss().copied == loss(0, 3).copied
+    assert len({float(loss(*kept).copied) for kept in ((), (1,), (2,), (1, 2))}) == 4
+    assert loss().rest == loss(1, 2).rest
+
+
+@pytest.mark.parametrize(("channel", "weight"), [(0, 1), (1, 10), (2, 10)])
+def test_contrast_weighs_a_and_b_tenfold_and_the_way_back_a_tenth(channel: int, weight: float) -> None:
+    """With features all alike every copy is the frame's mean, here 0; the frames are ±1 and ±3."""
+    lab = torch.zeros(1, 2, 3, 8, 8)
+    lab[:, 0, channel], lab[:, 1, channel] = 1, 3
+    lab[..., 4:] *= -1
+    output = contrast_loss(torch.zeros(1, 2, 4, 2, 2), lab)
+    assert output.copied.item() == pytest.approx(weight * (3 + 0.1 * 1))
+
+
+def test_contrast_terms_vanish_for_a_clip_alone_and_halve_for_twins() -> None:
+    features, lab = clips(0, 1, 3, 5, 4, 3), clips(1, 1, 3, 3, 16, 12)
+    assert contrast_loss(features, lab).rest.abs() < 1e-12
+    twins = contrast_loss(features.expand(2, -1, -1, -1, -1), lab.expand(2, -1, -1, -1, -1))
+    assert twins.rest.item() == pytest.approx(0.5)
+
+
+def test_patches_are_jittered_squares_of_a_grid() -> None:
+    boxes = baselines.patch_boxes(40, 128, generator())
+    assert torch.equal(boxes, baselines.patch_boxes(40, 128, generator()))
+    corner = (torch.cartesian_prod(torch.arange(7), torch.arange(7)).flip(1) * 16).float()  # x, y, rows first
+    assert (boxes[..., :2] >= corner - 1e-3).all() and (boxes[..., 2:] <= corner + 32 + 1e-3).all()
+    width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    share, ratio = width * height / 32**2, width / height
+    assert 0.7 <= share.min() < 0.71 < 0.89 < share.max() <= 0.9001
+    assert 0.749 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.334
+    assert len((boxes - boxes[:1]).flatten(0, 1).unique(dim=0)) > 39 * 49  # each patch by itself
+
+
+def test_patches_are_cut_where_their_boxes_are() -> None:
+    frames = torch.rand(2, 3, 64, 64, generator=generator())
+    corner = torch.cartesian_prod(torch.arange(7), torch.arange(7)).flip(1) * 8.0
+    boxes = torch.cat([corner, corner + 16], 1).expand(2, -1, -1)
+    plain = frames.unfold(2, 16, 8).unfold(3, 16, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    torch.testing.assert_close(baselines.cut_patches(frames, boxes), plain)
+
+
+def test_lab_is_cie_lab() -> None:
+    known = {(1, 0, 0): (53.24, 80.09, 67.20), (0, 1, 0): (87.73, -86.18, 83.18),
+             (0, 0, 1): (32.30, 79.19, -107.86), (1, 1, 1): (100, 0, 0),
+             (0, 0, 0): (0, 0, 0), (0.5, 0.5, 0.5): (53.39, 0, 0)}
+    lab = baselines.rgb_to_lab(torch.tensor(list(known), dtype=torch.float32).T[:, None])
+    torch.testing.assert_close(lab[:, 0].T, torch.tensor(list(known.values())), rtol=0, atol=0.05)
+    picture = np.random.default_rng(0).random((20, 30, 3), np.float32)
+    ours = baselines.rgb_to_lab(torch.from_numpy(picture).permute(2, 0, 1)).permute(1, 2, 0)
+    theirs = cv2.cvtColor(picture, cv2.COLOR_RGB2Lab)  # interpolates in a table
+    assert np.abs(ours.numpy() - theirs).max() < 1
+    scaled = baselines.scale_lab(lab)[:, 0].T
+    assert scaled.abs().max() <= 1 and scaled[3].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("centres", [baselines.LAB_CLASSES, baselines.AB_CLASSES])
+def test_colour_classes_are_the_nearest(centres: tuple) -> None:
+    lab = torch.tensor([50.0, 0, 0])[:, None, None] + 30 * torch.randn(2, 3, 9, 7, generator=generator())
+    points, pixels = torch.tensor(centres).double(), lab.movedim(1, -1).double()
+    nearest = torch.cdist(pixels[..., -points.shape[1]:].flatten(0, 2), points).argmin(1)
+    assert torch.equal(baselines.colour_classes(lab, centres).flatten(), nearest)
+    assert len(centres) == 16
+
+
+def test_one_hot_cells_hold_shares() -> None:
+    classes = torch.tensor([[0, 1, 2, 2], [0, 0, 2, 2]])[None, None]
+    shares = baselines.one_hot_cells(classes, 3, 2)[0, 0, :, 0]
+    assert shares.tolist() == [[0.75, 0], [0.25, 0], [0, 1]]
+
+
+def test_dropped_channels() -> None:
+    """CorrFlow's: one or two of three, at probability 0.7. MAST's: one of the last two, always."""
+    draws, source = [], generator()
+    for _ in range(1000):
+        draws.append(baselines.channel_factors(source))
+    counts = torch.bincount((torch.stack(draws) == 0).sum(1), minlength=4) / 1000
+    assert counts.tolist() == pytest.approx([0.3, 0.35, 0.35, 0], abs=0.05)
+    assert torch.allclose(torch.stack(draws).sum(1), torch.tensor(3.0))
+    assert ((torch.stack(draws) == 0).float().mean(0) - 0.35).abs().max() < 0.05
+    mast = [baselines.channel_factors(source, (1, 2), most=1, probability=1) for _ in range(100)]
+    assert {tuple(factors.tolist()) for factors in mast} == {(1.5, 0, 1.5), (1.5, 1.5, 0)}
