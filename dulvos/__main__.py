@@ -201,37 +201,42 @@ command starts again at the first frame, and what an earlier run wrote is replac
 
 def _segment(options: argparse.Namespace) -> int:
     from collections import deque
+    from functools import partial
 
+    import torch
     from tqdm import tqdm
 
-    from dulvos import movies, own_video
-    from dulvos.inference import SegmentSettings
-    from dulvos.videos import open_video
-
+    from dulvos import inference, masks, movies, videos
+    from dulvos.checkpoints import load_encoder
+    from dulvos.devices import find_device
+    
     names = ("layer", "context", "radius", "topk", "tau", "shorter_side", "precision")
-    settings = SegmentSettings(**{name: getattr(options, name) for name in names})
+    settings = inference.SegmentSettings(**{name: getattr(options, name) for name in names})
     if Path(options.video).is_file():
-        print(f"{options.video}: counting its frames", flush=True)  # by decoding them: minutes, for a long one
-    video = open_video(options.video)
-    masks = own_video.given_masks(video, options.masks)
+        print(f"{options.video}: counting its frames", flush=True)  # by decoding them, which takes minutes for a long one
+    video = videos.open_video(options.video)
+    given = masks.given_masks(video, options.masks)
     video.verify()
-    encoder = own_video.prepare_encoder(options.checkpoint, options.device)
+    device = find_device(options.device)
+    encoder = load_encoder(options.checkpoint).to(device, memory_format=torch.channels_last)
     fps = movies.frame_rate(video) if options.fps is None else options.fps
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
-    own_video.check_memory(video, len(masks), settings, next(encoder.parameters()).device)
-    out = own_video.check_folder(options.out, video, options.masks)
-    for frame, ids in masks.items():
+    inference.check_memory(video, len(given), settings, device)
+    out = masks.check_folder(options.out, video, options.masks)
+    for frame, ids in given.items():
         print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")
-    pictures = own_video.carry(video, masks, encoder, settings, out)
-    with tqdm(pictures, desc=video.name, total=len(video), unit="frame") as bar:
+    found = inference.segment(video.frames(), given, partial(inference.encode, encoder), settings)
+    saved = masks.save_masks(enumerate(found), video, out)
+    with tqdm(saved, desc=video.name, total=len(video), unit="frame") as bar:
         if options.no_mp4:
             deque(bar, maxlen=0)
         else:
-            movies.write_mp4(out / own_video.MOVIE, bar, fps)
+            pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(video.frames(), bar))
+            movies.write_mp4(out / masks.MOVIE, pictures, fps)
     seconds = bar.format_dict["elapsed"]
     print(f"{len(video)} frames in {seconds:.0f} s ({seconds / len(video):.2f} s each): {out}/<frame>.png"
-          + ("" if options.no_mp4 else f" and {out / own_video.MOVIE}"))
+          + ("" if options.no_mp4 else f" and {out / masks.MOVIE}"))
     return 0
 
 

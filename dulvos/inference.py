@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dulvos.devices import autocast
+from dulvos.devices import autocast, free_memory
 from dulvos.encoder import LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_types
 from dulvos.propagation import object_ids, propagate, to_labels
-from dulvos.videos import shrink
+from dulvos.videos import Video, shrink, shrunk_size
 
-__all__ = ["SegmentSettings", "colour_features", "encode", "segment"]
+__all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode", "segment"]
+
+_CHANNELS = {"res3": 256, "res4": 512, "key": 128}
+_BYTES_A_PIXEL = 120  # of a frame in the encoder, about
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class SegmentSettings:
             raise InputError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}")
         if self.shorter_side and self.shorter_side < STRIDE:
             raise InputError(f"shorter_side must be 0 (keep) or >= {STRIDE}, not {self.shorter_side}")
+
+
+MakeFeatures = Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]]
 
 
 def encode(encoder: Encoder, frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings(), *,
@@ -81,8 +87,7 @@ def colour_features(frames: Iterable[np.ndarray], settings: SegmentSettings = Se
 
 
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],
-            features: Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]],
-            settings: SegmentSettings = SegmentSettings()) -> Iterator[np.ndarray]:
+            features: MakeFeatures, settings: SegmentSettings = SegmentSettings()) -> Iterator[np.ndarray]:
     """Masks of a video from the mask of its first frame.
 
         encoder = load_encoder("davis2016")
@@ -100,20 +105,44 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
         InputError: frames of another kind, a mask of another size than the frames; what `propagate` raises.
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
+    size = np.shape(next(iter(masks.values()), ()))
+    return (ids for _, ids in carry(features(_checked(frames, size), settings), masks, settings))
+
+
+def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], settings: SegmentSettings, *,
+          history: Sequence[Tensor] = (), ended: Mapping[int, Collection[int]] | None = None
+          ) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Carry masks through a video by its features: `propagate`, and ids at full size.
+
+    Arguments:
+        features, history, ended: as `propagate` takes them.
+        masks: frame number -> (H, W) ids that are new or corrected there.
+
+    Yields:
+        (M, h, w) float32 soft masks and (H, W) uint8 ids of the frames after the history.
+
+    Raises:
+        InputError: an id beyond 254; what `propagate` raises.
+    """
     ids = object_ids(masks)
     if ids[-1] > 254:
         raise InputError(f"object ids must be <= 254, not {ids[-1]}; dulvos.read_mask reads a mask of 0 and 255 as object 1")
-    size = np.shape(next(iter(masks.values()), ()))
-    softs = propagate(features(_checked(frames, size), settings), masks, context=settings.context,
-                      radius=settings.radius, topk=settings.topk, tau=settings.tau)
-    for t, soft in enumerate(softs):
+    softs = propagate(features, masks, context=settings.context, radius=settings.radius, topk=settings.topk, tau=settings.tau,
+                      history=history, ended=ended)
+    return _enlarged(softs, masks, ids, len(history))
+
+
+def _enlarged(softs: Iterator[Tensor], masks: Mapping[int, np.ndarray], ids: tuple[int, ...],
+              start: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+    size = np.shape(next(iter(masks.values())))
+    for t, soft in enumerate(softs, start):
         if t not in masks:
-            yield to_labels(soft, size, ids).to(torch.uint8).cpu().numpy()
+            yield soft, to_labels(soft, size, ids).to(torch.uint8).cpu().numpy()
             continue
         given = np.asarray(masks[t])
         kept = [i for i, name in enumerate(ids) if name == 0 or name not in given]
         labels = to_labels(soft[kept], size, tuple(ids[i] for i in kept)).cpu().numpy()
-        yield np.where(given > 0, given, 0 if t == min(masks) else labels).astype(np.uint8)
+        yield soft, np.where(given > 0, given, 0 if t == min(masks) else labels).astype(np.uint8)
 
 
 def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -124,3 +153,19 @@ def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np
             raise InputError(f"frame {t} is {frame.shape[1]}x{frame.shape[0]} (width x height), the mask "
                              f"{size[1]}x{size[0]}; they must have one size")
         yield frame
+
+
+def check_memory(video: Video, masks: int, settings: SegmentSettings, device: torch.device) -> None:
+    """Estimate what carrying that many masks through a video needs.
+
+    Raises:
+        InputError: more than is free.
+    """
+    height, width = shrunk_size(tuple(video.size), settings.shorter_side)
+    pixels = height * width
+    # features of the context and the given frames twice, in 4 and in 2 to 4 bytes; four frames at once in the encoder
+    needed = pixels / STRIDE**2 * _CHANNELS[settings.layer] * 7 * (settings.context + 1 + masks) + 4 * pixels * _BYTES_A_PIXEL
+    free = free_memory(device)
+    if needed > free:
+        raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with a context of "
+                         f"{settings.context}, and {free / 2**30:.0f} GB are free; give shorter_side=480, or less")

@@ -17,18 +17,28 @@ from dulvos.videos import Video
 
 __all__ = ["frame_rate", "write_mp4"]
 
-FPS = 24.0  # of what has no rate of its own; DAVIS's
+FPS = 24.0  # of videos that state no rate; DAVIS's
 _BT601 = 6  # SMPTE 170M in H.264's table of matrices (ITU-T H.264, Table E-5)
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *, quality: int = 20) -> Path:
-    """Write frames as H.264 in yuv420p with the index in front, whole or not at all; makes the folders above it.
+def frame_rate(video: Video) -> float:
+    """Frames a second that a video file states; 24 for a folder of frames or where nothing is stated."""
+    if video.files:
+        return FPS
+    try:
+        with av.open(os.path.abspath(video.path)) as container:
+            return float(container.streams.video[0].average_rate or FPS)
+    except (av.FFmpegError, IndexError):  # OpenCV, which reads the frames, makes more of broken files
+        return FPS
 
-    Frames are taken one by one, so a generator of any length will do. Sides of odd length, which yuv420p does not know, get
-    their last row or column twice.
+
+def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *, quality: int = 20) -> Path:
+    """Write frames as an mp4 that every browser plays (H.264, yuv420p, index in front), whole or not at all.
+
+    Frames are taken one by one. A side of odd length, which yuv420p does not allow, gets its last row or column twice.
 
     Arguments:
-        path: the file, with suffix .mp4.
+        path: the file, with suffix .mp4; the folders above it are made.
         frames: (H, W, 3) uint8 RGB of one size.
         fps: frames a second, in 0.1..1000.
         quality: x264's constant rate factor in 0..51; lower is better and larger.
@@ -41,34 +51,24 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
         raise InputError(f"{path}: movies are mp4 files; expected a name that ends in .mp4")
     if not 0.1 <= fps <= 1000 or not 0 <= quality <= 51:
         raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, quality={quality}")
-    shape = None
-    # FFmpeg puts the index in front by opening the file a second time, so it needs a name, not a stream; an absolute one, as it
+    shape, number = None, 0
+    # FFmpeg opens the file a second time to move the index, so it needs a name, not a stream; an absolute one, since it
     # takes what precedes a colon for a protocol
-    with replacing(path) as stream, av.open(os.path.abspath(stream.name), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with (replacing(path) as stream,
+          av.open(os.path.abspath(stream.name), "w", format="mp4", options={"movflags": "faststart"}) as container):
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",
                                      options={"crf": str(quality), "preset": "veryfast"})
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(frames, 1):
             if shape is None:
                 shape = frame.shape
                 track.height, track.width = (side + side % 2 for side in shape[:2])
                 track.codec_context.colorspace = _BT601
             if frame.shape != shape:
-                raise InputError(f"{path}: frame {number} is {frame.shape}, frame 0 {shape}; a movie's frames have one size")
+                raise InputError(f"{path}: frame {number - 1} is {frame.shape}, frame 0 {shape}; a movie's frames have one size")
             even = np.pad(frame, [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)], mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
             container.mux(track.encode(picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))
-        if shape is None:
+        if not number:
             raise InputError(f"{path}: no frames to write; a movie needs at least one")
         container.mux(track.encode())
     return path
-
-
-def frame_rate(video: Video) -> float:
-    """Frames a second of a video file, as its container states it; 24 of a folder of frames or where nothing is stated."""
-    if video.files:
-        return FPS
-    try:
-        with av.open(os.path.abspath(video.path)) as container:
-            return float(container.streams.video[0].average_rate or FPS)
-    except (av.FFmpegError, IndexError):  # OpenCV, which reads the frames, makes more of broken files
-        return FPS

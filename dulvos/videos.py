@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "header_size",
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "first_frames", "header_size",
            "open_video", "resize", "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -323,3 +323,10 @@ def _decoder_for(path: Path, index: int) -> _Decoder:
     if decoder is None or decoder.identity != _identity(path) or decoder.position > index:
         decoder = _open.decoder = _Decoder(path)
     return decoder
+
+
+def first_frames(video: Video, count: int) -> Video:
+    """The video's first frames alone, all of them for 0; raises an InputError for a negative number."""
+    if count < 0:
+        raise InputError(f"frames must be >= 0 (0 takes all), not {count}")
+    return replace(video, length=min(count or len(video), len(video)))

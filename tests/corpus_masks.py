@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dulvos import datasets, own_video
+from dulvos import datasets, masks
 from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.masks import PALETTE, write_mask
@@ -67,8 +67,8 @@ def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | list[i
         path = folder / f"mask.{'jpg' if kind == 'jpeg' else kind}"
         image = data if isinstance(data, (bytes, Image.Image)) else Image.fromarray(data)
         path.write_bytes(image if isinstance(image, bytes) else encoded(image, kind, **options))
-        return own_video.given_masks(open_video(make_clip(folder)), [path])
-    check = expect if isinstance(expect, str) else lambda masks: list(masks) == [0] and np.unique(masks[0]).tolist() == expect
+        return masks.given_masks(open_video(make_clip(folder)), [path])
+    check = expect if isinstance(expect, str) else lambda found: list(found) == [0] and np.unique(found[0]).tolist() == expect
     CASES.append(Case("masks", name, act, check))
 
 
@@ -134,14 +134,14 @@ def given(name: str, items: Callable[[Path], list], expect: str | Callable[[Any]
     """A case of what is given as masks, from a folder with good.png."""
     def act(folder: Path) -> Any:
         write_mask(folder / "good.png", blocks(1, 2))
-        return own_video.given_masks(open_video(make_clip(folder)), items(folder))
+        return masks.given_masks(open_video(make_clip(folder)), items(folder))
     CASES.append(Case("masks", name, act, expect))
 
 
 given("no mask", lambda folder: [], "no mask is given; expected a PNG")
 given("a mask that is not there", lambda folder: [folder / "absent.png"], r"absent\.png: unreadable mask \(no such file")
 given("a later frame's mask", lambda folder: [folder / "good.png", f"2={folder / 'good.png'}"],
-      lambda masks: list(masks) == [0, 2])
+      lambda found: list(found) == [0, 2])
 given("a frame that is not there", lambda folder: [f"9={folder / 'good.png'}"], r"good\.png: given for frame 9, .*0 to 3")
 given("two masks of a frame", lambda folder: [folder / "good.png", f"0={folder / 'good.png'}"], "a second mask of frame 0")
 given("a number of 5000 digits", lambda folder: ["9" * 5000 + "=x.png"], "unreadable mask|given for frame")

@@ -268,7 +268,7 @@ def test_painted_masks_are_carried_and_a_later_frame_is_put_right(opened):
     """Needs what the test before has painted."""
     folder = opened.lab.folder / "own"
     first = np.array(opened.evaluate("painter.ids"))
-    opened.run(300, "player = Player(")
+    opened.run(300, "session.paint(0")
     assert opened.red_cells() == [] and opened.console == []
     names = sorted(folder.glob("*.png"))
     masks = [read_mask(name) for name in names]
@@ -281,7 +281,7 @@ def test_painted_masks_are_carried_and_a_later_frame_is_put_right(opened):
     _choose(opened, "corrector = Painter(", "brush", 5)
     _stroke(opened, CORRECTOR, "corrector", [place])
     assert opened.wait_for("bool((corrector.ids == 5).any())")
-    opened.run(300, "changed = own_video")
+    opened.run(300, "session.paint(number")
     assert opened.red_cells() == [] and opened.console == []
     held = [5 in read_mask(name) for name in names]
     assert held == [False] * 3 + [True] * 3, "frame 3 was corrected: object 5 is there from then on"

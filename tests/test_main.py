@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -14,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dulvos import movies, own_video, videos
-from dulvos.masks import read_mask, write_mask
-
-from dulvos.study import results, runs, steps as study
+from dulvos import movies, videos
 from dulvos.__main__ import main
-from dulvos.study import work
+from dulvos.masks import read_mask, write_mask
+from dulvos.study import results, runs, work
+from dulvos.study import steps as study
 from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5
@@ -104,31 +102,21 @@ def test_help_says_what_goes_in_and_what_a_stopped_run_does(capsys):
         assert words in text
 
 
-def test_ctrl_c_keeps_the_masks_so_far_and_says_what_the_same_command_does(clip, capsys, monkeypatch):
-    carry = own_video.carry
-
-    def stopped(*arguments):
-        yield from itertools.islice(carry(*arguments), 2)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(own_video, "carry", stopped)
-    assert run(clip / "clip", clip / "mask.png", clip / "out") == 130
-    assert capsys.readouterr().err.endswith("stopped; the same command starts again at the first frame\n")
-    assert sorted(file.name for file in (clip / "out").glob("[!.]*")) == ["00000.png", "00001.png"]
-
-
-def test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_well(clip):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_well(clip, stop):
     long = clip / "long"
     long.mkdir()
     for index in range(30):
         os.link(clip / "clip" / f"{index % LENGTH:05d}.jpg", long / f"{index:05d}.jpg")
     command = [sys.executable, "-m", "dulvos", "segment", long, clip / "mask.png", clip / "out", "--checkpoint", "random"]
-    process = subprocess.Popen(command, cwd=results.ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=results.ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not (clip / "out" / "00001.png").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(stop)
+    said = process.communicate()[1]
+    if stop == signal.SIGINT:
+        assert process.returncode == 130 and "starts again at the first frame" in said
     written = sorted((clip / "out").glob("[0-9]*.png"))
     assert 2 <= len(written) < 30 and all(read_mask(file).shape == SIZE for file in written)
     assert not (clip / "out" / "overlay.mp4").exists()

@@ -17,7 +17,7 @@ from matplotlib.widgets import PolygonSelector
 from dulvos.errors import InputError
 from dulvos.masks import OBJECT_COLOURS, overlay
 from dulvos.interactive.player import fit, jpeg
-from dulvos.own_video import own_mask
+from dulvos.masks import own_mask
 
 __all__ = ["MaskEditor", "Painter"]
 
