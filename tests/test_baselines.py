@@ -101,8 +101,8 @@ def test_dropout_is_a_function_of_the_generator() -> None:
     losses = [walk_loss(nodes, dropout=0.3, generator=generator(seed)).total for seed in (0, 0, 1)]
     assert losses[0] == losses[1] and len({*map(float, losses), float(walk_loss(nodes).total)}) == 3
     still = F.normalize(clips(1, 1, 64, 1, 25), dim=1).expand(-1, -1, 3, -1)
-    costs = [float(walk_loss(still, tau=0.01, dropout=p, generator=generator()).total) for p in (0, 0.01, 0.3)]
-    assert costs[0] < 1e-6 < costs[1] < 0.2 * costs[2]  # p is the share of edges that are removed
+    costs = [walk_loss(still, tau=0.01, dropout=p, generator=generator()).total for p in (0, 0.01, 0.1)]
+    assert costs[0] < 1e-6 < costs[1] < costs[2] / 2  # p is the share of edges that are removed
     assert walk_loss(still, dropout=0.999, generator=generator()).total.isfinite()
 
 
