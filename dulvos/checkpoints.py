@@ -1,4 +1,4 @@
-"""What is kept of networks: encoders as safetensors with a sidecar, and the state from which a training goes on."""
+"""Encoders on disk: weights as safetensors, with a JSON sidecar that says how to build the network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors
@@ -16,41 +17,41 @@ import torchvision
 
 from dulvos.encoder import ARCHITECTURE, Encoder
 from dulvos.errors import InputError
-from dulvos.released import RELEASES, check_numbers, locate, read_released
 from dulvos.files import replacing
+from dulvos.released import RELEASES, load_weights, locate, read_released
 
-__all__ = ["TrainingState", "is_whole", "load_encoder", "save_encoder"]
+__all__ = ["TrainingState", "encoder_file", "is_whole", "load_encoder", "save_encoder"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtype = torch.float32, **notes) -> Path:
-    """Write an encoder's weights as safetensors with a JSON sidecar of the same stem.
-
-    Both are written under temporary names, synced and renamed, the weights last.
+def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtype = torch.float32,
+                 **notes: Any) -> Path:
+    """Write an encoder's weights as safetensors, with a JSON sidecar of the same stem.
 
     Arguments:
         path: the file, with suffix .safetensors.
         dtype: of the floating-point weights in the file; float16 halves it.
-        notes: JSON values kept in the sidecar (where the weights come from, their licence).
+        notes: JSON values for the sidecar, such as where the weights come from and their licence.
+
+    Raises:
+        InputError: another suffix, or the files cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: encoders are saved as .safetensors")
-    weights = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in encoder.state_dict().items()
-    }
+    weights = {name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+               for name, value in encoder.state_dict().items()}
     sidecar = json.dumps({**encoder.config, **notes}, indent=1) + "\n"
-    data = safetensors.torch.save(weights)
-    for file, content in ((path.with_suffix(".json"), sidecar.encode()), (path, data)):
-        with replacing(file) as stream:
-            stream.write(content)
+    with replacing(path.with_suffix(".json")) as stream:
+        stream.write(sidecar.encode())
+    with replacing(path) as stream:  # last: where the weights are, the sidecar is
+        stream.write(safetensors.torch.save(weights))
     return path
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a .safetensors file is there with its sidecar and all the bytes that its header announces; reads no weights."""
+    """Whether a .safetensors file has its sidecar and the length that its header states; reads no weights."""
     try:
         with safetensors.safe_open(path, "pt"):
             return path.with_suffix(".json").is_file()
@@ -59,10 +60,10 @@ def is_whole(path: Path) -> bool:
 
 
 def encoder_file(name: str) -> Path:
-    """The file of this study's weights ("davis2016") or of released ones, by their names; any other name is the file's own.
+    """The file that a name stands for: "davis2016" (this study's weights), a release, or any path itself.
 
     Raises:
-        InputError: released weights that are not there.
+        InputError: released weights are not there.
     """
     return WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
 
@@ -71,13 +72,16 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
     Arguments:
-        path_or_name: a .safetensors file with its JSON sidecar; a released torch file (`dulvos.released.read_released`) or
-            the name of one (`RELEASES`); or "random" (initialised from `seed`), "davis2016" (this study's weights, from CC BY-NC
-            videos), "imagenet" (torchvision's ResNet-18, fetched on first use).
-        seed: of the random initialisation ("random", and the head of "imagenet").
+        path_or_name: one of
+            "random": initialised from `seed`;
+            "davis2016": this study's weights, trained on CC BY-NC videos;
+            "imagenet": torchvision's ResNet-18, downloaded on first use, with a random head;
+            a .safetensors file with its JSON sidecar;
+            a released torch file (see `dulvos.released.read_released`), or the name of one (`RELEASES`).
+        seed: of the random weights, 0 to 2^63 - 1.
 
     Raises:
-        InputError: no such name or file, a truncated file, another architecture, weights that are no numbers, a wrong seed.
+        InputError: the name or seed is wrong, or the file is missing, damaged or of another network.
     """
     name = os.fspath(path_or_name)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -90,43 +94,46 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
             try:
                 weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
             except OSError as error:
-                raise InputError(f"'imagenet' cannot be fetched ({error}); give 'davis2016' or a .safetensors file") from None
-            encoder.backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+                raise InputError(f"'imagenet' cannot be downloaded ({error}); give 'davis2016'") from None
+            load_weights(encoder.backbone, weights, Path(name))
         return encoder.eval()
     path = encoder_file(name)
     if not os.path.isfile(path):
-        raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016', 'imagenet' or a released "
-                         f"file (.pth, or {', '.join(RELEASES)})")
+        raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016', "
+                         f"'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
     if path.suffix in (".pth", ".pt", ".tar"):
         return read_released(path)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path}: an encoder is a .safetensors file with a .json sidecar beside it, or a released .pth file")
-    sidecar = path.with_suffix(".json")
+        raise InputError(f"{path}: not an encoder; give a .safetensors file (beside its .json) or a released .pth")
+    encoder = _build(path.with_suffix(".json"))
+    load_weights(encoder, read_safetensors(path), path, strict=True)
+    return encoder.eval()
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a .safetensors file; raises InputError if it is cut short or of another kind."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
+
+
+def _build(sidecar: Path) -> Encoder:
+    """The network that a sidecar describes."""
     try:
         config = json.loads(sidecar.read_text())
         architecture, dim, norm = config["architecture"], config["dim"], config["norm"]
     except FileNotFoundError:
-        raise InputError(f"{sidecar}: the checkpoint's sidecar is missing; it lies beside {path.name}") from None
+        raise InputError(f"{sidecar}: the sidecar of the checkpoint is missing; copy both files") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; save the encoder again") from None
+        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; save the encoder "
+                         "again") from None
     if architecture != ARCHITECTURE:
-        raise InputError(f"{sidecar}: architecture {architecture!r}, but this package builds {ARCHITECTURE!r}")
-    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= 2**16 or norm not in ("batch", "layer"):
-        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536 and norm 'batch' or 'layer', not {dim!r} and {norm!r}")
-    encoder = Encoder(dim, norm)
-    try:
-        state = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); copy or train it again") from None
-    expected = encoder.state_dict()
-    wrong = sorted(k for k in expected.keys() | state.keys()
-                   if k not in state or k not in expected or state[k].shape != expected[k].shape)
-    if wrong:
-        raise InputError(f"{path}: weights of another architecture than {ARCHITECTURE} with dim={dim}, norm={norm!r}: "
-                         f"{wrong[0]} and {len(wrong) - 1} more differ")
-    check_numbers(path, state)
-    encoder.load_state_dict(state)
-    return encoder.eval()
+        raise InputError(f"{sidecar}: architecture {architecture!r}; this package builds {ARCHITECTURE!r}")
+    if type(dim) is not int or not 1 <= dim <= 2**16 or norm not in ("batch", "layer"):
+        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536 and norm 'batch' or 'layer', "
+                         f"not {dim!r} and {norm!r}")
+    return Encoder(dim, norm)
 
 
 class TrainingState:

@@ -1,9 +1,8 @@
-"""Where tensors live: finding the device, its autocast, its peak memory."""
+"""The device that tensors live on, its autocast and its memory."""
 
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from functools import lru_cache
 
@@ -18,19 +17,20 @@ __all__ += ["reading_processes"]
 
 
 def find_device(device: str | None = None) -> torch.device:
-    """The device of that name, tried out; without a name, a CUDA device where there is one, else the CPU.
+    """The device of that name, after a trial; without a name, a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: the device is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found).item()  # "meta" has tensors, but no numbers in them
+        torch.zeros(1, device=found).item()  # fails on "meta", whose tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device={device!r} is not to be had here ({str(error).splitlines()[0]}); give 'cpu', or nothing for "
-                         "what there is") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} is not available ({reason}); use 'cpu', or omit it to choose "
+                         "automatically") from None
     return found
 
 
@@ -50,25 +50,27 @@ def joined_processes(device: str | None = None) -> PartialState:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which an encoder runs: "bf16" computes convolutions in bfloat16 where the device can, "fp32" changes nothing.
+    """The context that an encoder runs in: "bf16" uses bfloat16 if the device can, "fp32" changes nothing.
 
-    Unchanged, PyTorch lets a GPU's convolutions round to TF32; `torch.backends.cudnn.allow_tf32 = False` forbids it.
+    With "fp32", PyTorch still lets a GPU's convolutions round to TF32; to forbid that, set
+    `torch.backends.cudnn.allow_tf32 = False`.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=computed_in(device.type, precision) == "bf16")
 
 
 @lru_cache
 def computed_in(kind: str, precision: str) -> str:
-    """What convolutions are computed in on a kind of device ("cpu", "cuda", ...): the precision asked for, or "fp32", said once.
+    """The precision that a kind of device ("cpu", "cuda", ...) computes in: the one asked for, or "fp32".
 
-    Without instructions for it (processors of AVX2, GPUs before Ampere) PyTorch computes bfloat16 many times slower than float32.
+    Devices without bfloat16 instructions (CPUs with AVX2 only, GPUs before Ampere) would take many times as
+    long as with float32, so they use float32; a note says so once.
     """
     if kind == "cpu":
         able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     else:
         able = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not able:
-        print(f"note: this {kind} device computes bfloat16 slowly, so float32 is taken (precision='bf16' was asked for)", flush=True)
+        print(f"note: this {kind} device computes bfloat16 slowly, so float32 is used instead", flush=True)
         return "fp32"
     return precision
 
@@ -83,19 +85,22 @@ def cannot_compile(device: torch.device) -> str:
 
 
 def reading_processes(device: torch.device) -> int:
-    """How many processes should read clips for a training there: none beside a processor's own work, else some a GPU."""
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun, on this machine
+    """How many worker processes should read clips: none on a CPU, which is busy anyway, else 1 to 8 a GPU."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     return 0 if device.type == "cpu" else min(8, max(1, ((os.cpu_count() or 2) - 1) // sharing))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free: the GPU's, else this machine's."""
+    """Free memory of the GPU, or of this machine, in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in MB: the device's if it is a GPU, else this process's."""
+    """Peak memory of the GPU, or of this process, in MB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not on Windows
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

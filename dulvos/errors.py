@@ -1,4 +1,4 @@
-"""The one error for everything a user can put right: a path, a file, a setting."""
+"""The one error for whatever the user can correct: a path, a file, a setting."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ __all__ = ["InputError", "check_type", "check_types"]
 
 
 class InputError(ValueError):
-    """An input, file or setting given by the user is wrong; the message is one line and says what would be right."""
+    """An input, file or setting is wrong. The message is one line: what, where, and what would be right."""
 
     def __init__(self, message: object) -> None:
-        # names of files may hold line breaks, commands to the terminal and bytes that are no text
+        # File names may hold line breaks, terminal commands and bytes that are not text.
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
 
 def check_type(name: str, value: object, default: object) -> None:
-    """Compare the type of a value with that of its default; a whole number passes for a float, a bool for no number.
+    """Raise an InputError unless a value has the type of its default.
 
-    Raises:
-        InputError: another type, or a number that is infinite, NaN or beyond 64 bits.
+    A whole number also passes as a float, but a bool never as a number. Numbers must be finite, of 64 bits.
     """
     kind = type(default)
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
         raise InputError(f"{name} must be {kind.__name__}, not {value!r}")
     if kind in (int, float) and not -(2**63) <= value < 2**63:
         raise InputError(f"{name} must be a finite number of at most 64 bits, not {str(value)[:20]}")
 
 
 def check_types(settings: object) -> None:
-    """The same for every field of a dataclass of settings, each of which has a default."""
+    """`check_type` for every field of a dataclass of settings, each of which has a default."""
     for field in dataclasses.fields(settings):
         check_type(field.name, getattr(settings, field.name), field.default)

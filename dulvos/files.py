@@ -1,4 +1,4 @@
-"""Files written whole or not at all, whatever happens meanwhile: a kill, a power cut, a full disk."""
+"""Write files whole or not at all, also through a kill, a power cut or a full disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["cannot_write", "replacing"]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file whole or not at all.
+    """A stream whose content replaces the file at the end, whole or not at all; makes the folders above it.
 
-    The folders above it are made. A temporary name beside the file, synced, then renamed; the folder is synced too, or a power
-    cut might undo the renaming.
+    The content goes to a temporary name beside the file, is synced, then renamed. The folder is synced too,
+    because a power cut might undo the renaming.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written; what was there before is left as it was.
+        InputError: the disk is full or the folder cannot be written to; the file keeps its old content.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,38 +32,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system can
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except Exception as error:
-        trouble = _trouble(error, temporary)
-        if trouble is None:
+        number = _refusal(error, temporary)
+        if number is None:
             raise
-        raise cannot_write(path, trouble) from error
+        raise cannot_write(path, number) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, number: int | None) -> InputError:
-    """What is said of a file or folder that cannot be written, from the system's number of the reason."""
-    return InputError(f"{path}: cannot be written ({os.strerror(number or errno.EIO)}); make room or give another folder, and the same call "
-                      "continues")
+    """The error for a file or folder that cannot be written, from the system's error number."""
+    reason = os.strerror(number or errno.EIO)
+    return InputError(f"{path}: cannot be written ({reason}); make room or give another folder, and the same "
+                      "call continues")
 
 
-def _trouble(error: BaseException | None, temporary: Path) -> int | None:
-    """The system's number of what went wrong in writing; None where it was something else."""
-    written = (None, str(temporary), *map(str, temporary.parents))  # what cannot be read has another name
-    while error is not None and not isinstance(error, InputError):  # torch says in words of its own that a stream took no more
+def _refusal(error: BaseException | None, temporary: Path) -> int | None:
+    """The system's error number if writing was refused; None for any other error, such as one of reading."""
+    written = (None, str(temporary), *map(str, temporary.parents))
+    # torch raises an error of its own when a stream refuses bytes; the system's stands behind it
+    while error is not None and not isinstance(error, InputError):
         if isinstance(error, OSError) and error.errno and error.filename in written:
             return error.errno
         error = error.__context__
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # not every file system can
-        pass
-    finally:
-        os.close(descriptor)

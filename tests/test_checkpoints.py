@@ -1,4 +1,4 @@
-"""Encoders on disk: what is written comes back, and what is damaged is named."""
+"""Encoders on disk: what is written comes back, and what is damaged is named (more of it in the corpus)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dulvos.checkpoints import TrainingState, load_encoder, save_encoder
+from dulvos.checkpoints import TrainingState, is_whole, load_encoder, save_encoder
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
@@ -47,7 +47,7 @@ def test_random_depends_on_the_seed_alone(encoder: Encoder) -> None:
 def test_round_trip(encoder: Encoder, tmp_path: Path, dtype: torch.dtype) -> None:
     path = save_encoder(encoder, tmp_path / "new" / "own.safetensors", dtype=dtype, licence="CC0-1.0")
     loaded = load_encoder(path)
-    assert not loaded.training
+    assert not loaded.training and is_whole(path)
     for name, value in encoder.state_dict().items():
         expected = value.to(dtype).float() if value.is_floating_point() else value
         assert loaded.state_dict()[name].dtype == value.dtype
@@ -63,41 +63,23 @@ def test_round_trip_of_another_head(tmp_path: Path) -> None:
     assert isinstance(loaded.head[1], nn.GroupNorm)
 
 
-@pytest.mark.parametrize("length", [0, 4, 1000, -1000])
-def test_truncated_weights(saved: Path, length: int) -> None:
-    saved.write_bytes(saved.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"own\.safetensors.*truncated"):
-        load_encoder(saved)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'"text"', b'{"dim": 128}', b"\xff\xfe\x00"])
-def test_missing_or_garbled_sidecar(saved: Path, content: bytes | None) -> None:
-    sidecar = saved.with_suffix(".json")
-    sidecar.unlink() if content is None else sidecar.write_bytes(content)
-    with pytest.raises(InputError, match=r"own\.json.*sidecar"):
-        load_encoder(saved)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"architecture": "resnet50"}, r"own\.json.*resnet50.*resnet18-stride8"),
-    ({"dim": 64}, r"own\.safetensors.*another architecture.*head\.3"),
-    pytest.param({"dim": "wide"}, r"own\.json.*dim"),
-    pytest.param({"norm": "instance"}, r"own\.json.*norm"),
-])
-def test_other_architecture(saved: Path, change: dict, message: str) -> None:
+@pytest.mark.parametrize("change", [{"norm": "layer"}, {"norm": "batch", "dim": 64}])
+def test_weights_of_another_head_than_the_sidecar_says(saved: Path, change: dict) -> None:
+    """A GroupNorm would take the weights of a BatchNorm, and leave its statistics out."""
     sidecar = saved.with_suffix(".json")
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"own\.safetensors.*head"):
         load_encoder(saved)
 
 
 def test_no_such_encoder(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="absent.safetensors: no such.*'random'.*'imagenet'"):
-        load_encoder(tmp_path / "absent.safetensors")
-    with pytest.raises(InputError, match=r"own\.json.*\.safetensors"):
-        load_encoder(saved.with_suffix(".json"))
-    with pytest.raises(InputError, match=r"own\.pt.*\.safetensors"):
+    for wrong in (tmp_path / "absent.safetensors", saved.with_suffix(".json")):
+        with pytest.raises(InputError, match=wrong.name):
+            load_encoder(wrong)
+    with pytest.raises(InputError, match=r"own\.pt"):
         save_encoder(Encoder(), tmp_path / "own.pt")
+    saved.write_bytes(saved.read_bytes()[:-1])
+    assert not is_whole(saved) and not is_whole(tmp_path / "absent.safetensors")
 
 
 def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files whole or not at all: whatever fails, the old content stays, nothing else is left, and one line says why."""
+"""Files whole or not at all: if writing fails, the old content stays and one line says why."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_what_is_written_is_there_and_folders_are_made(tmp_path: Path) -> None:
     with replacing(tmp_path / "new/er/a.txt") as stream:
         stream.write(b"whole")
         assert not (tmp_path / "new/er/a.txt").exists()
-    assert (tmp_path / "new/er/a.txt").read_bytes() == b"whole" and len(list((tmp_path / "new/er").iterdir())) == 1
+    assert [file.read_bytes() for file in (tmp_path / "new/er").iterdir()] == [b"whole"]
 
 
 def test_file_and_folder_reach_the_disk_in_this_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data, then the name, then the folder that holds it: another order, or one left out, loses files in a power cut."""
+    """Data, then the name, then its folder: in another order, a power cut loses files."""
     done: list[str] = []
     sync, rename = os.fsync, os.replace
     def noted(descriptor: int) -> None:
@@ -50,11 +50,11 @@ def test_the_system_says_no(path: Path, monkeypatch: pytest.MonkeyPatch, call: s
         raise OSError(number, os.strerror(number), str(names[0]) if isinstance(names[0], Path) else None)
 
     monkeypatch.setattr("builtins.open" if call == "open" else f"os.{call}", refuse)
-    with pytest.raises(InputError, match=rf"a\.txt: cannot be written \({os.strerror(number)}\); make room") as caught:
+    with pytest.raises(InputError, match=rf"a\.txt.*{os.strerror(number)}") as caught:
         with replacing(path) as stream:
             stream.write(b"new")
     monkeypatch.undo()
-    assert str(caught.value).count("\n") == 0
+    assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 1
 
 
@@ -83,6 +83,6 @@ def test_what_torch_says_of_a_full_disk_is_translated(path: Path) -> None:
     """Its own message speaks of an unexpected position."""
     done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True,
                           cwd=Path(__file__).parent.parent)
-    assert done.stderr.splitlines()[-1] == (f"dulvos.errors.InputError: {path}: cannot be written (File too large); make room "
-                                            "or give another folder, and the same call continues")
+    last = done.stderr.splitlines()[-1]
+    assert "InputError" in last and f"{path}: " in last and "File too large" in last
     assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 1
