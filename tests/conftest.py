@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from dulvos.datasets import Dataset, load_davis
 from dulvos.inference import SegmentSettings
 from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.study.rows import Study, flat, version
+from tests.miniature import PLAIN, draw_video, write_davis, write_youtube_vos
 
 SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +98,22 @@ def golden() -> Path:
 def shared_data() -> Path:
     """Folder that holds `DAVIS/` (DAVIS-2016) and `clips/`."""
     return _find("DULVOS_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sequences of 6 frames of 64x96 pixels in DAVIS-2017's layout, splits train and val; do not write into it."""
+    videos = {name: draw_video(discs) for name, discs in PLAIN.items()}
+    return write_davis(tmp_path_factory.mktemp("tiny"), videos, name="tiny", splits=("train", "val"))
+
+
+@pytest.fixture
+def dataset(tiny: Path) -> Dataset:
+    """The val split of `tiny`."""
+    return load_davis(tiny, "val")
+
+
+@pytest.fixture(scope="session")
+def youtube_vos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """YouTube-VOS' layout in small; do not write into it."""
+    return write_youtube_vos(tmp_path_factory.mktemp("youtube-vos"))

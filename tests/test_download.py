@@ -18,7 +18,6 @@ from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.study import download
 from dulvos.study.download import ARCHIVES, check, fetch, unpack
-from tests.test_evaluation import dataset  # noqa: F401
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

@@ -1,101 +1,283 @@
-"""Evaluation of a small rendered data set: files, scores, resumption, independence."""
+"""Evaluation: masks, scores, official files, rows; done once, continued after a kill, bad input found first."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from dulvos.study import evaluation, cutouts as synthetic
+from dulvos import checkpoints
+from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import load_davis, read_predictions
-from dulvos.masks import write_mask
 from dulvos.errors import InputError
-from dulvos.study.evaluation import evaluate, object_table
-from dulvos.metrics import score_sequence
+from dulvos.inference import SegmentSettings
+from dulvos.masks import read_mask, write_mask
+from dulvos.metrics import SequenceScores, score_sequence, summarise
+from dulvos.study.evaluation import draw_sequences, evaluate, evaluation_run, find_features
+from dulvos.study.evaluation import object_table, open_split, selection_run, trained_encoder, write_official
+from dulvos.study.rows import TRAINING_VERSION, Study
+from tests.miniature import FRAMES, STEP, draw_video, write_davis
+
+SETTINGS = SegmentSettings(context=2, radius=3.0)
+KEY = "0123456789ab"
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Two sequences of 6 frames of 64x96 pixels in DAVIS-2017's layout."""
-    import cv2
+@pytest.fixture
+def study(tmp_path) -> Study:
+    return Study("s", tmp_path / "results")
 
-    root = tmp_path_factory.mktemp("tiny")
-    for name in ("translation", "late-entry"):
-        frames, masks = synthetic.render_video(name, size=(64, 96), frames=6)
-        for t in range(6):
-            write_mask(root / "Annotations/480p" / name / f"{t:05d}.png", masks[t])
-            path = root / "JPEGImages/480p" / name / f"{t:05d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), frames[t][..., ::-1])
-    (root / "ImageSets/2017").mkdir(parents=True)
-    (root / "ImageSets/2017/val.txt").write_text("translation\nlate-entry\n")
-    (root / "benchmark.json").write_text(json.dumps({"name": "tiny"}))
-    return load_davis(root, "val")
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_copying_the_first_mask_scores_what_copying_scores(dataset, tmp_path):
     scores, outcome = evaluate(dataset, "copy", tmp_path)
-    for sequence, got in zip(dataset.sequences, scores):
+    for sequence, got in zip(dataset.sequences, scores, strict=True):
         truth = sequence.truth()
-        expected = score_sequence(truth, np.repeat(truth[:1], len(truth), 0))
-        np.testing.assert_array_equal(got.j, expected.j)
-    assert outcome["frames"] == 12
+        np.testing.assert_array_equal(got.j, score_sequence(truth, np.repeat(truth[:1], len(truth), 0)).j)
+    assert (outcome["frames"], outcome["saved"]) == (12, 12)
 
 
 @pytest.mark.parametrize("features", ["colour", "random"])
-def test_masks_are_written_in_daviss_layout_and_give_the_scores(dataset, tmp_path, features):
+def test_the_masks_that_are_written_give_the_scores(dataset, tmp_path, features):
     scores, _ = evaluate(dataset, features, tmp_path)
-    for sequence, got in zip(dataset.sequences, scores):
+    for sequence, got in zip(dataset.sequences, scores, strict=True):
         masks = read_predictions(tmp_path, sequence)
         np.testing.assert_array_equal(masks[0], sequence.mask(0))  # the given mask, exactly
         np.testing.assert_array_equal(score_sequence(sequence.truth(), masks).f, got.f)
     table = object_table(dataset, scores)
-    assert list(table.sequence) == ["translation", "late-entry"] and table["J mean"].between(0, 1).all()
+    assert list(table["sequence"]) == ["translation", "late-entry"] and table["J mean"].between(0, 1).all()
 
 
-def test_what_is_finished_is_not_done_again_and_the_numbers_are_the_same(dataset, tmp_path, monkeypatch):
-    whole, _ = evaluate(dataset, "colour", tmp_path / "whole")
-    segment, calls = evaluation.segment, []
-
-    def stop_in_the_second(frames, *rest):
-        calls.append(1)
-        for t, ids in enumerate(segment(frames, *rest)):
-            if len(calls) == 2 and t == 3:
-                raise KeyboardInterrupt
-            yield ids
-
-    monkeypatch.setattr(evaluation, "segment", stop_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(dataset, "colour", tmp_path / "cut")
-    first = tmp_path / "cut/translation/00003.png"
-    before = first.stat().st_mtime_ns
-    again, _ = evaluate(dataset, "colour", tmp_path / "cut")
-    assert len(calls) == 3 and first.stat().st_mtime_ns == before
-    for a, b in zip(whole, again):
-        np.testing.assert_array_equal(a.j, b.j)
-        np.testing.assert_array_equal(a.f, b.f)
+def test_a_killed_evaluation_continues_with_the_unfinished_sequence(dataset, tmp_path):
+    whole, _ = evaluate(dataset, "colour", tmp_path)
+    finished, half = tmp_path / "translation/00003.png", tmp_path / "late-entry/00003.png"
+    for broken in (None, "", "[]", '{"seconds": 1'):  # of the second sequence's JSON, as kills and power cuts leave it
+        (tmp_path / "late-entry.json").unlink() if broken is None else (tmp_path / "late-entry.json").write_text(broken)
+        before = [path.stat().st_mtime_ns for path in (finished, half)]
+        again, _ = evaluate(dataset, "colour", tmp_path)
+        assert finished.stat().st_mtime_ns == before[0] and half.stat().st_mtime_ns > before[1]
+        for a, b in zip(whole, again, strict=True):
+            np.testing.assert_array_equal((a.j, a.f), (b.j, b.f))
 
 
-def test_a_broken_frame_is_found_before_anything_is_propagated(dataset, tmp_path, monkeypatch):
-    import shutil
-
-    root = tmp_path / "data"
-    shutil.copytree(dataset.root, root)
-    frame = root / "JPEGImages/480p/late-entry/00004.jpg"
-    frame.write_bytes(b"")
-    with pytest.raises(InputError, match="late-entry.00004.jpg"):
-        evaluate(load_davis(root, "val"), "colour", tmp_path / "out")
-    assert not (tmp_path / "out/translation").exists()
-
-
-def test_a_missing_annotation_is_found_before_anything_is_propagated(dataset, tmp_path):
-    missing = dataset.sequences[-1].masks.pop(2)
-    with pytest.raises(InputError, match=f"{missing.name}: no such annotation"):
-        evaluate(dataset, "copy", tmp_path / "out")
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda root: (root / "JPEGImages/480p/late-entry/00004.jpg").write_bytes(b""), "late-entry.00004.jpg"),
+    (lambda root: (root / "Annotations/480p/late-entry/00002.png").unlink(), "00002.png: no such annotation"),
+    (lambda root: write_mask(root / "Annotations/480p/late-entry/00000.png", np.zeros((64, 96), np.uint8)), "late-entry: "),
+    (lambda root: [path.unlink() for path in root.glob("*/480p/late-entry/0000[2-5].*")], "late-entry: 2 frame"),
+], ids=["broken frame", "no annotation", "no object", "too short"])
+def test_bad_input_is_found_before_anything_is_propagated(tiny, tmp_path, spoil, message):
+    spoil(shutil.copytree(tiny, tmp_path / "data"))
+    with pytest.raises(InputError, match=message):
+        evaluate(load_davis(tmp_path / "data", "val"), "colour", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_checkpoint_is_named_first(dataset, tmp_path):
+def test_unknown_weights_are_named(dataset, tmp_path):
     with pytest.raises(InputError, match="nothing.safetensors"):
         evaluate(dataset, "nothing.safetensors", tmp_path)
+
+
+def test_the_official_files_are_those_of_daviss_own_tool(tmp_path):
+    video = draw_video([(20, 20, 0, 0, 0), (40, 60, 0, 0, 0)])
+    dataset = load_davis(write_davis(tmp_path, {"b": video, "a": video}), "val")
+    j = [np.array([[1.0, 0.5], [0.25, 0.25]]), np.array([[0.125, 0.5, 1 / 3]])]
+    scores = [SequenceScores(ids, values, values / 2) for ids, values in zip(((1, 2), (1,)), j, strict=True)]
+    write_official(dataset, scores, tmp_path)
+    lines = (tmp_path / "global_results-val.csv").read_text().splitlines()
+    assert lines[0] == "J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean,F-Recall,F-Decay"
+    assert lines[1] == ",".join(f"{value:.3f}" for value in summarise(scores).values())
+    # by object, in the list's order; sequences are not averaged
+    assert (tmp_path / "per-sequence_results-val.csv").read_text() == \
+        "Sequence,J-Mean,F-Mean\nb_1,0.750,0.375\nb_2,0.250,0.125\na_1,0.319,0.160\n"
+
+
+def test_a_run_leaves_a_row_and_its_files_and_is_done_once(tiny, study):
+    row = evaluation_run(study, "colour", str(tiny), "colour", SETTINGS, device="cpu")
+    masks, scores = study.path(row, "masks"), study.path(row, "scores", ".csv")
+    assert (masks / "translation/00005.png").is_file() and (masks / "global_results-val.csv").is_file()
+    assert row["objects"] == len(pd.read_csv(scores)) == 2 and row["data"] == "tiny"
+    assert row["scores.J-Mean"] == pytest.approx(pd.read_csv(scores)["J mean"].mean(), abs=1e-6)
+    assert {"commit", "dirty", "version", "versions.torch", "threads", "date", "seconds"} <= row.keys()
+    before = times(study.folder)
+    assert evaluation_run(study, "colour", str(tiny), "colour", SETTINGS, device="cpu") == row
+    assert times(study.folder) == before
+    scores.unlink()  # rows are committed; what they speak of may be missing
+    assert evaluation_run(study, "colour", str(tiny), "colour", SETTINGS, device="cpu")["key"] == row["key"]
+    assert scores.is_file() and times(masks).items() <= before.items() | times(masks).items()
+
+
+def test_other_settings_seeds_weights_or_masks_are_other_runs(tiny, study, tmp_path):
+    other = shutil.copytree(tiny, tmp_path / "other")
+    shutil.copy(other / "Annotations/480p/late-entry/00005.png", other / "Annotations/480p/late-entry/00003.png")
+    runs = [("copy", tiny, {}), ("copy", other, {}), ("random", tiny, {}), ("random", tiny, {"seed": 1}),
+            ("copy", tiny, {"settings": SegmentSettings(topk=5)})]
+    rows = [evaluation_run(study, "run", str(data), features, device="cpu", **more) for features, data, more in runs]
+    assert len({row["key"] for row in rows}) == len(study.rows()) == 5
+    assert rows[0]["fingerprint"] != rows[1]["fingerprint"]
+
+
+def test_a_baseline_runs_on_the_processor_and_says_so(tiny, study):
+    row = evaluation_run(study, "copy", str(tiny), "copy", device="meta")  # a device that computes nothing
+    assert (row["device"], row["computed_in"], row["seed"]) == ("cpu", "fp32", None) and row["peak_memory_mb"] > 0
+
+
+def test_weights_are_known_by_their_bytes(study, tmp_path, monkeypatch):
+    """Also those that come with the package, which a later training may replace."""
+    source, told = find_features(study, "davis2016")
+    shutil.copytree(checkpoints.WEIGHTS, tmp_path / "weights")
+    path = tmp_path / "weights/davis2016.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path / "weights")
+    other, changed = find_features(study, "davis2016")
+    assert source == other == "davis2016" and len(told["weights"]) == 12 and told["weights"] != changed["weights"]
+
+
+# YouTube-VOS
+
+def test_every_frame_is_carried_and_the_annotated_ones_are_handed_in(youtube_vos, tmp_path):
+    valid = open_split(str(youtube_vos), "valid")
+    scores, outcome = evaluate(valid, "colour", tmp_path, SETTINGS)
+    assert (outcome["frames"], outcome["saved"]) == (2 * FRAMES, 2 * 5) and not any(score.ids for score in scores)
+    files = sorted(path.name for path in (tmp_path / "v1").iterdir())
+    assert files == [f"{t:05d}.png" for t in range(0, FRAMES, STEP)]
+    given, masks = valid.sequences[0].first_masks(), [read_mask(tmp_path / "v1" / name) for name in files]
+    assert list(given) == [0, 6]
+    np.testing.assert_array_equal(masks[0], given[0])
+    entered = given[6] == 5
+    assert entered.any() and (masks[2][entered] == 5).all(), "an object that enters is saved as given"
+    assert not any((mask == 5).any() for mask in masks[:2]) and (masks[3] == 5).any()
+    (coarse := tmp_path / "coarse").mkdir()
+    shutil.copytree(youtube_vos / "valid", coarse / "valid")
+    _, fewer = evaluate(open_split(str(coarse), "valid"), "colour", tmp_path / "out", SETTINGS)
+    assert fewer["frames"] == 2 * 5
+    assert (read_mask(tmp_path / "out/v1/00012.png") != masks[4]).any(), "the frames between make a difference"
+
+
+def test_objects_are_scored_from_the_frame_after_they_enter(youtube_vos, tmp_path):
+    local = open_split(str(youtube_vos), "local")
+    for features in ("colour", "copy"):
+        scores, _ = evaluate(local, features, tmp_path / features, SETTINGS)
+        for sequence, got in zip(local.sequences, scores, strict=True):
+            masks = [np.stack([read_mask(folder / f"{t:05d}.png") for t in range(0, FRAMES, STEP)])
+                     for folder in (sequence.masks[0].parent, tmp_path / features / sequence.name)]
+            np.testing.assert_array_equal(got.stats, score_sequence(*masks, first_frame={1: 0, 5: 2}).stats)
+
+
+def test_an_object_that_enters_at_the_end_is_not_scored(youtube_vos, tmp_path):
+    local = open_split(str(youtube_vos), "local")
+    sequence = local.sequences[0]
+    for t in list(sequence.masks)[:-2]:
+        path = tmp_path / sequence.masks[t].name
+        write_mask(path, np.where(sequence.mask(t) == 5, 0, sequence.mask(t)))
+        sequence.masks[t] = path
+    scores, _ = evaluate(dataclasses.replace(local, sequences=[sequence]), "colour", tmp_path / "out", SETTINGS)
+    assert scores[0].ids == (1,)
+
+
+@pytest.mark.parametrize("split", ["valid", "local"])
+def test_a_run_on_youtube_vos_leaves_a_submission_or_scores(youtube_vos, study, split):
+    row = evaluation_run(study, "colour", str(youtube_vos), "colour", SETTINGS, split=split, device="cpu")
+    assert (row["kind"], row["split"]) == ("youtube-vos", split)
+    assert row["every_frame"] and row["frames"] == row["sequences"] * FRAMES
+    if split == "valid":
+        assert (study.folder / row["submission"]).is_file() and row["saved"] == 10 and "scores.mean" not in row
+    else:
+        assert 0 < row["scores.mean"] < 1 and row["data"] == "YouTube-VOS local split" and row["unseen_classes"]
+    before = times(study.folder)
+    assert evaluation_run(study, "colour", str(youtube_vos), "colour", SETTINGS, split=split, device="cpu") == row
+    assert times(study.folder) == before
+
+
+# trained features and the selection of a snapshot
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory) -> Path:
+    """Seven videos in DAVIS-2017's layout."""
+    videos = {f"v{i}": draw_video([(16, 20, 0, 1, 0)], size=(32, 48), frames=4, seed=i) for i in range(7)}
+    return write_davis(tmp_path_factory.mktemp("seven"), videos)
+
+
+def add_training(study: Study, key: str = KEY, date: str = "2026-01-01", kept: tuple[int, ...] = (9, 10, 12)) -> Path:
+    """A training with snapshots; the last of them is its encoder."""
+    folder = study.folder / f"runs/trained-{key}"
+    for iteration in kept:
+        name = "encoder" if iteration == kept[-1] else f"snapshots/encoder-{iteration}"
+        save_encoder(load_encoder("random", seed=iteration), folder / f"{name}.safetensors", iteration=iteration)
+    study.write({"kind": "train", "study": study.name, "name": "trained", "key": key, "date": date, "seed": 0,
+                 "version": TRAINING_VERSION, "encoder": f"runs/trained-{key}/encoder.safetensors"})
+    return folder
+
+
+def test_trained_features_are_found_by_name_key_and_iteration(study):
+    first = add_training(study)
+    second = add_training(study, "ba9876543210", "2026-01-02", (5,))
+    assert trained_encoder(study) == second / "encoder.safetensors"
+    source, told = find_features(study, f"trained:{KEY}@10")
+    assert source == str(first / "snapshots/encoder-10.safetensors")
+    assert (told["trained_key"], told["snapshot"], told["training_iteration"]) == (KEY, 10, 10)
+    assert find_features(study, f"trained:{KEY}")[1]["snapshot"] is None
+    for features, message in ((f"trained:{KEY}@11", "encoder-11.safetensors: no such snapshot"),
+                              ("trained:other", "no trained encoder called 'other'; run notebooks/01_train")):
+        with pytest.raises(InputError, match=message):
+            find_features(study, features)
+    (second / "encoder.safetensors").unlink()  # rows are committed, weights are not; an older one does not replace it
+    with pytest.raises(InputError, match="ba9876543210/encoder.safetensors: .*not on this machine"):
+        trained_encoder(study)
+
+
+def test_the_best_snapshot_and_layer_is_evaluated_on_all_sequences_and_says_so(seven, study, youtube_vos):
+    add_training(study)
+    row, tried = selection_run(study, "trained", str(seven), "trained", SETTINGS, device="cpu")
+    rows = study.rows("select")
+    assert len(rows) == 6 and list(tried.index) == [9, 10, 12] and list(tried) == ["key", "res4"]
+    assert {tuple(names) for names in rows["drawn"]} == {tuple(rows["drawn"][0])} and len(rows["drawn"][0]) == 5
+    best = rows.loc[rows["scores.J&F-Mean"].idxmax()]
+    assert tried.max().max() == round(100 * best["scores.J&F-Mean"], 1) > tried.min().min()
+    assert (row["weights"], row["parameters.layer"]) == (best["weights"], best["parameters.layer"])
+    assert (row["name"], row["sequences"], row["trained_key"]) == ("trained-selected", 7, KEY)
+    iteration = int(best["name"].split("-")[1])
+    assert row["selected"] == f"selected on 5 sequences of DAVIS-2017 val (iteration {iteration}, {best['parameters.layer']})"
+    assert [path.name for path in (study.folder / "masks").iterdir()] == [f"trained-selected-{row['key']}"]
+    before = times(study.folder)
+    again, same = selection_run(study, "trained-selected", str(seven), "trained", SETTINGS, device="cpu")
+    assert times(study.folder) == before and again == row and same.equals(tried)
+    # the same features, chosen and not chosen, are two rows
+    last = evaluation_run(study, "trained", str(seven), row["features"],
+                          dataclasses.replace(SETTINGS, layer=row["parameters.layer"]), device="cpu")
+    assert (last["weights"], last["scores.J&F-Mean"]) == (row["weights"], row["scores.J&F-Mean"])
+    assert last["key"] != row["key"] and last["selected"] == ""
+    other = evaluation_run(study, "trained-selected", str(youtube_vos), "selected", SETTINGS, split="valid", device="cpu")
+    assert all(other[field] == row[field] for field in ("features", "parameters.layer", "selected"))
+    add_training(study, "ba9876543210", "2026-01-02")  # nothing was selected from the newest training
+    with pytest.raises(InputError, match="nothing was selected for 'trained'"):
+        evaluation_run(study, "x", str(youtube_vos), "selected", SETTINGS, split="valid", device="cpu")
+
+
+def test_sequences_are_drawn_at_random_and_always_the_same(seven):
+    dataset = load_davis(seven, "val")
+    names = [sequence.name for sequence in draw_sequences(dataset, 5).sequences]
+    assert names == sorted(set(names)) != [f"v{i}" for i in range(5)]
+    assert names == [sequence.name for sequence in draw_sequences(dataset, 5).sequences]
+    assert len(draw_sequences(dataset, 30).sequences) == 7
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"features": "random"}, "only a training has snapshots"),
+    ({"features": f"trained:{KEY}@9"}, "only a training has snapshots"),
+    ({"features": "trained:other"}, "no trained encoder called 'other'"),
+    ({"count": 0}, "must be >= 1, not 0"),
+    ({"kept": (12,)}, "no snapshot to select; .* snapshot_every > 0"),
+])
+def test_what_cannot_be_selected_is_said(seven, study, changes, message):
+    arguments = {"features": "trained", "kept": (9, 12), **changes}
+    add_training(study, kept=arguments.pop("kept"))
+    with pytest.raises(InputError, match=message):
+        selection_run(study, "trained", str(seven), arguments.pop("features"), SETTINGS, device="cpu", **arguments)
+    assert not (study.folder / "masks").exists()

@@ -35,7 +35,6 @@ from dulvos.trainer import train
 from dulvos.training import training_loss
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
-from tests.test_evaluation import dataset  # noqa: F401
 from tests.test_faults_kill import start
 from tests.test_runs import SETTINGS, data, folder  # noqa: F401
 from tests.test_study import bench  # noqa: F401

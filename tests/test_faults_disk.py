@@ -20,7 +20,6 @@ from dulvos.study import download
 from dulvos.inference import SegmentSettings
 from dulvos.study.runs import evaluation_run, training_run
 from tests.test_download import archive, server  # noqa: F401
-from tests.test_evaluation import dataset  # noqa: F401
 from tests.test_runs import SETTINGS, data, folder  # noqa: F401
 from tests.test_study import bench  # noqa: F401
 

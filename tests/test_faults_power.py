@@ -18,7 +18,6 @@ from dulvos.study.indexing import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.study.runs import evaluation_run, training_run
 from tests import fake_grid
-from tests.test_evaluation import dataset  # noqa: F401
 from tests.test_runs import SETTINGS, data, folder  # noqa: F401
 from tests.test_study import bench  # noqa: F401
 

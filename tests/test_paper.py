@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dulvos.study import paper
-from dulvos.study.local_split import LOCAL
+from dulvos.study.youtube_vos import LOCAL
 from dulvos.study.rows import NOT_RUN, all_rows
 from dulvos.study.youtube_vos import CLASS_COLUMNS
 from tests.conftest import SCORES

@@ -13,12 +13,12 @@ import cv2
 import pytest
 import torch
 
-from dulvos.study import results, runs, cutouts as synthetic
+from dulvos.study import results, runs
 from dulvos.__main__ import main
 from dulvos.checkpoints import load_encoder
 from dulvos.masks import write_mask
 from dulvos.errors import InputError
-from dulvos.study.miniature import write_youtube_vos
+from tests.miniature import draw_video, write_youtube_vos
 from dulvos.released import RELEASES
 from dulvos.inference import SegmentSettings
 from dulvos.study import machine as machines
@@ -53,11 +53,11 @@ def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_youtube_vos(root / "youtube-vos")
     for seed, name in enumerate(("v1", "v2")):
-        frames, masks = synthetic.render_video("late-entry", size=(64, 96), frames=9, seed=seed)
+        frames, masks = draw_video([(24, 28, 0, 1, 0), (40, 66, 0, -1, 0)], frames=5, seed=seed)
         (root / "davis-2017/JPEGImages/480p" / name).mkdir(parents=True)
         for t in range(5):  # two objects from the first frame on
-            cv2.imwrite(str(root / f"davis-2017/JPEGImages/480p/{name}/{t:05d}.jpg"), frames[4 + t][..., ::-1])
-            write_mask(root / f"davis-2017/Annotations/480p/{name}/{t:05d}.png", masks[4 + t])
+            cv2.imwrite(str(root / f"davis-2017/JPEGImages/480p/{name}/{t:05d}.jpg"), frames[t][..., ::-1])
+            write_mask(root / f"davis-2017/Annotations/480p/{name}/{t:05d}.png", masks[t])
     (root / "davis-2017/ImageSets/2017").mkdir(parents=True)
     (root / "davis-2017/ImageSets/2017/val.txt").write_text("v1\nv2\n")
     for seed in range(3):

@@ -12,7 +12,6 @@ import pytest
 from dulvos.study import results, steps as study
 from dulvos.errors import InputError
 from dulvos.study.steps import Step, run_study
-from tests.test_evaluation import dataset  # noqa: F401
 
 
 @pytest.fixture

@@ -1,109 +1,179 @@
-"""YouTube-VOS: every frame is carried through, objects enter late, seen and unseen classes are told apart."""
+"""YouTube-VOS: seen and unseen classes are told apart; what the server rejects is found before it is handed in."""
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from dulvos.study import results
-from dulvos.datasets import load_youtube_vos
-from dulvos.masks import read_mask
+from dulvos.datasets import Dataset
 from dulvos.errors import InputError
-from dulvos.study import youtube_vos
-from dulvos.study.local_split import LOCAL, local_split
-from dulvos.study.miniature import FRAMES, STEP, write_youtube_vos
-from dulvos.study.youtube_vos import CLASS_COLUMNS, class_scores, open_split, predict, score, youtube_vos_run
 from dulvos.inference import SegmentSettings
-from dulvos.metrics import score_sequence
+from dulvos.masks import PALETTE, write_mask
+from dulvos.study import runs
+from dulvos.study.evaluation import evaluate, object_table
+from dulvos.study.youtube_vos import CLASS_COLUMNS, LOCAL, check_submission, class_scores, local_split
+from dulvos.study.youtube_vos import object_categories, open_split, write_submission
+from tests.miniature import FRAMES, STEP
 
-SETTINGS = SegmentSettings(context=2, radius=3.0)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_youtube_vos(tmp_path_factory.mktemp("youtube-vos"))
-
-
-@pytest.fixture(scope="module")
-def valid(root):
-    return load_youtube_vos(root, "valid")
+NAMES = [f"Annotations/{video}/{t:05d}.png" for video in ("v1", "v2") for t in range(0, FRAMES, STEP)]
 
 
-@pytest.fixture(scope="module")
-def folder(valid, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("masks")
-    outcome = predict(valid, "colour", folder, settings=SETTINGS)
-    assert outcome["frames"] == 2 * FRAMES and outcome["saved"] == 2 * 5
-    return folder
+def test_the_local_split_hides_classes_from_training(youtube_vos):
+    classes = {name: set(own.values()) for name, own in object_categories(youtube_vos).items()}
+    for seed in range(6):
+        split = local_split(youtube_vos, unseen=0.4, videos=4, seed=seed)
+        assert split == local_split(youtube_vos, unseen=0.4, videos=4, seed=seed) and len(split.unseen) == 2
+        assert not set(split.train) & set(split.val) and set(split.train) | set(split.val) <= set(classes)
+        assert not any(classes[name] & set(split.unseen) for name in split.train)
+        assert {bool(classes[name] & set(split.unseen)) for name in split.val} == {False, True}
+    assert len({local_split(youtube_vos, seed=seed).unseen for seed in range(6)}) > 1
 
 
-def test_all_frames_are_carried_and_the_annotated_ones_handed_in(valid, folder):
-    files = sorted(path.name for path in (folder / "Annotations/v1").iterdir())
-    assert files == [f"{t:05d}.png" for t in range(0, FRAMES, STEP)]
-    given = valid.sequences[0].first_masks()
-    assert list(given) == [0, 6]
-    masks = [read_mask(folder / "Annotations/v1" / name) for name in files]
-    np.testing.assert_array_equal(masks[0], given[0])
-    entered = given[6] == 5
-    assert entered.any() and (masks[2][entered] == 5).all(), "an object that enters is saved as given"
-    assert not any((mask == 5).any() for mask in masks[:2]) and (masks[3] == 5).any()
+def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "INDEXES", tmp_path / "indexes")
+    monkeypatch.setenv("DULVOS_DATA_DIR", str(tmp_path))
+    (tmp_path / "youtube-vos").symlink_to(youtube_vos)
+    whole, part = (runs.open_data(name, "train") for name in ("youtube-vos", "youtube-vos-local"))
+    split = local_split(youtube_vos)
+    assert {video.path.name for video in part.videos} == set(split.train) < {video.path.name for video in whole.videos}
+    assert part.name == LOCAL and part.fingerprint != whole.fingerprint
+    assert {s.name for s in open_split("youtube-vos", "local").sequences} == set(split.val)
+    with pytest.raises(InputError, match="for training"):
+        runs.open_data("youtube-vos-local", "val")
 
 
-def test_fewer_frames_give_other_masks(root, folder, tmp_path):
-    """The frames between are not decoration: without them the same masks would come out, were they left out silently."""
-    coarse = tmp_path / "coarse"
-    shutil.copytree(root / "valid", coarse / "valid")
-    dataset = load_youtube_vos(coarse, "valid")
-    assert predict(dataset, "colour", tmp_path / "out", settings=SETTINGS)["frames"] == 2 * 5
-    last = "Annotations/v1/00012.png"
-    assert (read_mask(tmp_path / "out" / last) != read_mask(folder / last)).any()
+@pytest.mark.parametrize(("meta", "message"), [
+    (None, "train/meta.json: no such file"),
+    ('{"videos": {"a": {"objects": {"1": {"category": "x"}}}}}', "1 videos of 1 categories are too few"),
+    ('{"videos": {"a": {"objects": {"1": {}}}}}', "meta.json: not what it should hold"),
+    ("[" * 100_000, "meta.json: not what it should hold"),
+], ids=["missing", "too few", "no category", "nested"])
+def test_a_set_that_cannot_be_divided_is_named(tmp_path, meta, message):
+    if meta:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train/meta.json").write_text(meta)
+    with pytest.raises(InputError, match=message):
+        local_split(tmp_path)
 
 
-def test_what_is_finished_is_not_done_again(valid, folder, monkeypatch):
-    monkeypatch.setattr(youtube_vos, "segment", lambda *_: pytest.fail("carried again"))
-    assert predict(valid, "colour", folder, settings=SETTINGS)["saved"] == 10
+@pytest.mark.parametrize(("data", "split", "message"), [
+    ("youtube-vos", "valid", "DULVOS_DATA_DIR"), ("nowhere", "local", "nowhere: no such folder"),
+    ("nowhere", "test", "must be 'valid' or 'local'"),
+])
+def test_what_cannot_be_opened_is_said(data, split, message, monkeypatch):
+    monkeypatch.delenv("DULVOS_DATA_DIR", raising=False)
+    with pytest.raises(InputError, match=message):
+        open_split(data, split)
 
 
-def test_objects_are_scored_from_the_frame_after_they_enter(root, tmp_path):
-    split, dataset = local_split(root), open_split(root, "local")
-    assert dataset.name == LOCAL and {s.name for s in dataset.sequences} == set(split.val)
-    predict(dataset, "colour", tmp_path, settings=SETTINGS)
-    table = score(dataset, tmp_path, split.unseen)
-    assert len(table) == 2 * len(split.val) and set(table["object"]) == {1, 5}
-    sequence = dataset.sequences[0]
-    truth = sequence.masks[0].parent
-    stack = [np.stack([read_mask(place / f"{t:05d}.png") for t in range(0, FRAMES, STEP)])
-             for place in (truth, tmp_path / "Annotations" / sequence.name)]
-    expected = score_sequence(*stack, first_frame={1: 0, 5: 2})
-    own = table[table["sequence"] == sequence.name]
-    np.testing.assert_allclose(own["J mean"], expected.stats[:, 0])
-    np.testing.assert_allclose(own["F mean"], expected.stats[:, 3])
-    scores = class_scores(table)
+def test_scores_are_means_over_the_objects_of_seen_and_of_unseen_classes(youtube_vos, tmp_path):
+    local, unseen = open_split(str(youtube_vos), "local"), local_split(youtube_vos).unseen
+    categories = object_categories(youtube_vos)
+    table = pd.DataFrame([(s.name, name, *np.random.default_rng(seed).random(2))
+                          for seed, s in enumerate(local.sequences) for name in categories[s.name]],
+                         columns=["sequence", "object", "J mean", "F mean"])
+    scores = class_scores(table, youtube_vos)
+    new = [categories[line.sequence][line.object] in unseen for line in table.itertuples()]
     assert tuple(scores) == CLASS_COLUMNS
-    assert scores["unseen J_m"] == pytest.approx(table.loc[table["category"].isin(split.unseen), "J mean"].mean())
+    assert scores["unseen J_m"] == pytest.approx(table["J mean"][new].mean())
+    assert scores["seen F_m"] == pytest.approx(table["F mean"][np.invert(new)].mean())
     assert scores["mean"] == pytest.approx(np.mean(list(scores.values())[:4]))
 
 
-def test_a_perfect_prediction_scores_one(root, tmp_path):
-    split, dataset = local_split(root), open_split(root, "local")
-    for sequence in dataset.sequences:
-        shutil.copytree(root / "train/Annotations" / sequence.name, tmp_path / "Annotations" / sequence.name)
-    assert class_scores(score(dataset, tmp_path, split.unseen)) == dict.fromkeys(CLASS_COLUMNS, 1.0)
+# submissions
+
+@pytest.fixture(scope="module")
+def valid(youtube_vos) -> Dataset:
+    return open_split(str(youtube_vos), "valid")
 
 
-@pytest.mark.parametrize("split", ["valid", "local"])
-def test_a_run_leaves_a_row_and_is_done_once(root, tmp_path, monkeypatch, split):
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    row = youtube_vos_run("s", "colour", root, "colour", SETTINGS, split=split, device="cpu")
-    assert row["every_frame"] and row["frames"] == row["sequences"] * FRAMES
-    if split == "valid":
-        assert (tmp_path / "s" / row["submission"]).is_file() and row["masks"] == 10 and "scores" not in row
-    else:
-        assert 0 < row["scores.mean"] < 1 and row["data"] == "YouTube-VOS local split" and row["unseen_classes"]
-    monkeypatch.setattr(youtube_vos, "predict", lambda *_, **__: pytest.fail("run again"))
-    assert youtube_vos_run("s", "colour", root, "colour", SETTINGS, split=split, device="cpu")["key"] == row["key"]
-    with pytest.raises(InputError, match="split must be 'valid' or 'local'"):
-        youtube_vos_run("s", "colour", root, "colour", SETTINGS, split="test")
+@pytest.fixture(scope="module")
+def masks(valid, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("masks")
+    evaluate(valid, "copy", folder, SegmentSettings())
+    return folder
+
+
+def test_the_submission_is_what_the_server_takes(valid, masks, tmp_path):
+    path = tmp_path / "submission.zip"
+    assert write_submission(valid, masks, path) == 10
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == sorted(NAMES)
+        image = Image.open(io.BytesIO(archive.read("Annotations/v1/00006.png")))
+    assert image.mode == "P" and image.getpalette()[:18] == PALETTE[:6].ravel().tolist()
+    assert set(np.unique(image)) == {0, 1, 5}
+    first = path.read_bytes()
+    write_submission(valid, masks, path)
+    assert path.read_bytes() == first
+
+
+def png(ids: np.ndarray, palette: bool = True, kind: str = "PNG") -> bytes:
+    image, stream = Image.fromarray(ids), io.BytesIO()
+    if palette:
+        image.putpalette(PALETTE.tobytes())
+    image.save(stream, format=kind)
+    return stream.getvalue()
+
+
+M = "Annotations/v1/00003.png"
+IDS = np.ones((64, 96), np.uint8)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({M: None}, r"Annotations/v1/00003\.png: missing$"),
+    ({M: None, "Annotations/v2/00003.png": None}, r"00003\.png: missing \(and 1 more\)"),
+    ({M: None, "Annotations/v1/3.png": png(IDS)}, r"v1/3\.png: not to be handed in.*\(and 1 more\)"),
+    ({"Annotations/v1/00004.png": png(IDS)}, r"v1/00004\.png: not to be handed in"),
+    ({M: None, "v1/00003.png": png(IDS)}, r"v1/00003\.png: not to be handed in"),
+    ({"__MACOSX/._v": b""}, "__MACOSX/._v: not to be handed in"),
+    ({"Annotations/.DS_Store": b""}, ".DS_Store: not to be handed in"),
+    ({"../v.png": b""}, r"\.\./v\.png: not to be handed in"),
+    ({M: png(IDS[:-1])}, r"00003\.png: 96x63 \(width x height\); expected 96x64"),
+    ({M: png(IDS, palette=False)}, r"a PNG of mode L; expected a palette PNG"),
+    ({M: png(PALETTE[IDS], palette=False)}, "a PNG of mode RGB"),
+    ({M: png(PALETTE[IDS], palette=False, kind="JPEG")}, "a JPEG of mode RGB"),
+    ({M: png(IDS * 2)}, "holds id 2; expected 0, 1, 5"),
+    ({M: png(IDS * 255)}, "holds id 255"),
+    ({M: png(IDS)[:60]}, "not a complete image"),
+], ids=["missing", "two missing", "renamed", "between", "folder", "macos", "ds_store", "outside", "size", "grey", "colour",
+        "jpeg", "id", "void", "cut"])
+def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, message):
+    path = tmp_path / "own.zip"
+    entries = {name: (masks / Path(name).relative_to("Annotations")).read_bytes() for name in NAMES} | change
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            if content is not None:
+                archive.writestr(name, content)
+    with pytest.raises(InputError, match=rf"own\.zip: .*{message}"):
+        check_submission(path, valid)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_mask_that_is_listed_twice_or_a_file_that_is_no_zip_is_found(valid, masks, tmp_path):
+    path = tmp_path / "own.zip"
+    write_submission(valid, masks, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(M, (masks / "v1/00003.png").read_bytes())
+    with pytest.raises(InputError, match="00003.png: listed twice"):
+        check_submission(path, valid)
+    path.write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match="not a zip"):
+        check_submission(path, valid)
+
+
+def test_a_bad_submission_is_not_left_behind(valid, masks, tmp_path):
+    shutil.copytree(masks, tmp_path / "masks")
+    for spoil, message in ((lambda path: path.unlink(), r"v1/00003\.png: missing"),
+                           (lambda path: write_mask(path, IDS * 9), "holds id 9")):
+        spoil(tmp_path / "masks/v1/00003.png")
+        with pytest.raises(InputError, match=message):
+            write_submission(valid, tmp_path / "masks", tmp_path / "own.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]

@@ -1,8 +1,11 @@
-"""Evaluation: features and a dataset in, palette PNGs and J&F scores out, a sequence at a time."""
+"""Evaluation: carry the first masks through every video, write the masks, score them, leave a row."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,98 +16,353 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dulvos.checkpoints import load_encoder
+from dulvos import devices
+from dulvos.checkpoints import encoder_file, load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
-from dulvos.masks import write_mask
-from dulvos.devices import peak_memory
 from dulvos.errors import InputError
+from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, colour_features, encode, segment
-from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence
-from dulvos.study.results import write_json
+from dulvos.masks import write_mask
+from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
+from dulvos.study import paper, youtube_vos
+from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
+from dulvos.study.runs import dataset_fingerprint, open_data
 
-__all__ = ["BASELINES", "evaluate", "object_table", "read_finished"]
+__all__ = [
+    "BASELINES", "draw_sequences", "evaluate", "evaluation_run", "find_features", "find_selected", "list_snapshots",
+    "object_table", "open_split", "selection_run", "trained_encoder", "write_official",
+]  # fmt: skip
 
-BASELINES = ("copy", "colour")  # the first mask copied; raw colours as features
-SCORED = ("ids", "j", "f")  # of a finished sequence, besides its cost
+BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
 
 
-def evaluate(dataset: Dataset, features: str, folder: Path, *, settings: SegmentSettings = SegmentSettings(),
+def open_split(data: str, split: str) -> Dataset:
+    """The videos to evaluate on: "valid" and "local" are splits of YouTube-VOS, others of what `open_data` takes."""
+    return youtube_vos.open_split(data, split) if split in youtube_vos.SPLITS else open_data(data, split)
+
+
+def evaluate(dataset: Dataset, features: str, folder: Path, settings: SegmentSettings = SegmentSettings(), *,
              device: str = "cpu", seed: int = 0) -> tuple[list[SequenceScores], dict]:
-    """Propagate and score every sequence of a dataset, skipping those that an earlier call with this folder finished.
+    """Carry masks through every video of a dataset and score them, where there is truth.
 
-    Writes `folder/<sequence>/<frame>.png` (palette PNGs in DAVIS's layout) and, when a sequence is whole, `folder/<sequence>.json`
-    with its scores and seconds.
+    Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` once a
+    sequence is finished. A later call with the same folder skips the finished sequences.
 
     Arguments:
-        dataset: with an annotation for every frame.
-        features: "copy", "colour", or what `load_encoder` takes: "random", "davis2016", a .safetensors file.
-        folder: of this run alone: another checkpoint or setting needs another.
+        dataset: all its frames are annotated, except in YouTube-VOS' split "valid", which is not scored.
+        features: "copy", "colour", or what `load_encoder` takes: "random", "davis2016", a .safetensors file, ...
+        folder: used for this run only; another checkpoint or setting needs another folder.
         device: for the encoder and the propagation, such as "cpu" or "cuda".
         seed: of random features.
 
     Returns:
-        Scores in the dataset's order; and seconds, frames, peak_memory_mb, device.
+        scores in the dataset's order; and seconds, frames, saved (masks written), peak_memory_mb, device.
 
     Raises:
-        InputError: wrong input, named; every video is checked before the first is propagated.
+        InputError: bad input, by name; all videos are checked before the first is propagated.
     """
-    folder = Path(folder)
-    predict = _predictor(features, settings, device, seed)
-    todo = [sequence for sequence in dataset.sequences if read_finished(folder, sequence, *SCORED) is None]
+    folder, truth = Path(folder), dataset.split != "valid"
+    make = _features(features, device, seed)
+    todo = [sequence for sequence in dataset.sequences if _finished(folder, sequence) is None]
     for sequence in todo:
-        sequence.video.verify()
-        if len(sequence.video) < 3 or not any(ids.any() for ids in sequence.first_masks().values()):
-            raise InputError(f"{sequence.video.path}: {len(sequence.video)} frame(s); to be scored a video needs at least 3, and "
-                             "an object in its first annotation")
-        lacking = set(range(len(sequence.video))) - sequence.masks.keys()
-        if lacking:
-            sequence.mask(min(lacking))  # says which is missing
-    total = sum(len(sequence.video) for sequence in todo)
-    with tqdm(total=total, desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
+        _check(sequence, truth)
+    frames = sum(len(sequence.video) for sequence in todo)
+    with tqdm(total=frames, desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
         for sequence in todo:
             bar.set_postfix_str(sequence.name, refresh=False)
-            started = time.monotonic()
-            for index, ids in enumerate(predict(sequence)):
-                write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
-                bar.update()
-            seconds = time.monotonic() - started
-            scores = score_sequence(sequence.truth(), read_predictions(folder, sequence))
-            write_json(folder / f"{sequence.name}.json", {
-                "ids": scores.ids, "j": scores.j, "f": scores.f, "seconds": seconds, "frames": len(sequence.video),
-                "peak_memory_mb": peak_memory(torch.device(device))})
-    finished = [read_finished(folder, sequence, *SCORED) for sequence in dataset.sequences]
-    scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float)) for item in finished]
-    return scores, {"seconds": sum(item["seconds"] for item in finished), "frames": sum(item["frames"] for item in finished),
-                    "peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
+            _carry(sequence, make, folder, settings, device, truth, bar.update)
+    finished = [_finished(folder, sequence) for sequence in dataset.sequences]
+    scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
+              for item in finished]
+    outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
+    return scores, outcome | {"peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
 
 
-def read_finished(folder: Path, sequence: Sequence, *fields: str) -> dict | None:
-    """What a finished sequence left in its JSON; None where there is none with these fields, or where a power cut left half."""
+def _features(features: str, device: str, seed: int) -> Callable | None:
+    """What `segment` takes to make features; None for "copy", which needs none."""
+    if features in BASELINES:
+        return colour_features if features == "colour" else None
+    return partial(encode, load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last))
+
+
+def _check(sequence: Sequence, truth: bool) -> None:
+    sequence.video.verify()
+    given = sequence.first_masks()
+    if not truth:
+        return
+    if len(sequence.handed_in) < 3 or not any(ids.any() for ids in given.values()):
+        raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); to be scored, a video needs at "
+                         "least 3 and an object in its first annotation")
+    for index in set(sequence.handed_in) - sequence.masks.keys():
+        sequence.mask(index)  # says that it is missing
+
+
+def _carry(sequence: Sequence, make: Callable | None, folder: Path, settings: SegmentSettings, device: str,
+           truth: bool, tell: Callable[[], object]) -> None:
+    """Write the masks and the JSON of one sequence; `tell` is called after each frame."""
+    started, saved = time.monotonic(), set(sequence.handed_in)
+    for index, ids in enumerate(_masks(sequence, make, settings)):
+        if index in saved:
+            write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
+        tell()
+    item = {"seconds": time.monotonic() - started, "frames": len(sequence.video), "saved": len(saved),
+            "peak_memory_mb": devices.peak_memory(torch.device(device)), "ids": [], "j": [], "f": []}
+    if truth and (entry := _entries(sequence)) != {}:
+        scores = score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
+        item |= {"ids": scores.ids, "j": scores.j, "f": scores.f}
+    write_json(folder / f"{sequence.name}.json", item)
+
+
+def _masks(sequence: Sequence, make: Callable | None, settings: SegmentSettings) -> Iterator[np.ndarray]:
+    given = sequence.first_masks()
+    if make is not None:
+        yield from segment(sequence.video.frames(), given, make, settings)
+        return
+    ids = np.zeros(sequence.video.size, np.uint8)
+    for t in range(len(sequence.video)):
+        ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
+        yield ids
+
+
+def _entries(sequence: Sequence) -> dict[int, int] | None:
+    """Object -> place of its first mask among the scored frames; None if the first frame shows all objects.
+
+    Objects that enter in the last two frames are left out: no frame of theirs is scored.
+    """
+    if sequence.objects is None:
+        return None
+    frames = sequence.handed_in
+    entry = {name: frames.index(t) for t, mask in sequence.first_masks().items() for name in np.unique(mask).tolist()}
+    return {name: place for name, place in entry.items() if name and place < len(frames) - 2}
+
+
+def _finished(folder: Path, sequence: Sequence) -> dict | None:
+    """The JSON of a finished sequence; None if it is missing, or if a power cut left only half of it."""
     try:
         item = json.loads((folder / f"{sequence.name}.json").read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return item if isinstance(item, dict) and item.keys() >= {"seconds", "frames", "peak_memory_mb", *fields} else None
-
-
-def _predictor(features: str, settings: SegmentSettings, device: str, seed: int) -> Callable[[Sequence], Iterator[np.ndarray]]:
-    """A function from a sequence to its masks, frame by frame."""
-    if features == "copy":
-        def copy(sequence: Sequence) -> Iterator[np.ndarray]:
-            ids = sequence.mask(0)
-            for _ in range(len(sequence.video)):
-                yield ids
-        return copy
-    if features == "colour":
-        source = colour_features
-    else:
-        encoder = load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last)
-        source = partial(encode, encoder)
-    return lambda sequence: segment(sequence.video.frames(), sequence.first_masks(), source, settings)
+    fields = {"seconds", "frames", "saved", "peak_memory_mb", "ids", "j", "f"}
+    return item if isinstance(item, dict) and item.keys() >= fields else None
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:
-    """A row an object: sequence, object and `STATS_COLUMNS`, in [0, 1]."""
-    rows = [(sequence.name, name, *stats) for sequence, score in zip(dataset.sequences, scores, strict=True)
-            for name, stats in zip(score.ids, score.stats, strict=True)]
-    return pd.DataFrame(rows, columns=["sequence", "object", *STATS_COLUMNS])
+    """A line for each object: sequence, object and `STATS_COLUMNS`, in [0, 1]."""
+    lines = [(sequence.name, name, *stats) for sequence, score in zip(dataset.sequences, scores, strict=True)
+             for name, stats in zip(score.ids, score.stats, strict=True)]
+    return pd.DataFrame(lines, columns=["sequence", "object", *STATS_COLUMNS])
+
+
+def write_official(dataset: Dataset, scores: list[SequenceScores], folder: Path) -> None:
+    """Write the two csv files that DAVIS-2017's own tool writes beside the masks, for tools that read them.
+
+    `global_results-<split>.csv` has one line of J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay.
+    `per-sequence_results-<split>.csv` has Sequence, J-Mean and F-Mean of each object, called `<sequence>_<number>`
+    and numbered from 1 in each sequence. Three decimals, in [0, 1].
+    """
+    lines = [(f"{sequence.name}_{number}", stats[0], stats[3])
+             for sequence, score in zip(dataset.sequences, scores, strict=True)
+             for number, stats in enumerate(score.stats, 1)]
+    _write_csv(Path(folder) / f"global_results-{dataset.split}.csv", pd.DataFrame([summarise(scores)]), 3)
+    table = pd.DataFrame(lines, columns=["Sequence", "J-Mean", "F-Mean"])
+    _write_csv(Path(folder) / f"per-sequence_results-{dataset.split}.csv", table, 3)
+
+
+def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
+    with replacing(path) as stream:
+        table.to_csv(stream, index=False, float_format=f"%.{decimals}f")
+
+
+def trained_encoder(study: Study, name: str = "trained") -> Path:
+    """The encoder of the newest training of that name, or of the training with that key; "NAME@1000" is its snapshot.
+
+    Raises:
+        InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
+    """
+    name, _, iteration = name.partition("@")
+    rows = study.rows("train")
+    row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
+    if row is None:
+        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb "
+                         "first, or give 'random', 'davis2016' or a .safetensors file")
+    path = study.folder / row["encoder"]
+    if not path.exists():
+        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this machine; run "
+                         "01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
+    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
+    if iteration and not snapshot.exists():
+        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
+    return snapshot if iteration else path
+
+
+def find_features(study: Study, features: str) -> tuple[str, dict]:
+    """What `evaluate` takes for some features, and what a row says about them.
+
+    Arguments:
+        features: "trained" (this study's training of that name), "trained:KEY" (its training with that key),
+            "trained:KEY@1000" (a snapshot of it), or what `evaluate` takes.
+
+    Returns:
+        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot (its
+        iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
+        training_cpu_seconds: what the features cost.
+
+    Raises:
+        InputError: they are not there.
+    """
+    trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
+    path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
+    source = features if features == "davis2016" else str(path)
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
+    said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
+    if trained:
+        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
+        said |= {"trained_key": run.name.rpartition("-")[2], "snapshot": int(iteration) if iteration else None,
+                 **{f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}}
+    return source, said
+
+
+def evaluation_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = SegmentSettings(), *,
+                   split: str = "val", device: str | None = None, seed: int = 0) -> dict:
+    """Evaluate features on a split and write the row; the row of a finished run is returned as it is.
+
+    The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the scores of
+    each object. YouTube-VOS' split "valid" has no truth: it leaves `submission.zip` beside the masks instead.
+
+    Arguments:
+        data, split: as `open_split` takes them.
+        features: as `find_features` takes them; or "selected", what `selection_run` chose in this study on DAVIS.
+        device: None chooses a CUDA GPU if there is one.
+        seed: of random features.
+
+    Raises:
+        InputError: bad input, by name, before anything is propagated.
+    """
+    plain_name("name", name)
+    selected, dataset = "", open_split(data, split)
+    if features.partition(":")[0] == "selected":
+        features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
+        settings = dataclasses.replace(settings, layer=layer)
+    kind = "youtube-vos" if split in youtube_vos.SPLITS else "evaluate"
+    return _run(study, kind, name, dataset, features, settings, device, seed, selected)
+
+
+def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, settings: SegmentSettings,
+         device: str | None, seed: int | None, selected: str) -> dict:
+    place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
+    source, said = find_features(study, features)
+    wanted = {**{f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()},
+              "weights": said["weights"], "seed": None if features in BASELINES else seed, "selected": selected,
+              "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
+
+    def files(key: str) -> tuple[Path, Path, Path]:
+        masks = study.folder / "masks" / f"{name}-{key}"
+        return masks, masks / "submission.zip", study.folder / "scores" / f"{name}-{key}.csv"
+
+    def whole(row: dict) -> bool:
+        masks, submission, table = files(row["key"])
+        product = submission if dataset.split == "valid" else table
+        return kind == "select" or product.exists() and all(_finished(masks, s) for s in dataset.sequences)
+
+    def compute(key: str) -> dict:
+        masks, submission, path = files(key)
+        scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0)
+        table = object_table(dataset, scores)
+        row = {**said, "data": dataset.name, "sequences": len(dataset.sequences), "objects": len(table), **outcome,
+               "seconds_per_frame": outcome["seconds"] / outcome["frames"],
+               "computed_in": "fp32" if features in BASELINES else devices.computed_in(place.type, settings.precision)}
+        if kind == "select":
+            shutil.rmtree(masks)  # the masks of a hundred candidates are of no use
+            return row | {"drawn": [s.name for s in dataset.sequences], "scores": summarise(scores)}
+        if kind == "youtube-vos":
+            row["every_frame"] = all(sequence.saved is not None for sequence in dataset.sequences)
+        if dataset.split == "valid":
+            youtube_vos.write_submission(dataset, masks, submission)
+            return row | {"submission": str(submission.relative_to(study.folder))}
+        _write_csv(path, table, 6)
+        if kind == "youtube-vos":
+            unseen = youtube_vos.local_split(dataset.root).unseen
+            return row | {"scores": youtube_vos.class_scores(table, dataset.root), "unseen_classes": list(unseen)}
+        write_official(dataset, scores, masks)
+        return row | {"scores": summarise(scores)}
+
+    return once(study, kind, name, wanted, compute, whole=whole)
+
+
+def draw_sequences(dataset: Dataset, count: int) -> Dataset:
+    """A random choice of `count` sequences, always the same for a data set; all of them if it has no more."""
+    chosen = np.random.default_rng(0).permutation(len(dataset.sequences))[:count]
+    return dataclasses.replace(dataset, sequences=[dataset.sequences[i] for i in sorted(chosen)])
+
+
+def list_snapshots(study: Study, features: str) -> dict[int, str]:
+    """The encoders that a training kept, with its last one: {iteration: features, as `find_features` takes them}.
+
+    Arguments:
+        features: "trained" or "trained:KEY".
+
+    Raises:
+        InputError: other features, no such training, or one that kept the last encoder only.
+    """
+    if features.split(":")[0] != "trained" or "@" in features:
+        raise InputError(f"features={features!r}: only a training has snapshots to select; give 'trained' or "
+                         "'trained:KEY'")
+    encoder = trained_encoder(study, features.rpartition(":")[2])
+    key = encoder.parent.name.rpartition("-")[2]
+    files = (encoder.parent / "snapshots").glob("encoder-*.safetensors")
+    kept = sorted(int(path.stem.rpartition("-")[2]) for path in files)
+    if not kept:
+        raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
+                         "snapshot_every > 0")
+    last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
+    return {i: f"trained:{key}@{i}" for i in kept if i != last} | {last: f"trained:{key}"}
+
+
+def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = SegmentSettings(), *,
+                  count: int = paper.SELECTED_ON, device: str | None = None) -> tuple[dict, pd.DataFrame]:
+    """The paper's choice of a checkpoint (App. B): the best snapshot and layer on a few sequences, scored on all.
+
+    Its row says so, because whoever chooses on sequences that are scored afterwards scores too high; everywhere else
+    the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best one a row of
+    kind "evaluate" called `<name>-selected`.
+
+    Arguments:
+        features: "trained" or "trained:KEY".
+        settings: of inference, but for the layer.
+        count: number of sequences to select on.
+
+    Returns:
+        the row of the best; J&F in percent of what it was chosen from, by iteration and layer.
+
+    Raises:
+        InputError: count below 1, or what `list_snapshots` raises.
+    """
+    if count < 1:
+        raise InputError(f"number of sequences to select on must be >= 1, not {count}")
+    dataset, kept = open_data(data, "val"), list_snapshots(study, features)
+    few, name = draw_sequences(dataset, count), name.removesuffix(SUFFIX)
+    tried = pd.DataFrame(
+        [{"iteration": iteration, "layer": layer, "features": source,
+          "score": _run(study, "select", f"{name}-{iteration}-{layer}", few, source,
+                        dataclasses.replace(settings, layer=layer), device, None, "")["scores.J&F-Mean"]}
+         for iteration, source in kept.items() for layer in paper.SELECTED_LAYERS])
+    best = tried.loc[tried["score"].idxmax()]  # the earliest of equals
+    told = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
+            f"(iteration {best.iteration:,}, {best.layer})")
+    row = _run(study, "evaluate", f"{name}{SUFFIX}", dataset, best.features,
+               dataclasses.replace(settings, layer=best.layer), device, 0, told)
+    return row, tried.pivot(index="iteration", columns="layer", values="score").mul(100).round(1)
+
+
+def find_selected(study: Study, name: str) -> tuple[str, str, str]:
+    """Features, layer and description of the newest choice of `selection_run` for the newest training of a name.
+
+    Raises:
+        InputError: nothing was selected.
+    """
+    rows, key = study.rows("evaluate"), trained_encoder(study, name).parent.name.rpartition("-")[2]
+    row = newest(rows[(rows["name"] == f"{name}{SUFFIX}") & (rows.get("trained_key") == key)])
+    if row is None:
+        raise InputError(f"study {study.name!r}: nothing was selected for {name!r}; run 02_evaluate with "
+                         f"select={paper.SELECTED_ON}")
+    return row["features"], row["parameters.layer"], row["selected"]

@@ -52,7 +52,7 @@ class Machine:
         device: as `devices.find_device` takes it.
         iterations: of the training probe.
         released: train as long as the authors' snapshots were trained, instead of the whole schedule.
-        selected: besides the last checkpoint, evaluate what `dulvos.study.selection` chooses as the paper did.
+        selected: besides the last checkpoint, evaluate what `dulvos.study.evaluation.selection_run` chooses as the paper did.
         incomplete: train on collections of which videos or frames are missing; tables say so.
         miniature: tiny settings, and copies of the data that are incomplete.
     """
@@ -137,7 +137,7 @@ class Machine:
         return dataset
 
     def _open_youtube_vos(self) -> Dataset:
-        dataset = youtube_vos.open_split(youtube_vos.open_root("youtube-vos"), "valid")
+        dataset = youtube_vos.open_split("youtube-vos", "valid")
         self._count("YouTube-VOS 2018 val", {"sequences": paper.YOUTUBE_VOS_VALID}, {"sequences": len(dataset.sequences)})
         if any(sequence.saved is None for sequence in dataset.sequences):
             folder = dataset.root / "valid_all_frames" / "JPEGImages"

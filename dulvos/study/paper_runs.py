@@ -19,7 +19,7 @@ from dulvos.released import RELEASES, locate
 from dulvos.study.machine import MINIATURE_SEGMENT, PROBED_FRAMES, Machine
 from dulvos.study.paper_rows import Row
 from dulvos.study.rows import SUFFIX, Study
-from dulvos.study.selection import draw_sequences
+from dulvos.study.evaluation import draw_sequences
 from dulvos.study.steps import NOTEBOOKS, Step, run_study
 from dulvos.training import TrainSettings
 

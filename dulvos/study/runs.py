@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 
-from dulvos import devices
-
 from dulvos.study import results, cutouts as synthetic
-from dulvos.checkpoints import encoder_file, is_whole
+from dulvos.checkpoints import is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
-from dulvos.study.evaluation import BASELINES, evaluate, object_table
-from dulvos.study.local_split import LOCAL, local_split
-from dulvos.study.official import write_davis_csv
 from dulvos.study.collections import SOURCES, Collection, open_collection
+from dulvos.study.youtube_vos import LOCAL, local_split
 from dulvos.files import replacing
-from dulvos.inference import SegmentSettings
-from dulvos.metrics import summarise
-from dulvos.study.rows import newest
 from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
 
-__all__ = ["dataset_fingerprint", "evaluation_run", "find_features", "open_data", "open_training", "trained_encoder"]
-__all__ += ["training_run"]
+__all__ = ["dataset_fingerprint", "evaluation_run", "open_data", "open_training", "training_run"]
 
 CUTOUTS = results.ROOT / "data" / "cutouts"
 INDEXES = results.ROOT / "data" / "indexes"
@@ -41,7 +32,7 @@ def open_data(data: str, split: str) -> Dataset:
         data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (the folder that the environment variable
             DULVOS_DAVIS names), or a folder in DAVIS's layout. For training alone: a key of `dulvos.study.collections.SOURCES`, such as
             "youtube-vos" (the folder of that name in the one that DULVOS_DATA_DIR names), "youtube-vos-local" (its videos
-            without the classes and videos that `dulvos.study.local_split` keeps back), or any folder of videos.
+            without the classes and videos that `dulvos.study.youtube_vos.local_split` keeps back), or any folder of videos.
         split: "train" or "val".
 
     Raises:
@@ -135,93 +126,20 @@ def training_run(study: str, name: str, data: str, settings: TrainSettings, *, d
     return results.flat(row)
 
 
+def evaluation_run(study: str, *arguments: object, **named: object) -> dict:
+    """Deprecated: use `dulvos.study.evaluation.evaluation_run`, which takes a Study."""
+    from dulvos.study import evaluation
+    from dulvos.study.rows import Study
+
+    return evaluation.evaluation_run(Study(study, results.RESULTS), *arguments, **named)
+
+
 def trained_encoder(study: str, name: str = "trained") -> Path:
-    """The encoder of the newest training run of that name, or of the run with that key; "NAME@1000" is its snapshot.
+    """Deprecated: use `dulvos.study.evaluation.trained_encoder`, which takes a Study."""
+    from dulvos.study import evaluation
+    from dulvos.study.rows import Study
 
-    Raises:
-        InputError: there is none, or its file is not here: rows are committed, and weights are not.
-    """
-    name, _, iteration = name.partition("@")
-    rows = results.read_rows(study, "train")
-    row = newest(rows[(rows.name == name) | (rows.key == name)])
-    if row is None:
-        raise InputError(f"study {study!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb first, or give "
-                         "'random', 'davis2016' or a .safetensors file")
-    path = results.study_folder(study) / row["encoder"]
-    if not path.exists():
-        raise InputError(f"{path}: the encoder that the training {name!r} (key {row['key']}) left is not on this machine: run "
-                         "01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
-    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
-    if iteration and not snapshot.exists():
-        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
-    return snapshot if iteration else path
-
-
-def find_features(study: str, features: str) -> tuple[str, dict]:
-    """What `load_encoder` takes for some features, and what a row says of them.
-
-    Arguments:
-        features: "trained" (this study's run of that name), "trained:KEY" (its run with that key), "trained:KEY@1000" (that
-            run's snapshot after 1,000 iterations), or what `dulvos.study.evaluation.evaluate` takes.
-
-    Returns:
-        the source; and features, weights (of the file, 12 hex digits), trained_key, snapshot (its iteration, or None); of a training
-        of this study also training_iteration, training_seconds, training_cpu_seconds: what these features cost.
-
-    Raises:
-        InputError: there are none.
-    """
-    trained = features.split(":")[0] == "trained"
-    path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
-    source = features if features == "davis2016" else str(path)
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
-    iteration = features.partition("@")[2] if trained else ""
-    run = Path(source).parent.parent if iteration else Path(source).parent
-    said = {"features": features, "weights": weights, "trained_key": run.name.rpartition("-")[2] if trained else "",
-            "snapshot": int(iteration) if iteration else None}
-    if trained:
-        notes = json.loads(Path(source).with_suffix(".json").read_text())
-        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
-    return source, said
-
-
-def evaluation_run(study: str, name: str, data: str, features: str, settings: SegmentSettings, *, device: str | None = None,
-                   seed: int = 0, selected: str = "") -> dict:
-    """Propagate and score the val split and write the row; a finished run is returned as it is.
-
-    Masks go to `results/<study>/masks/<name>-<key>`, a row an object to `results/<study>/scores/<name>-<key>.csv`.
-
-    Arguments:
-        features: as `find_features` takes them.
-        device: None takes a CUDA GPU where there is one.
-        selected: how the features were chosen (`dulvos.study.selection`), said by the row; "" for the last of a training.
-    """
-    results.plain_name("name", name)
-    results.study_folder(study)  # refused now, not after hours
-    place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
-    dataset = open_data(data, "val")
-    source, said = find_features(study, features)
-    mark = dataset_fingerprint(dataset)
-    parameters = dataclasses.asdict(settings)
-    determining = {**parameters, "weights": said["weights"], "seed": seed} | ({"selected": selected} if selected else {})
-    key = results.run_key("evaluate", determining, mark)
-    row, base = results.find_row(study, "evaluate", key), results.study_folder(study)
-    folder, scored = base / "masks" / f"{name}-{key}", base / "scores" / f"{name}-{key}.csv"
-    if row and scored.exists() and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
-        print(f"{name} ({key}) is evaluated already: J&F {100 * row['scores.J&F-Mean']:.1f}")
-        return row
-    scores, outcome = evaluate(dataset, source, folder, settings=settings, device=str(place), seed=seed)
-    table = object_table(dataset, scores)
-    with replacing(scored) as stream:
-        table.to_csv(stream, index=False, float_format="%.6f")
-    write_davis_csv(dataset, scores, folder)
-    row = {"kind": "evaluate", "study": study, "name": name, "key": key, **said, "selected": selected, "split": "val",
-           "scores": summarise(scores), "sequences": len(scores), "objects": len(table), **outcome,
-           "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
-           "computed_in": "fp32" if features in BASELINES else devices.computed_in(place.type, settings.precision),
-           **results.provenance("evaluate", seed=None if features in BASELINES else seed, data=dataset.name, fingerprint=mark)}
-    results.write_row(study, row)
-    return results.flat(row)
+    return evaluation.trained_encoder(Study(study, results.RESULTS), name)
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

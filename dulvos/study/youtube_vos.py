@@ -1,193 +1,198 @@
-"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): masks of every frame, and scores by class on a split of ours."""
+"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, our local one, and submissions to its server."""
 
 from __future__ import annotations
 
-import dataclasses
+import io
+import json
 import os
-import time
-from functools import partial
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
+from PIL import Image
 
-from dulvos.study import results, runs
-from dulvos.checkpoints import load_encoder
-from dulvos.datasets import Dataset, load_youtube_vos
-from dulvos.masks import read_mask, write_mask
-from dulvos.devices import find_device, peak_memory
+from dulvos.datasets import Dataset, Sequence, load_youtube_vos
 from dulvos.errors import InputError
-from dulvos.study.evaluation import read_finished
-from dulvos.study import miniature
-from dulvos.study.local_split import LOCAL, local_split, object_categories
-from dulvos.study.collections import SOURCES
-from dulvos.study.submission import handed_in, mask_file, write_submission
 from dulvos.files import replacing
-from dulvos.inference import SegmentSettings, colour_features, encode, segment
-from dulvos.metrics import score_sequence
-from dulvos.study.selection import find_selected
+from dulvos.study.collections import SOURCES
 
-__all__ = ["CLASS_COLUMNS", "class_scores", "open_root", "open_split", "predict", "score", "youtube_vos_run"]
+__all__ = [
+    "CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "check_submission", "class_scores", "local_split",
+    "object_categories", "open_split", "write_submission",
+]  # fmt: skip
 
-MINIATURE = results.ROOT / "data" / "miniature"
+SPLITS = ("valid", "local")
+LOCAL = "YouTube-VOS local split"  # its scores are not the server's, so no column of the paper shows them
 CLASS_COLUMNS = ("seen J_m", "seen F_m", "unseen J_m", "unseen F_m", "mean")
 
 
-def open_root(data: str) -> Path:
-    """The folder of YouTube-VOS.
+def open_split(data: str, split: str) -> Dataset:
+    """The videos of a split.
 
     Arguments:
-        data: "youtube-vos" (the folder of that name in the one that DULVOS_DATA_DIR names), "miniature" (rendered on first use,
-            in its layout), or a folder in its layout.
+        data: "youtube-vos" (the folder of that name in DULVOS_DATA_DIR), or a folder in its layout.
+        split: "valid", which only the server can score, or "local", the validation videos of `local_split`.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder or split, or a file in it is missing or wrong.
     """
-    if data == "miniature":
-        return miniature.write_youtube_vos(MINIATURE, size=(96, 128))
+    if split not in SPLITS:
+        raise InputError(f"split of YouTube-VOS must be 'valid' or 'local', not {split!r}")
     base = os.environ.get("DULVOS_DATA_DIR")
     if data == "youtube-vos" and not base:
-        raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR: the folder that holds youtube-vos")
+        raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR: the folder above it")
     root = Path(base) / data if data == "youtube-vos" else Path(data)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected valid, valid_all_frames and train of YouTube-VOS 2018 in it (from "
-                         f"{SOURCES['youtube-vos'].origin})")
-    return root
-
-
-def open_split(root: Path, split: str) -> Dataset:
-    """"valid", whose masks are handed in, or "local", the validation videos of `local_split` under the name `LOCAL`.
-
-    Raises:
-        InputError: another split, or something in it is missing or wrong.
-    """
-    if split not in ("valid", "local"):
-        raise InputError(f"split must be 'valid' or 'local', not {split!r}")
+        raise InputError(f"{root}: no such folder; expected YouTube-VOS 2018, with valid, valid_all_frames and "
+                         f"train in it (from {SOURCES['youtube-vos'].origin})")
     if split == "valid":
         return load_youtube_vos(root, split)
     names, whole = local_split(root).val, load_youtube_vos(root, "train")
-    return Dataset(LOCAL, whole.root, "val", [sequence for sequence in whole.sequences if sequence.name in names])
+    return Dataset(LOCAL, root, split, [sequence for sequence in whole.sequences if sequence.name in names])
 
 
-def predict(dataset: Dataset, features: str, folder: Path, *, settings: SegmentSettings = SegmentSettings(),
-            device: str = "cpu", seed: int = 0) -> dict:
-    """Carry the given masks through every frame of every video; what an earlier call with this folder finished is left.
+@dataclass(frozen=True)
+class LocalSplit:
+    """A division of the training set.
 
-    Writes `folder/Annotations/<video>/<frame>.png` for the frames that are handed in and, when a video is whole,
-    `folder/<video>.json`.
+    Fields:
+        unseen: categories without an object in any training video.
+        train, val: names of videos.
+    """
+
+    unseen: tuple[str, ...]
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def local_split(root: Path, *, unseen: float = 0.3, videos: int = 200, seed: int = 0) -> LocalSplit:
+    """Divide the labelled training set by `train/meta.json`, to score results without the server.
+
+    A random share of the categories is unseen: videos with an object of these are not trained on. Half of the
+    validation videos hold unseen objects; the others are a random choice that training leaves out. (The
+    official validation set has 65 seen and 26 unseen classes.)
 
     Arguments:
-        dataset: as `load_youtube_vos` gives it; objects may enter at any frame.
-        features: "colour", or what `load_encoder` takes.
-        folder: of this run alone.
-        device: for the encoder and the propagation. seed: of random features.
-
-    Returns:
-        seconds, frames (all that were carried through), saved (masks handed in), peak_memory_mb, device.
+        unseen: share of the categories, in (0, 1).
+        videos: number of validation videos; at most a third of all.
 
     Raises:
-        InputError: a frame or an annotation is missing or wrong.
+        InputError: no meta.json, or too few categories or videos to divide.
     """
-    folder = Path(folder)
-    source = colour_features
-    if features != "colour":
-        source = partial(encode, load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last))
-    todo = [sequence for sequence in dataset.sequences if read_finished(folder, sequence, "saved") is None]
-    for sequence in todo:
-        sequence.first_masks()
-    with tqdm(total=sum(len(s.video) for s in todo), desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
-        for sequence in todo:
-            started, given, saved = time.monotonic(), sequence.first_masks(), set(handed_in(sequence))
-            for index, ids in enumerate(segment(sequence.video.frames(), given, source, settings)):
-                if index in saved:
-                    write_mask(mask_file(folder, sequence, index), ids)
-                bar.update()
-            results.write_json(folder / f"{sequence.name}.json", {
-                "seconds": time.monotonic() - started, "frames": len(sequence.video), "saved": len(saved),
-                "peak_memory_mb": peak_memory(torch.device(device))})
-    finished = [read_finished(folder, sequence, "saved") for sequence in dataset.sequences]
-    return {**{name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")},
-            "peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
+    videos_of = object_categories(root)
+    ordered = sorted({category for own in videos_of.values() for category in own.values()})
+    generator = np.random.default_rng(seed)
+    chosen = {ordered[i] for i in generator.permutation(len(ordered))[: max(1, round(unseen * len(ordered)))]}
+    holding = [name for name in sorted(videos_of) if chosen & set(videos_of[name].values())]
+    others = [name for name in sorted(videos_of) if name not in holding]
+    half = min(videos, max(2, len(videos_of) // 3)) // 2
+    if len(chosen) == len(ordered) or not holding or len(others) <= half:
+        raise InputError(f"{Path(root) / 'train/meta.json'}: {len(videos_of)} videos of {len(ordered)} "
+                         "categories are too few to be divided into seen and unseen ones")
+    val = [[group[i] for i in generator.permutation(len(group))[:half]] for group in (holding, others)]
+    train = set(others) - set(val[1])
+    return LocalSplit(*(tuple(sorted(names)) for names in (chosen, train, val[0] + val[1])))
 
 
-def score(dataset: Dataset, folder: Path, unseen: tuple[str, ...]) -> pd.DataFrame:
-    """J and F of every object of a dataset with all annotations, from the masks of `predict`.
+def object_categories(root: Path) -> dict[str, dict[int, str]]:
+    """Video -> object -> category, from `train/meta.json`; an InputError if it is missing or wrong."""
+    file = Path(root) / "train" / "meta.json"
+    try:
+        videos = json.loads(file.read_text())["videos"]
+        return {name: {int(i): item["category"] for i, item in video["objects"].items()}
+                for name, video in videos.items()}
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; it holds the videos' objects and their categories") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        expected = '{"videos": {name: {"objects": {id: {"category": ...}}}}}'
+        raise InputError(f"{file}: not what it should hold; expected {expected}") from None
 
-    Each object counts from the frame after its first annotation; the first and the last frame of a video do not.
 
-    Returns:
-        A row an object: sequence, object, category, unseen (bool), J mean, F mean in [0, 1].
+def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
+    """Table 2's columns, in [0, 1], of objects in the local split's validation videos.
 
-    Raises:
-        InputError: a mask is missing or of another size.
+    They are means over the objects of seen and of unseen classes, and the mean of these four.
+
+    Arguments:
+        table: a line for each object with its sequence, object, J mean and F mean.
+        root: the folder of YouTube-VOS.
     """
-    videos_of, rows = object_categories(dataset.root), []
-    for sequence in dataset.sequences:
-        frames = handed_in(sequence)
-        truth = np.stack([sequence.mask(index) for index in frames])
-        masks = [read_mask(mask_file(Path(folder), sequence, index)) for index in frames]
-        entry = {name: frames.index(index) for index, mask in sequence.first_masks().items()
-                 for name in np.unique(mask[mask > 0]).tolist()}
-        entry = {name: index for name, index in entry.items() if index < len(frames) - 2}  # later ones have no frame to score
-        if not entry:
-            continue
-        scores = score_sequence(truth, np.stack(masks), first_frame=entry)
-        for name, stats in zip(scores.ids, scores.stats, strict=True):
-            category = videos_of[sequence.name].get(name, "unknown")
-            rows.append((sequence.name, name, category, category in unseen, stats[0], stats[3]))
-    return pd.DataFrame(rows, columns=["sequence", "object", "category", "unseen", "J mean", "F mean"])
-
-
-def class_scores(table: pd.DataFrame) -> dict[str, float]:
-    """Table 2's columns, in [0, 1]: means over the objects of seen and of unseen classes, and the mean of these four."""
-    means = [table.loc[table["unseen"] == unseen, f"{measure} mean"].mean() for unseen in (False, True) for measure in "JF"]
+    categories, unseen = object_categories(root), local_split(root).unseen
+    new = np.array([categories[line.sequence].get(line.object) in unseen for line in table.itertuples()])
+    means = [table.loc[new == which, f"{measure} mean"].mean() for which in (False, True) for measure in "JF"]
     return dict(zip(CLASS_COLUMNS, [*means, float(np.mean(means))], strict=True))
 
 
-def youtube_vos_run(study: str, name: str, root: Path, features: str, settings: SegmentSettings, *, split: str = "valid",
-                    device: str | None = None, seed: int = 0) -> dict:
-    """Carry masks through a split and write the row; a finished run is returned as it is.
+def write_submission(dataset: Dataset, folder: Path, path: Path) -> int:
+    """Pack the masks `folder/<video>/<frame>.png` into the zip that the server takes; check and count them.
 
-    Masks go to `results/<study>/masks/<name>-<key>`. "valid" leaves `submission.zip` there, for the server alone can score it;
-    "local" is scored here, a row an object in `results/<study>/scores/<name>-<key>.csv`.
-
-    Arguments:
-        root: the folder of YouTube-VOS. features: as `dulvos.study.runs.find_features` takes them, or "selected" (what
-            `dulvos.study.selection` chose on DAVIS in this study, with its layer).
-        split: "valid" or "local" (`local_split` at its defaults).
-        device: None takes a CUDA GPU where there is one.
+    Raises:
+        InputError: a mask is missing, or `check_submission` finds a fault; then no zip is left.
     """
-    device, root = str(find_device(device)), Path(root)
-    dataset = open_split(root, split)
-    selected = ""
-    if features.split(":")[0] == "selected":
-        features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
-        settings = dataclasses.replace(settings, layer=layer)
-    source, said = runs.find_features(study, features)
-    mark, parameters = runs.dataset_fingerprint(dataset), dataclasses.asdict(settings)
-    determining = {**parameters, "weights": said["weights"], "seed": seed, "split": split}
-    key = results.run_key("youtube-vos", determining | ({"selected": selected} if selected else {}), mark)
-    row, base = results.find_row(study, "youtube-vos", key), results.study_folder(study)
-    folder = base / "masks" / f"{name}-{key}"
-    if row and all((folder / f"{sequence.name}.json").exists() for sequence in dataset.sequences):
-        print(f"{name} ({key}) is done already: {row['saved']} masks of {row['sequences']} videos")
-        return row
-    outcome = predict(dataset, source, folder, settings=settings, device=device, seed=seed)
-    row = {"kind": "youtube-vos", "study": study, "name": name, "key": key, **said, "selected": selected, "split": split,
-           "every_frame": all(sequence.saved is not None for sequence in dataset.sequences),
-           "sequences": len(dataset.sequences)}
-    if split == "local":
-        unseen = local_split(root).unseen
-        table = score(dataset, folder, unseen)
-        with replacing(base / "scores" / f"{name}-{key}.csv") as stream:
-            table.to_csv(stream, index=False, float_format="%.6f")
-        row |= {"scores": class_scores(table), "objects": len(table), "unseen_classes": list(unseen)}
-    else:
-        row |= {"submission": str((folder / "submission.zip").relative_to(base)),
-                **write_submission(dataset, folder, folder / "submission.zip")}
-    row |= {**outcome, "seconds_per_frame": outcome["seconds"] / outcome["frames"], "parameters": parameters,
-            **results.provenance("youtube-vos", seed=seed, data=dataset.name, fingerprint=mark)}
-    results.write_row(study, row)
-    return results.flat(row)
+    path = Path(path)
+    with replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:  # PNGs do not shrink further
+        for name, sequence in _entries(dataset).items():
+            file = Path(folder) / sequence.name / Path(name).name
+            if not file.is_file():
+                raise InputError(f"{file}: missing; expected a mask of each frame that is handed in")
+            archive.writestr(zipfile.ZipInfo(name), file.read_bytes())  # undated, so that it can be compared
+    try:
+        return check_submission(path, dataset)
+    except InputError:
+        path.unlink()
+        raise
+
+
+def check_submission(path: Path, dataset: Dataset) -> int:
+    """Look for every reason for which the server rejects a submission, and count the masks.
+
+    That is: a mask that is missing, additional or listed twice; other files, such as those that macOS adds; a
+        mask
+    that is not a palette PNG, has another size than its frame, or holds ids of no object of its video.
+
+    Raises:
+        InputError: the first fault, by name, and the number of other faults.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{path}: not a zip ({error})") from None
+    with archive:
+        expected = _entries(dataset)
+        names = Counter(entry.filename for entry in archive.infolist() if not entry.is_dir())
+        wrong = [f"{name}: listed twice" for name in sorted(names) if names[name] > 1]
+        wrong += [f"{name}: not to be handed in; expected Annotations/<video>/<frame>.png of the frames in "
+                  f"{dataset.split}/JPEGImages" for name in sorted(names.keys() - expected)]
+        wrong += [f"{name}: missing" for name in sorted(expected.keys() - names)]
+        objects = {s.name: {0, *(s.objects or ())}.union(*map(np.ravel, s.first_masks().values()))
+                   for s in dataset.sequences}
+        for name in sorted(expected.keys() & names):
+            problem = _fault(archive, name, expected[name], objects[expected[name].name])
+            wrong += [f"{name}: {problem}"] if problem else []
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    return len(expected)
+
+
+def _entries(dataset: Dataset) -> dict[str, Sequence]:
+    """Names in the zip of all masks that are handed in, each with its video."""
+    return {f"Annotations/{sequence.name}/{sequence.video.frame_name(index)}.png": sequence
+            for sequence in dataset.sequences for index in sequence.handed_in}
+
+
+def _fault(archive: zipfile.ZipFile, name: str, sequence: Sequence, objects: set[int]) -> str | None:
+    try:
+        with Image.open(io.BytesIO(archive.read(name))) as image:
+            values, mode, kind = np.asarray(image), image.mode, image.format
+    except Exception as error:
+        return f"not a complete image ({type(error).__name__})"
+    height, width = sequence.video.size
+    if kind != "PNG" or mode != "P":
+        return f"a {kind} of mode {mode}; expected a palette PNG (mode P)"
+    if values.shape != (height, width):
+        return f"{values.shape[1]}x{values.shape[0]} (width x height); expected {width}x{height}"
+    stray = sorted(set(np.unique(values).tolist()) - objects)
+    return f"holds id {stray[0]}; expected {', '.join(map(str, sorted(objects)))}" if stray else None
