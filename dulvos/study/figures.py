@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-import papermill
 import torch
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
@@ -30,7 +29,7 @@ from dulvos.encoder import STRIDE
 from dulvos.files import replacing
 from dulvos.masks import OBJECT_COLOURS, overlay
 from dulvos.study.rows import Study
-from dulvos.study.steps import NOTEBOOKS, check_parameters
+from dulvos.study.steps import check_parameters, defaults
 from dulvos.study.tables import to_markdown
 
 __all__ = ["COLOURS", "OBJECT_COLOURS", "WIDTH", "Notebook", "NotebookFigure", "anchor_colours", "anchors", "cell_centres", "cell_maps"]
@@ -76,14 +75,15 @@ class Notebook:
     """
 
     def __init__(self, name: str, names: Mapping[str, object]) -> None:
-        known = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+        self.study, out = Study(names["study"]), names.get("out")
+        source = self.study.notebooks / f"{name}.ipynb"
+        known = defaults(source)
         given = {key: names[key] for key in known if key in names}
         for cell in names.get("In", ()):  # papermill writes the parameters that it is given into a cell of their own
             if cell.startswith("# Parameters\n"):
                 targets = [node.targets[0].id for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
                 given |= {key: names[key] for key in targets}
-        check_parameters(name, given)
-        self.study, out = Study(names["study"]), names.get("out")
+        check_parameters(source, given)
         self.figures, self.tables = (Path(out) if out else self.study.folder / kind for kind in ("figures", "tables"))
         self.credit = ""  # printed small below photographs
 

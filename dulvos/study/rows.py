@@ -61,6 +61,7 @@ class Study:
     Arguments:
         name: a plain folder name.
         results: the folder of all studies; by default DULVOS_RESULTS, else `results` in the checkout.
+        notebooks: the folder of the notebooks that its steps run.
 
     Raises:
         InputError: the name would lead out of the folder.
@@ -68,6 +69,7 @@ class Study:
 
     name: str
     results: Path = field(default_factory=lambda: Path(os.environ.get("DULVOS_RESULTS", ROOT / "results")))
+    notebooks: Path = ROOT / "notebooks"
 
     def __post_init__(self) -> None:
         plain_name("study", self.name)

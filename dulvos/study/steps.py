@@ -1,49 +1,62 @@
-"""A study: notebooks run by papermill in order, each once, into `results/<study>`."""
+"""The steps of a study: notebooks run by papermill, each once, carried by Dask.
+
+A step is a notebook with parameters. One that leaves a row is done when its row is there, of today's version, on
+today's data; any other is done when its executed copy was made from the same notebook, parameters and rows.
+
+Without an address, a scheduler and its workers start on this machine. With `--scheduler ADDRESS`, the steps go to the
+workers of a running Dask scheduler, which need one thread each and see this folder, the data and the results under
+the same paths. On Slurm, for instance, with dask-jobqueue installed, in a Python session that stays open:
+
+    from dask_jobqueue import SLURMCluster
+    cluster = SLURMCluster(cores=1, processes=1, memory="16GB", walltime="08:00:00",
+                           job_extra_directives=["--gres=gpu:1"])
+    cluster.scale(8)
+    print(cluster.scheduler_address)
+
+If a worker dies, another one takes its step and continues from the last checkpoint. If everything dies, the same
+command continues.
+"""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import hashlib
-import io
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
 from pathlib import Path
 
+import dask
 import nbformat
 import papermill
+import psutil
+import torch
+from distributed import Client, LocalCluster, as_completed, get_worker
+from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 
-from dulvos.study import results, runs, tables
 from dulvos.checkpoints import is_whole
-from dulvos.datasets import Dataset
 from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
-from dulvos.study.rows import CURVE, Study
+from dulvos.inference import SegmentSettings
+from dulvos.study import evaluation, runs
+from dulvos.study.rows import ROOT, Study, newest, version
+from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["Step", "check_parameters", "davis_steps", "demo_steps", "execute", "executed_copy", "lock", "refuse_unknown"]
-__all__ += ["run_study", "with_others"]
+__all__ = ["STALE", "State", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states", "run_steps"]
 
-NOTEBOOKS = results.ROOT / "notebooks"
-METHODS = ("copy", "colour", "random", "trained")
-CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
-
-# CPU-sized training: small crops, few clips, a schedule of its own; the method's settings (N, M, τ, λ) are the paper's
-DEMO = {"iterations": 750, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
-        "lr_every": 400}
-# crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
-DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-             "lr_every": 6000, "workers": 1, "snapshot_every": 1000}
-# B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
-DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
-               "lr": 1e-4, "lr_every": 21_700, "workers": 4}
+WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
+CONNECT = 20  # seconds to wait for a scheduler
+ATTEMPTS = 3  # at a step whose worker dies
+HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
 
 
 @dataclass(frozen=True)
@@ -51,267 +64,412 @@ class Step:
     """One papermill run.
 
     Arguments:
+        study: the study it belongs to.
         notebook: stem of a file in `notebooks/`.
-        name: of the executed copy, `results/<study>/notebooks/<name>.ipynb`.
-        parameters: for its `parameters` cell.
+        name: of the executed copy, `<notebook>-<name>.ipynb`; "" takes the notebook's.
+        parameters: for the notebook's `parameters` cell; `study` is added.
         minutes: about how long it takes on two cores.
-        needs: names of the steps that must have succeeded.
-        row: (kind, name) of the row that it leaves, if any.
+        needs: the steps of this study, by their `full_name`, that must have succeeded.
+        row: kind of the row that it leaves under its name; "" for none.
+        files: whether it counts as done only while the checkpoint or masks of its row are on this machine.
     """
 
+    study: Study
     notebook: str
-    name: str
+    name: str = ""
     parameters: dict = field(default_factory=dict)
     minutes: float = 0.5
     needs: tuple[str, ...] = ()
-    row: tuple[str, str] | None = None
+    row: str = ""
+    files: bool = True
+
+    @property
+    def full_name(self) -> str:
+        """What it is called in lists, logs and `needs`."""
+        return f"{self.notebook}-{self.name}" if self.name else self.notebook
+
+    @property
+    def source(self) -> Path:
+        """The notebook."""
+        return self.study.notebooks / f"{self.notebook}.ipynb"
+
+    @property
+    def copy(self) -> Path:
+        """Where its executed notebook lies."""
+        return self.study.folder / "notebooks" / f"{self.full_name}.ipynb"
+
+    @property
+    def failure(self) -> Path:
+        """Where the executed notebook lies if it failed."""
+        return self.copy.with_suffix(".failed.ipynb")
+
+    @cached_property
+    def given(self) -> dict:
+        """All parameters of the notebook, its own values for those not set; settings in `others` count as parameters."""
+        given = {**defaults(self.source), **self.parameters, "study": self.study.name}
+        return {**given, **given.pop("others", {})}
+
+    def lock(self) -> FileLock:
+        """Held by the process that runs the step; the system frees it when that process dies."""
+        path = self.study.folder / "runs" / f"{self.full_name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
 
-def _steps(study: str, data: str, training: dict, segment: dict, minutes: dict[str, float]) -> list[Step]:
-    common = {"study": study, "data": data}
-    evaluations = [Step("02_evaluate_davis", f"02_evaluate_davis-{name}", {**common, "name": name, "features": name, **segment},
-                        minutes[name], ("01_train",) if name == "trained" else (), ("evaluate", name)) for name in METHODS]
-    return [
-        Step("01_train", "01_train", {**common, "name": "trained", **training}, minutes["train"], (), ("train", "trained")),
-        *evaluations,
-        Step("00_the_method", "00_the_method", {**common, "checkpoint": "trained"}, 1, ("01_train",)),
-        Step("04_features", "04_features", {**common, "checkpoint": "trained"}, 1, ("01_train",)),
-        Step("07_results", "07_results", common, 0.5, tuple(step.name for step in evaluations)),
-    ]
+@dataclass(frozen=True)
+class State:
+    """What became of a step: done, `STALE`, running, failed or missing, and the row that it left."""
+
+    word: str
+    row: dict | None = None
 
 
-def demo_steps() -> list[Step]:
-    """The study at demo scale on the embedded benchmark: about twelve minutes on two cores."""
-    return _steps("demo", "cutouts", DEMO, {}, {"train": 10, "copy": 0.2, "colour": 0.5, "random": 0.5, "trained": 0.5})
+STALE = "done by earlier code"
 
 
-def davis_steps(setting: str) -> list[Step]:
-    """The real study on DAVIS; `setting` is "cpu" (hours on two cores) or "paper" (a GPU)."""
-    if setting not in ("cpu", "paper"):
-        raise InputError(f"--setting must be 'cpu' or 'paper', not {setting!r}")
-    minutes = {"train": 120, "copy": 2, "colour": 15, "random": 17, "trained": 17}
-    training = DAVIS_CPU if setting == "cpu" else DAVIS_PAPER
-    study = "davis" if setting == "cpu" else "davis-paper"
-    steps = _steps(study, "davis", training, {}, minutes if setting == "cpu" else {**minutes, "train": 360})
-    return steps[:-3] + (_curve_steps(study, training) if setting == "cpu" else []) + steps[-3:]
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Compare parameters with the notebook's `parameters` cell.
 
-
-def _curve_steps(study: str, training: dict) -> list[Step]:
-    """Evaluations on the way, at 240p: what more training brings (`dulvos.study.tables.score_curve`)."""
-    last, every = training["iterations"], training["snapshot_every"]
-    kept = [i for i in (every, 2 * every, 4 * every) if i < last]
-    features = {"0": "random"} | {str(i): f"trained:trained@{i}" for i in kept} | {str(last): "trained"}
-    common = {"study": study, "data": "davis", "shorter_side": CURVE_SIDE}
-    return [Step("02_evaluate_davis", f"02_evaluate_davis-{CURVE}{i}", {**common, "name": f"{CURVE}{i}", "features": source}, 4,
-                 ("01_train",), ("evaluate", f"{CURVE}{i}")) for i, source in features.items()]
-
-
-def check_parameters(notebook: str, parameters: dict) -> None:
-    """Raise an InputError for a parameter that the notebook's `parameters` cell does not set, or sets to another type."""
-    path = NOTEBOOKS / f"{notebook}.ipynb"
-    if not path.is_file():
-        raise InputError(f"{path}: no such notebook")
-    known = papermill.inspect_notebook(str(path))
+    Raises:
+        InputError: no such notebook, an unknown parameter, or a value of another type.
+    """
+    known = defaults(notebook)
     unknown = sorted(map(str, set(parameters) - set(known)))
     if unknown:
-        raise InputError(f"{path.name}: unknown parameter {', '.join(unknown)}; its parameters are {', '.join(known)}")
+        raise InputError(f"{notebook.name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
     for name, value in parameters.items():
-        check_type(name, value, ast.literal_eval(known[name]["default"]))
+        check_type(name, value, known[name])
 
 
-def with_others(notebook: str, parameters: dict) -> dict:
-    """Parameters for a notebook that takes the settings which stand in no line of its cell as one mapping, `others`."""
-    known = papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook}.ipynb"))
-    others = {name: value for name, value in parameters.items() if name not in known}
-    return {name: value for name, value in parameters.items() if name in known} | ({"others": others} if others else {})
+@cache
+def defaults(notebook: Path) -> dict:
+    """The values in a notebook's `parameters` cell, by name."""
+    if not notebook.is_file():
+        raise InputError(f"{notebook}: no such notebook")
+    return {name: ast.literal_eval(item["default"]) for name, item in papermill.inspect_notebook(str(notebook)).items()}
 
 
 def refuse_unknown(notebook: str, names: dict) -> None:
-    """The same for a notebook run by hand: call it with globals() in the first cell after the parameters."""
+    """For notebooks that are not rewritten yet; goes with the last of them."""
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    given = {name: value for name, value in names.items()
-             if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")}
-    check_parameters(notebook, given)
+    check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", {
+        name: value for name, value in names.items() if isinstance(value, plain) and not name.startswith("_")
+        and name not in ("In", "Out")})
 
 
-def run_study(study: str, steps: list[Step], data: str | Sequence[Dataset]) -> int:
-    """Say what will run, run what is not done, and print the summary; the exit status counts failed steps as 1.
-
-    A step is done when its executed copy carries the key of its notebook, parameters, data and code, and its row is there.
+def find_state(step: Step, *, check_data: bool = True) -> State:
+    """Whether a step is done, and its row.
 
     Arguments:
-        data: what the steps read: data sets, or the name of one whose train and val splits they are.
+        check_data: compare the row's data with the data on this machine, if they are here.
     """
-    for step in steps:
-        check_parameters(step.notebook, step.parameters)
-    folder = results.study_folder(study)
-    with lock(folder):
-        read = [runs.open_data(data, split) for split in ("train", "val")] if isinstance(data, str) else data
-        marks = [runs.dataset_fingerprint(dataset) for dataset in read]
-        keys: dict[str, str] = {}
-        for step in steps:
-            keys[step.name] = _key(step, marks, keys)
-        done = {step.name for step in steps if _is_done(study, step, keys[step.name])}
-        _announce(study, steps, done, read)
-        failed: list[str] = []
-        for step in steps:
-            if step.name in done:
-                continue
-            lacking = [name for name in step.needs if name in failed]
-            if lacking:
-                print(f"[{step.name}] left out: it needs {', '.join(lacking)}")
-                failed.append(step.name)
-            elif not execute(study, step, keys[step.name]):
-                failed.append(step.name)
-        print("\n" + tables.summary(Study(study, results.RESULTS)))
-        if failed:
-            print(f"failed or left out: {', '.join(failed)}; the same command continues where this one stopped")
-        return 1 if failed else 0
+    row = _find_row(step, check_data) if step.row else None
+    if row is not None and row["current"] and (not step.files or _has_files(step, row)):
+        return State("done", row)
+    if not step.row and _key_of(step.copy) == _drawing_key(step):
+        return State("done")
+    if (step.study.folder / "runs" / f"{step.full_name}.lock").exists() and _is_locked(step):
+        return State("running", row)
+    if step.failure.is_file():
+        return State("failed", row)
+    return State("missing" if row is None or row["current"] else STALE, row)
 
 
-def _announce(study: str, steps: list[Step], done: set[str], read: Sequence[Dataset]) -> None:
-    for dataset in read:
-        frames = sum(len(sequence.video) for sequence in dataset.sequences)
-        use = "train without masks" if dataset.split == "train" else "evaluate"
-        print(f"study {study!r}: {use} on {dataset.name} {dataset.split}, {len(dataset.sequences)} videos, {frames} frames")
-    for step in steps:
-        state = "done already" if step.name in done else f"about {step.minutes:.3g} min"
-        print(f"  {step.name:28s} {state}")
-    minutes = sum(step.minutes for step in steps if step.name not in done)
-    print(f"to run: about {minutes:.0f} min; results in results/{study}; Ctrl-C is safe, the same command continues", flush=True)
+def _find_row(step: Step, check_data: bool) -> dict | None:
+    """The row that counts for a step, with `current`: also whether the training it rests on is current."""
+    rows = step.study.rows()
+    found = rows[(rows["kind"] == step.row) & (rows["name"] == step.given["name"])]
+    settings = TrainSettings if step.row == "train" else SegmentSettings
+    for setting in fields(settings):
+        if setting.name in step.given and setting.name not in NO_NUMBERS:
+            held = found.get(f"parameters.{setting.name}", found["name"].map(lambda _: None))
+            found = found[held.where(held.notna(), setting.default) == step.given[setting.name]]
+    folders = os.environ.get("DULVOS_DAVIS", ""), os.environ.get("DULVOS_DATA_DIR", "")
+    mark = _mark(step.row, step.given["data"], step.given.get("split", ""), folders) if check_data else None
+    if mark is not None and len(found):
+        found = found[found["fingerprint"] == mark]
+    features = step.given.get("features", "")
+    if len(found) and features.split(":")[0] == "trained":
+        name = (features.partition(":")[2] or "trained").partition("@")[0]
+        trained = newest(rows[(rows["kind"] == "train") & ((rows["name"] == name) | (rows["key"] == name))])
+        found = found[found["trained_key"] == (trained["key"] if trained is not None else None)]
+        found = found.assign(current=found["current"] & (trained is not None and bool(trained["current"])))
+    row = newest(found)
+    return None if row is None else {name: value for name, value in row.items() if not _is_nan(value)}
 
 
-def _key(step: Step, marks: list[str], keys: dict[str, str]) -> str:
-    notebook = nbformat.read(NOTEBOOKS / f"{step.notebook}.ipynb", as_version=4)
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
+
+
+@cache
+def _mark(kind: str, data: str, split: str, folders: tuple[str, str]) -> str | None:
+    """Fingerprint of the data of a run, None if they are not on this machine."""
+    if data == "cutouts" and not runs.cutouts_folder().is_dir():  # opening it would render it
+        return None
+    try:
+        if kind == "train":
+            return runs.training_fingerprint(runs.open_data(data, "train"))
+        return runs.dataset_fingerprint(evaluation.open_split(data, split or "val"))
+    except InputError:
+        return None
+
+
+def _has_files(step: Step, row: dict) -> bool:
+    if step.row == "train":
+        return is_whole(step.study.folder / row["encoder"])
+    return step.study.path(row, "masks").is_dir()
+
+
+def _drawing_key(step: Step) -> str:
+    """What an executed copy without a row was made from: the notebook, its parameters, the study's rows."""
+    notebook = nbformat.read(step.source, as_version=4)
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
-    content = [cells, step.parameters, marks, results.VERSIONS, [keys[name] for name in step.needs]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _is_done(study: str, step: Step, key: str) -> bool:
-    if _key_of(executed_copy(study, step)) != key:
-        return False
-    if step.row is None:
-        return True
-    rows = results.read_rows(study, step.row[0])
-    rows = rows[(rows.name == step.row[1]) & rows.current]
-    folder = results.study_folder(study)
-    # the row is committed; what it speaks of is not
-    product = folder / (rows.encoder.iloc[-1] if step.row[0] == "train" else f"masks/{step.row[1]}-{rows.key.iloc[-1]}") \
-        if len(rows) else None
-    return product is not None and (is_whole(product) if step.row[0] == "train" else product.exists())
+    rows = [[row["kind"], row["key"], row["date"], version(row["kind"], row)]
+            for row in step.study.rows().to_dict("records")]
+    content = json.dumps([cells, step.given, rows], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _key_of(copy: Path) -> str | None:
-    """The key that an executed copy carries; None without one, or where a power cut left half of it."""
+    """The key in an executed copy; None without one, or if a power cut left only half of the file."""
     try:
         return json.loads(copy.read_text())["metadata"]["dulvos"]["key"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def executed_copy(study: str, step: Step) -> Path:
-    """Where the executed notebook of a step lies."""
-    return results.study_folder(study) / "notebooks" / f"{step.name}.ipynb"
-
-
-def execute(study: str, step: Step, key: str) -> bool:
-    """Run one notebook; True if it ran to its end. Its executed copy carries the key; a failure's ends in .failed.ipynb."""
-    final = executed_copy(study, step)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    running, failure = final.with_name(f"{step.name}.running.ipynb"), final.with_name(f"{step.name}.failed.ipynb")
-    print(f"\n[{step.name}] {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", flush=True)
-    started, environment = time.monotonic(), dict(os.environ)
-    os.environ["DULVOS_SOURCE"] = f"notebooks/{step.notebook}.ipynb"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(results.ROOT), os.environ.get("PYTHONPATH")]))
+def _is_locked(step: Step) -> bool:
     try:
-        papermill.execute_notebook(str(NOTEBOOKS / f"{step.notebook}.ipynb"), str(running), parameters=step.parameters,
-                                   kernel_name="python3", cwd=str(results.ROOT), progress_bar=False, stderr_file=_Progress(),
-                                   extra_arguments=["--log-level=CRITICAL"])  # quiet about TCP, and about its end at Ctrl-C
-    except (papermill.PapermillExecutionError, RuntimeError, OSError) as error:
-        told = f"{error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else \
-            "its kernel was killed (out of memory?)" if isinstance(error, DeadKernelError) else \
-            f"{running}: {error.strerror}" if isinstance(error, OSError) else str(error)  # a kernel that does not start
-        print(f"\n[{step.name}] FAILED: {told}", flush=True)
-        with contextlib.suppress(OSError, ValueError):  # there may be none, or no room for it
-            _tidy(running, failure)
-            print(f"  the executed copy shows where: {_shown(failure)}", flush=True)
-        return False
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-    _tidy(running, final, {"key": key, "minutes": round((time.monotonic() - started) / 60, 2)})
-    failure.unlink(missing_ok=True)
-    print(f"\n[{step.name}] done in {(time.monotonic() - started) / 60:.1f} min: {_shown(final)}", flush=True)
-    return True
+        with step.lock().acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
-class _Progress(io.TextIOBase):
-    """What a notebook writes to stderr, shown at once: a progress bar ends no line."""
-
-    def write(self, text: str) -> int:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-        return len(text)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path, results.ROOT)
-
-
-def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
-    """Rename an executed copy; keep the last state of each progress bar, leave this machine's paths out, add the key."""
-    notebook = nbformat.read(running, as_version=4)
-    for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        told = [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
-        for output in told[1:]:  # each state of a progress bar is one
-            told[0].text += output.text
-            outputs.remove(output)
-        for output in outputs:
-            if output.output_type == "stream":
-                lines = output.text.split("\n")
-                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
-    if mark:
-        notebook.metadata["dulvos"] = mark
-    private = {os.environ.get(f"DULVOS_{name}"): name for name in ("DAVIS", "WEIGHTS", "DATA_DIR")}
-    private |= {str(results.ROOT): ".", os.path.expanduser("~"): "."}
-    private = {folder: private[folder] for folder in sorted(filter(None, private), key=len, reverse=True)  # one may lie in another
-               if len(Path(folder).parts) > 1}  # not "/", which a user without a home has
-    with replacing(final) as stream:
-        stream.write(nbformat.writes(nbformat.from_dict(_without(notebook, private))).encode())
-    running.unlink()
+def list_states(steps: Sequence[Step], *, check_data: bool = True) -> str:
+    """A line for each step: its state, and its J&F, progress or time; at the end the sums and the time left."""
+    lines, counts, left, planned, taken = [], {}, 0.0, 0.0, 0.0
+    for step in steps:
+        state = find_state(step, check_data=check_data)
+        counts[state.word] = counts.get(state.word, 0) + 1
+        told = f"about {step.minutes:.3g} min"
+        if state.word == "running":
+            told = _progress(step)
+        elif state.word == "failed":
+            told = os.path.relpath(step.failure, step.study.results)
+        elif state.row is not None:
+            score = state.row.get("scores.J&F-Mean")
+            told = "" if score is None else f"J&F {100 * score:.1f}"
+        lines.append(f"  {step.full_name:34s} {state.word:22s} {told}".rstrip())
+        if state.word != "done":
+            left += step.minutes
+        elif state.row is not None and state.row.get("seconds"):
+            planned, taken = planned + step.minutes, taken + state.row["seconds"] / 60
+    left *= taken / planned if planned and taken else 1  # what the finished steps took corrects the plan
+    lines.append(", ".join(f"{count} {word}" for word, count in counts.items()) + f"; left: about {left:.0f} min, one by one")
+    return "\n".join(lines)
 
 
-def _without(value: object, private: dict[str, str]) -> object:
-    """A notebook whose texts name no private folder; its pictures are left as they are."""
-    if isinstance(value, dict):
-        return {key: item if key.startswith("image/") else _without(item, private) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without(item, private) for item in value]
-    if isinstance(value, str):
-        for folder, word in private.items():
-            value = re.sub(r"(?:(?<![\w.])|(?<=[0-9]m))" + re.escape(folder) + r"(?![\w+-])", word, value)  # 0m: of a coloured traceback
-    return value
+def _progress(step: Step) -> str:
+    if step.row != "train":
+        return ""
+    histories = (step.study.folder / "runs").glob(f"{step.given['name']}-*/history.csv")
+    done = max((path.read_text().count("\n") - 1 for path in histories), default=0)
+    return f"{max(0, done)} of {step.given['iterations']} iterations"
+
+
+def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, scheduler: str = "",
+              several: bool = False) -> int:
+    """Run the steps that are not done, in order of their needs, and say what failed.
+
+    Arguments:
+        steps: each after those that it needs.
+        workers: steps at a time on this machine; 0 takes one for each GPU. Without a GPU, it takes one, or, if
+            `several`, as many as cores and memory allow.
+        threads: of each worker's computations; 0 shares the cores among the workers.
+        scheduler: address of a running Dask scheduler; "" starts one here.
+
+    Returns:
+        exit status: 1 if a step failed or was left out.
+
+    Raises:
+        InputError: a wrong parameter, a study in use by another process, too little disk space, a scheduler that
+            does not answer.
+    """
+    for step in steps:
+        check_parameters(step.source, step.parameters)
+    if workers < 0 or threads < 0:
+        raise InputError(f"workers and threads must be >= 0, not {workers} and {threads}")
+    with contextlib.ExitStack() as stack:
+        for study in dict.fromkeys(step.study for step in steps):
+            stack.enter_context(_only_here(study))
+        print(list_states(steps), flush=True)
+        todo = [step for step in steps if find_state(step).word != "done"]
+        troubles = _carry_all(todo, workers, threads, scheduler, several) if todo else {}
+    for name, trouble in troubles.items():
+        print(f"FAILED {name}: {trouble}")
+    if troubles:
+        print("the same command continues from here")
+    return int(bool(troubles))
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One study at a time in a folder; the system frees the lock when its holder dies, however it dies."""
+def _only_here(study: Study) -> Iterator[None]:
+    """One command at a time in a study's folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / ".lock", "a+")
+        study.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(study.folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{study.folder}: in use by another process; wait for it, or stop it") from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); set DULVOS_RESULTS to a folder that can") from None
-    if shutil.disk_usage(folder).free < 2**30:
-        raise InputError(f"{folder}: less than 1 GB is free on this disk; a study writes checkpoints and masks")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            raise InputError(f"{folder}: in use by process {stream.read().strip()}; wait for it or stop it") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+        raise InputError(f"{study.folder}: cannot be written ({error.strerror}); set DULVOS_RESULTS to a folder "
+                         "that can") from None
+    with lock:
+        if shutil.disk_usage(study.folder).free < 2**30:
+            raise InputError(f"{study.folder}: less than 1 GB is free on this disk; a study writes checkpoints and masks")
         yield
+
+
+def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str, several: bool) -> dict[str, str]:
+    """What went wrong, by the steps' names."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
+    troubles: dict[str, str] = {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [] if scheduler else [gpu for gpu in visible.split(",") if gpu]
+    with _client(workers, threads, scheduler, several) as (client, threads):
+        count = len(client.scheduler_info(n_workers=-1)["workers"])
+        print(f"{len(todo)} steps to run, {count} at a time, about {sum(step.minutes for step in todo) / count:.0f} min; "
+              "Ctrl-C is safe: the same command continues", flush=True)
+        futures: dict[tuple[Study, str], object] = {}
+        for number, step in enumerate(todo):
+            needs = [futures[step.study, name] for name in step.needs if (step.study, name) in futures]
+            futures[step.study, step.full_name] = client.submit(
+                _carry, step, environment, threads, gpus, count > 1, needs, pure=False, priority=-number)
+        names = {future: name for (_, name), future in futures.items()}
+        for done, future in enumerate(as_completed(list(names)), 1):
+            trouble = future.result() if future.status == "finished" else f"its worker ended ({future.status})"
+            troubles |= {names[future]: trouble} if trouble else {}
+            if count > 1:
+                print(f"{time.strftime('%H:%M:%S')} [{done}/{len(todo)}] {names[future]}: {trouble or 'done'}", flush=True)
+    return troubles
+
+
+def _carry(step: Step, environment: dict[str, str], threads: int, gpus: list[str], quiet: bool, needs: list[str]) -> str:
+    """One step, in a worker: "" if it succeeded, else one line that says why not."""
+    if any(needs):
+        return "left out: a step that it needs failed"
+    os.environ.update(environment | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads})
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it; with it, training takes 1.5 times as long
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
+    log = step.study.folder / "logs" / f"{step.full_name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with step.lock(), contextlib.ExitStack() as stack:
+        if find_state(step).word == "done":  # by a worker that was given up for dead
+            return ""
+        if quiet:
+            stream = stack.enter_context(open(log, "a"))
+            stack.enter_context(contextlib.redirect_stdout(stream))
+            stack.enter_context(contextlib.redirect_stderr(stream))
+        return execute(step)
+
+
+@contextlib.contextmanager
+def _client(workers: int, threads: int, scheduler: str, several: bool) -> Iterator[tuple[Client, int]]:
+    """A Dask client, and the threads of each of its workers (0: as many as the worker likes)."""
+    if scheduler:
+        if workers or threads:
+            raise InputError(f"scheduler={scheduler}: its own workers run; leave out workers and threads")
+        try:
+            client = Client(scheduler, timeout=CONNECT)
+        except (OSError, ValueError) as error:
+            raise InputError(f"scheduler={scheduler}: no Dask scheduler answers there ({error})") from None
+        with client:
+            found = client.scheduler_info(n_workers=-1)["workers"]
+            unfit = [address for address, worker in found.items() if worker["nthreads"] != 1]
+            if unfit or not found:
+                raise InputError(f"scheduler={scheduler}: it needs workers of one thread each (--nthreads 1), and "
+                                 f"{f'{unfit[0]} has more' if unfit else 'it has none'}")
+            yield client, 0
+        return
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fitting = min(cores // (threads or 1), psutil.virtual_memory().total // WORKER_MEMORY) if several else 1
+    workers = workers or gpus or max(1, fitting)
+    dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS})
+    # no memory limit: the notebook's kernel, not the worker, needs the memory
+    with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, host=HOST,
+                       dashboard_address=None, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client):
+        yield client, threads or max(1, cores // workers)
+
+
+def execute(step: Step) -> str:
+    """Run one notebook: "" if it ran to its end, else what went wrong. A failed copy ends in .failed.ipynb."""
+    running = step.copy.with_suffix(".running.ipynb")
+    running.parent.mkdir(parents=True, exist_ok=True)
+    print(f"\n[{step.full_name}] {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", flush=True)
+    started = time.monotonic()
+    environment = {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb", "DULVOS_RESULTS": str(step.study.results)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ.update(environment)
+    try:
+        papermill.execute_notebook(
+            str(step.source), str(running), kernel_name="python3", cwd=str(ROOT),
+            parameters={"study": step.study.name, **step.parameters}, progress_bar=False, stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL"])
+    except (papermill.PapermillExecutionError, RuntimeError, OSError) as error:
+        trouble = _trouble(error, running)
+        print(f"\n[{step.full_name}] FAILED: {trouble}", flush=True)
+        with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
+            _tidy(running, step.failure)
+            trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
+        return trouble
+    minutes = (time.monotonic() - started) / 60
+    _tidy(running, step.copy, {"key": _drawing_key(step), "minutes": round(minutes, 2)})
+    step.failure.unlink(missing_ok=True)
+    print(f"\n[{step.full_name}] done in {minutes:.1f} min", flush=True)
+    return ""
+
+
+def _trouble(error: Exception, running: Path) -> str:
+    if isinstance(error, papermill.PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    if isinstance(error, DeadKernelError):
+        return "its kernel was killed (out of memory?)"
+    return f"{running}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
+    """Rename an executed copy: keep the last state of each progress bar, and no path of this machine."""
+    notebook = nbformat.read(running, as_version=4)
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        bars = [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+        for output in bars[1:]:  # each state of a progress bar is an output of its own
+            bars[0].text += output.text
+            outputs.remove(output)
+        for output in bars[:1]:
+            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
+    if mark:
+        notebook.metadata["dulvos"] = mark
+    private = {os.environ.get(f"DULVOS_{name}"): name for name in ("DAVIS", "WEIGHTS", "DATA_DIR")}
+    private |= {str(ROOT): ".", os.path.expanduser("~"): "."}
+    folders = sorted((folder for folder in private if folder and len(Path(folder).parts) > 1), key=len, reverse=True)
+    patterns = [(re.compile(r"(?:(?<![\w.])|(?<=[0-9]m))" + re.escape(folder) + r"(?![\w+-])"), private[folder])
+                for folder in folders]
+    with replacing(final) as stream:
+        stream.write(nbformat.writes(nbformat.from_dict(_without(notebook, patterns))).encode())
+    running.unlink()
+
+
+def _without(value: object, patterns: list[tuple[re.Pattern, str]]) -> object:
+    """A notebook in which no text names a private folder; its pictures are left as they are."""
+    if isinstance(value, dict):
+        return {key: item if key.startswith("image/") else _without(item, patterns) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, patterns) for item in value]
+    if isinstance(value, str):
+        for pattern, word in patterns:
+            value = pattern.sub(word, value)
+    return value
