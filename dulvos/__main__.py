@@ -29,7 +29,7 @@ from dulvos.training import TrainSettings
 
 __all__ = ["main"]
 
-COLLECTED = tuple(name for name, source in collections.SOURCES.items() if source.schedule)
+COLLECTED = tuple(name for name, source in collections.SOURCES.items() if source.epochs)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,8 +26,8 @@ from PIL import Image, UnidentifiedImageError
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "first_frames", "header_size",
-           "open_video", "resize", "shrink", "shrunk_size"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "first_frames",
+           "frame_files", "header_size", "open_video", "resize", "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -140,7 +140,7 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     """
     path = Path(path)
     if path.is_dir():
-        files = _frame_files(path)
+        files = frame_files(path)
         if not files:
             raise InputError(f"{path}: no frames in this folder; expected {_FRAMES}, or give a video file")
         for stem, count in Counter(Path(file).stem for file in files).items():
@@ -170,7 +170,7 @@ def find_videos(root: str | os.PathLike[str]) -> list[Video]:
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     found = [open_video(e) for e in entries if e.is_dir() or e.suffix.lower() in VIDEO_SUFFIXES]
     if not found:
-        hint = "; it holds frames itself: give the folder above it" if _frame_files(root) else ""
+        hint = "; it holds frames itself: give the folder above it" if frame_files(root) else ""
         raise InputError(f"{root}: no videos in here; expected folders of {_FRAMES} or {_VIDEOS}{hint}")
     names = Counter(name for video in found for name in {video.name, video.path.name})
     found = [video if names[video.name] == 1 else replace(video, name=video.path.name) for video in found]
@@ -222,7 +222,9 @@ def header_size(path: Path) -> tuple[int, int]:
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
-def _frame_files(folder: Path) -> tuple[str, ...]:
+@_readable()
+def frame_files(folder: Path) -> tuple[str, ...]:
+    """Names of the frames in a folder, in natural order."""
     def is_frame(entry: os.DirEntry) -> bool:
         if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in FRAME_SUFFIXES:
             return False

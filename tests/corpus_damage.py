@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dulvos.checkpoints import load_encoder
-from dulvos.study.indexing import index_videos
+from dulvos.study.collections import index_videos
 from dulvos import masks
 from tests.corpus import Target
 from tests.corpus_files import ROW, put_encoder, put_row, rows_of

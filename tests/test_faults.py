@@ -20,15 +20,14 @@ import psutil
 import pytest
 import torch
 
-from dulvos import losses, training
+from dulvos import losses, training, videos
 
 from dulvos.study import evaluation, runs, steps as study
 from dulvos.__main__ import main
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.study.evaluation import evaluate
-from dulvos.study import indexing
-from dulvos.study.indexing import index_videos
+from dulvos.study.collections import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.study.runs import evaluation_run, training_run
 from dulvos.trainer import train
@@ -195,14 +194,14 @@ def test_a_video_that_vanishes_while_it_is_indexed_is_left_out_by_name(dataset, 
                                                                        record_property: Callable) -> None:
     record_property("fault", "vanished frame: index")
     root = shutil.copytree(dataset.root / "JPEGImages" / "480p", tmp_path / "videos")
-    real = indexing.header_size
+    real = videos.header_size
 
     def vanish(path: Path) -> tuple[int, int]:
         if path.parent.name == "late-entry":
             path.unlink()  # its name was read, its header not yet
         return real(path)
 
-    monkeypatch.setattr(indexing, "header_size", vanish)
+    monkeypatch.setattr(videos, "header_size", vanish)
     index = index_videos(root, [""], tmp_path / "index.json")
     assert [video.name for video in index.videos] == ["translation"]
     assert "1 without a readable video, left out; the first:" in index.notes[0] and "00000.jpg" in index.notes[0]

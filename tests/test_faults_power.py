@@ -14,7 +14,7 @@ from dulvos.study import ablation_states as states
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import read_predictions
 from dulvos.errors import InputError
-from dulvos.study.indexing import index_videos
+from dulvos.study.collections import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.study.runs import evaluation_run, training_run
 from tests import fake_grid

@@ -181,7 +181,7 @@ def _length(made: pd.Series) -> str | None:
 
     None means other settings, another length, or data on which the paper did not train.
     """
-    name = next((name for name, source in SOURCES.items() if source.title == made["data"] and source.schedule), None)
+    name = next((name for name, source in SOURCES.items() if source.title == made["data"] and source.epochs), None)
     if name is None or pd.isna(made.get("videos")):
         return None
     for released, what in ((False, ""), (True, "released length")):
