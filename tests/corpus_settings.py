@@ -154,7 +154,7 @@ for notebook, values, words in (
         ("06_your_video", {"vidoe": "x"}, "unknown parameter vidoe; its parameters are video"),
         ("01_train", {"centre": 1}, "centre must be bool"), ("01_train", {"lr": NAN}, f"lr {FINITE}"),
         ("01_train", {"lr": INF}, f"lr {FINITE}"), ("01_train", {1: 2}, "unknown parameter 1"),
-        ("02_evaluate_davis", {"radius": "12"}, "radius must be float"),
+        ("02_evaluate", {"radius": "12"}, "radius must be float"),
         ("04_features", {"points": "x"}, "points must be list"), ("03_ablation", {"run": "yes"}, "run must be bool"),
         ("99_none", {}, "99_none.ipynb: no such notebook"), ("../x", {}, "no such notebook")):
     CASES.append(Case("notebook parameters", f"{notebook} {short(values)}", lambda folder, notebook=notebook, values=values:

@@ -108,9 +108,9 @@ def run_in_place(folder: Path, step: Step) -> None:
 
 
 def write_notebooks(folder: Path, grid: GridStudy, *, steps: int = 8, seconds: float = 0.1, bad: str = "") -> None:
-    """`01_train` and `02_evaluate_davis` that sleep `steps` times; the run called `bad` fails."""
+    """`01_train` and `02_evaluate` that sleep `steps` times; the run called `bad` fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, stem, settings in (("train", "01_train", TrainSettings()), ("evaluate", "02_evaluate_davis", SegmentSettings())):
+    for kind, stem, settings in (("train", "01_train", TrainSettings()), ("evaluate", "02_evaluate", SegmentSettings())):
         values = dataclasses.asdict(settings)
         parameters = {"study": "", "data": "", "name": "", "seed": 0, **values}
         if kind == "evaluate":

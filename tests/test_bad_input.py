@@ -171,7 +171,7 @@ def test_any_inference_settings(values: dict) -> None:
     survive(lambda: list(segment(frames, np.eye(16, 24, dtype=np.uint8), colour_features, SegmentSettings(**values))))
 
 
-@given(notebook=st.sampled_from(["01_train", "02_evaluate_davis", "06_your_video"]), values=st.dictionaries(
+@given(notebook=st.sampled_from(["01_train", "02_evaluate", "06_your_video"]), values=st.dictionaries(
     st.sampled_from(["video", "frames", "tau", "topk", "lr", "study", "centre", "x"]), ANY, max_size=3))
 def test_any_notebook_parameters(notebook: str, values: dict) -> None:
     survive(lambda: study.check_parameters(notebook, values))

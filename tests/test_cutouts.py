@@ -67,16 +67,16 @@ def test_objects_start_in_sight(name):
     assert shares.min() > 0.01 and shares.max() < 0.5 and shares.sum() < 0.6
 
 
-@pytest.mark.parametrize("name", ["astronauts", "riders"])
-def test_no_object_jumps_further_than_propagation_looks_and_one_is_covered(name):
-    _, masks = render_video(name, size=(96, 128), frames=12)
+def test_no_object_jumps_further_than_propagation_looks_and_one_is_covered():
     least = []
-    for i in np.unique(masks[0])[1:]:
-        areas = (masks == i).sum((1, 2))
-        least.append(areas.min() / areas.max())
-        centres = np.array([np.argwhere(mask == i).mean(0) for mask, area in zip(masks, areas) if area > 50])
-        assert np.linalg.norm(np.diff(centres, axis=0), axis=1).max() < 12 * 8 / 2  # at half of the usual size
-    assert min(least) < 0.8
+    for name in ("astronauts", "riders"):
+        _, masks = render_video(name, size=(96, 128), frames=12)
+        for i in np.unique(masks[0])[1:]:
+            areas = (masks == i).sum((1, 2))
+            least.append(areas.min() / areas.max())
+            centres = np.array([np.argwhere(mask == i).mean(0) for mask, area in zip(masks, areas) if area > 50])
+            assert np.linalg.norm(np.diff(centres, axis=0), axis=1).max() < 12 * 8 / 2  # at half of the usual size
+    assert min(least) < 0.7
 
 
 def test_a_seed_gives_the_same_pixels_and_a_longer_video_begins_with_the_shorter_one():

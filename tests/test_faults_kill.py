@@ -24,7 +24,7 @@ from dulvos.inference import SegmentSettings
 from dulvos.trainer import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
-from tests.test_download import Handler, Server, archive, dataset, server  # noqa: F401
+from tests.test_download import Handler, Server, archive, server  # noqa: F401
 from tests.test_grid_work import Bench, data, expected, rows_in, wait  # noqa: F401
 from tests.test_runs import data as tiny  # noqa: F401
 from tests.test_training import SMALL

@@ -69,7 +69,7 @@ def test_every_point_is_one_change_of_settings_that_exist(scale: str) -> None:
         assert run.inference == dataclasses.asdict(SegmentSettings(**{**grid_.inference, **run.point.inference}))
         if run.training:
             study.check_parameters("01_train", train_step(grid_, run).parameters)
-        study.check_parameters("02_evaluate_davis", evaluate_step(grid_, run, "0").parameters)
+        study.check_parameters("02_evaluate", evaluate_step(grid_, run, "0").parameters)
 
 
 def test_epochs_stay_where_iterations_mean_epochs() -> None:

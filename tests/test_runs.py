@@ -74,4 +74,4 @@ def test_the_embedded_benchmark_is_rendered_on_first_use(tmp_path, monkeypatch):
 def test_rows_of_training_name_their_data_and_code(data, folder):
     training_run("s", "trained", data, SETTINGS, device="cpu")
     row = json.loads(next((folder / "rows").glob("train-trained-*.json")).read_text())
-    assert {"commit", "dirty", "version", "seed", "fingerprint", "seconds", "peak_memory_mb", "device", "threads", "versions"} <= set(row)
+    assert {"commit", "dirty", "version", "seed", "fingerprint", "seconds", "peak_memory_mb", "device", "threads", "versions.torch"} <= set(row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, write_mask
 from dulvos.study import runs
-from dulvos.study.evaluation import evaluate, object_table
+from dulvos.study.evaluation import evaluate
 from dulvos.study.youtube_vos import CLASS_COLUMNS, LOCAL, check_submission, class_scores, local_split
 from dulvos.study.youtube_vos import object_categories, open_split, write_submission
 from tests.miniature import FRAMES, STEP
@@ -38,7 +37,7 @@ def test_the_local_split_hides_classes_from_training(youtube_vos):
 
 
 def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "INDEXES", tmp_path / "indexes")
+    monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
     monkeypatch.setenv("DULVOS_DATA_DIR", str(tmp_path))
     (tmp_path / "youtube-vos").symlink_to(youtube_vos)
     whole, part = (runs.open_data(name, "train") for name in ("youtube-vos", "youtube-vos-local"))

@@ -37,7 +37,7 @@ class GridStudy:
         folder: below `results/`; rows of two scales never lie in one.
         train, evaluate: data sets, as `dulvos.study.runs.open_data` takes them.
         training: settings of the baseline, as `01_train` takes them; every point departs from these.
-        inference: the same for `02_evaluate_davis`.
+        inference: the same for `02_evaluate`.
         seeds: trainings of the baseline; every other point has one.
         minutes: of a training and of an evaluation of the baseline, about, on one core.
         epochs: iterations mean epochs: a point of another B has as many clips, not as many iterations.

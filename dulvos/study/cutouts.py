@@ -32,9 +32,9 @@ from numpy.random import Generator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dulvos.masks import write_mask
 from dulvos.errors import InputError
 from dulvos.files import cannot_write
+from dulvos.masks import write_mask
 
 __all__ = ["list_videos", "motorcycle", "rail", "render", "render_video"]
 

@@ -41,7 +41,7 @@ def evaluate_step(study: Study, name: str, data: str, features: str, minutes: fl
                   kind: str = "evaluate", **settings) -> Step:
     """A run of 02_evaluate."""
     parameters = {"data": data, "name": name, "features": features, **settings}
-    return Step(study, "02_evaluate_davis", name, parameters, minutes, needs, row=kind)
+    return Step(study, "02_evaluate", name, parameters, minutes, needs, row=kind)
 
 
 def demo_steps() -> list[Step]:
@@ -109,13 +109,13 @@ def grid_steps(name: str, only: Iterable[str] = ()) -> list[Step]:
     for point in ablation.points(scale):
         for seed in range(point.seeds):
             trained = f"{point.trained}-{seed}" if point.trained else ""
-            needs, features, settings = (), point.features, {**_changed(study, "02_evaluate_davis", point.inference), "seed": seed}
+            needs, features, settings = (), point.features, {**_changed(study, "02_evaluate", point.inference), "seed": seed}
             if trained:
                 training = _changed(study, "01_train", point.training | {"seed": seed})
                 minutes = scale.minutes[0] * _cost(point.training) / _cost(scale.training)
                 trainings.setdefault(trained, train_step(study, trained, scale.train, training, minutes))
                 needs, features = (trainings[trained].full_name,), f"trained:{trained}"
-                settings = _changed(study, "02_evaluate_davis", point.inference)
+                settings = _changed(study, "02_evaluate", point.inference)
             run = f"{point.name}-{seed}"
             evaluations[run] = replace(evaluate_step(study, run, scale.evaluate, features, scale.minutes[1], needs,
                                                      **settings), files=False)
