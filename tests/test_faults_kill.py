@@ -135,7 +135,7 @@ class Slow(Handler):
 
 
 def _download(folder: Path, offered: download.Archive) -> None:
-    download.ARCHIVES, download.PAUSE, download.BLOCK = {"tiny": offered}, 0.0, 1 << 12
+    download.ARCHIVES = {"tiny": offered}
     download.download("tiny", folder)
 
 
