@@ -33,7 +33,6 @@ collect_ignore = [
     "test_main.py",
     "test_numbers.py",
     "test_readme.py",
-    "test_runs.py",
 ]
 
 

@@ -189,6 +189,8 @@ def _find_row(step: Step, check_data: bool) -> dict | None:
     if mark is not None and len(found):
         found = found[found["fingerprint"] == mark]
     features = step.given.get("features", "")
+    if len(found) and features and features.split(":")[0] not in ("trained", "selected"):
+        found = found[found["features"] == features]
     if len(found) and features.split(":")[0] == "trained":
         name = (features.partition(":")[2] or "trained").partition("@")[0]
         trained = newest(rows[(rows["kind"] == "train") & ((rows["name"] == name) | (rows["key"] == name))])
@@ -399,8 +401,10 @@ def _client(workers: int, threads: int, scheduler: str, several: bool) -> Iterat
     workers = workers or gpus or max(1, fitting)
     dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS})
     # no memory limit: the notebook's kernel, not the worker, needs the memory
-    with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, host=HOST,
-                       dashboard_address=None, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client):
+    place = {"host": HOST} if workers > 1 else {}  # a single worker is a thread of this process
+    with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0, **place,
+                       dashboard_address=f"{HOST}:0", silence_logs=logging.CRITICAL) as cluster,
+          Client(cluster) as client):
         yield client, threads or max(1, cores // workers)
 
 
@@ -409,10 +413,9 @@ def execute(step: Step) -> str:
     running = step.copy.with_suffix(".running.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n[{step.full_name}] {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", flush=True)
-    started = time.monotonic()
-    environment = {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb", "DULVOS_RESULTS": str(step.study.results)}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ.update(environment)
+    started, environment = time.monotonic(), dict(os.environ)
+    os.environ |= {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb", "DULVOS_RESULTS": str(step.study.results.absolute()),
+                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     try:
         papermill.execute_notebook(
             str(step.source), str(running), kernel_name="python3", cwd=str(ROOT),
@@ -425,6 +428,9 @@ def execute(step: Step) -> str:
             _tidy(running, step.failure)
             trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
         return trouble
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
     minutes = (time.monotonic() - started) / 60
     _tidy(running, step.copy, {"key": _drawing_key(step), "minutes": round(minutes, 2)})
     step.failure.unlink(missing_ok=True)
@@ -451,6 +457,8 @@ def _tidy(running: Path, final: Path, mark: dict | None = None) -> None:
             outputs.remove(output)
         for output in bars[:1]:
             output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
     if mark:
         notebook.metadata["dulvos"] = mark
     private = {os.environ.get(f"DULVOS_{name}"): name for name in ("DAVIS", "WEIGHTS", "DATA_DIR")}

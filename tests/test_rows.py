@@ -1,0 +1,159 @@
+"""Rows: flat, with provenance, found by what determines them, and never shown as current when they are not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dulvos.errors import InputError
+from dulvos.study.rows import (
+    CURVE, EVALUATION_VERSION, NOT_RUN, ROOT, TRAINING_VERSION, Study, all_rows, benchmarks, flat, label, newest, once,
+    provenance, remark, run_key, state, version, write_json,
+)  # fmt: skip
+
+WANTED = {"parameters.lr": 1e-4, "fingerprint": "f"}
+
+
+def row(name="trained", key="0123456789ab", kind="train", **more):
+    return {"kind": kind, "name": name, "key": key, "study": "study", **provenance(kind, more), **more}
+
+
+def test_a_row_comes_back_flat_with_its_provenance(study):
+    path = study.write(row(loss=np.float32(1.5), parameters={"lr": 1e-4}, folder=ROOT, array=np.arange(3)))
+    written = json.loads(path.read_text())
+    assert not any(isinstance(value, dict) for value in written.values()) and written["array"] == [0, 1, 2]
+    table = study.rows("train")
+    assert table.loss[0] == 1.5 and table["parameters.lr"][0] == 1e-4 and table.current.all()
+    assert {"commit", "dirty", "version", "versions.torch", "threads", "cores", "gpu", "date", "source"} <= set(table)
+    assert flat(written) == written and study.rows("evaluate").empty and Study("other", study.results).rows().empty
+
+
+def test_rows_of_another_version_are_neither_current_nor_found(study):
+    study.write(row("old", "0" * 12, version=TRAINING_VERSION - 1, **WANTED))
+    assert study.find("train", WANTED) is None and not study.rows().current.any()
+    study.write(row("new", "1" * 12, **WANTED))
+    assert study.find("train", WANTED)["name"] == "new"
+    assert dict(study.rows().set_index("name").current) == {"old": False, "new": True}
+
+
+def test_one_frame_a_clip_has_a_version_of_its_own():
+    one, two = ({"parameters.frames": frames} for frames in (1, 2))
+    assert version("train", one) != version("train", two) == version("train", {}) == TRAINING_VERSION
+    assert version("evaluate", one) == version("youtube-vos", {}) == EVALUATION_VERSION
+
+
+@pytest.mark.parametrize(("wanted", "found"), [
+    (WANTED, True), ({"parameters.lr": 2e-4}, False), ({"fingerprint": "g"}, False),
+    ({"parameters.norm": "batch"}, True), ({"parameters.norm": "layer"}, False),  # the row lacks it: the default counts
+    ({"processes": 1}, True), ({"processes": 2}, False), ({"name": "other"}, False),
+])
+def test_a_row_is_found_by_what_determines_it(study, wanted, found):
+    study.write(row(**WANTED))
+    assert (study.find("train", wanted) is not None) == found
+    assert study.find("evaluate", wanted) is None
+
+
+def test_once_computes_once_and_again_if_files_are_missing(study):
+    calls = []
+
+    def compute(key):
+        calls.append(key)
+        return {"data": "x", "loss": len(calls)}
+
+    first = once(study, "train", "a", WANTED, compute)
+    assert once(study, "train", "a", WANTED, compute) == first and len(calls) == 1
+    assert first["version"] == TRAINING_VERSION and first["study"] == study.name
+    again = once(study, "train", "a", WANTED, compute, whole=lambda row: False)
+    assert calls[0] == calls[1] and again["loss"] == 2 and len(study.rows()) == 1  # the same key, one row
+    once(study, "train", "b", WANTED, compute)
+    once(study, "train", "a", WANTED | {"parameters.lr": 1.0}, compute)
+    once(study, "train", "c", WANTED, compute, write=False)
+    assert len(study.rows()) == 3 and len(set(calls)) == 2
+
+
+def test_the_key_depends_on_what_determines_a_run_and_on_nothing_else():
+    key = run_key("train", WANTED)
+    assert key == run_key("train", dict(reversed(WANTED.items()))) and len(key) == 12
+    assert key == run_key("train", WANTED | {"parameters.norm": "batch", "processes": 1})  # defaults, named or not
+    others = [WANTED | {"parameters.lr": 2e-4}, WANTED | {"fingerprint": "g"}, WANTED | {"parameters.frames": 1}]
+    assert len({key, run_key("evaluate", WANTED), *(run_key("train", other) for other in others)}) == 5
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe\0", b"[" * 100_000, "kind", "version", "name", "date",
+    {"kind": "z"}, {"kind": []}, {"date": 5}, {"name": None}, {"version": "1"}, {"data": []}, {"trained_key": 5}])
+def test_a_file_that_is_no_row_is_named(study, content):
+    path = study.write(row())
+    if not isinstance(content, bytes):
+        good = json.loads(path.read_text())
+        changed = {k: v for k, v in good.items() if k != content} if isinstance(content, str) else good | content
+        content = json.dumps(changed).encode()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=path.name):
+        study.rows()
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "row.json", {("a", "tuple"): 1})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../up", "a\nb", "x" * 101, 5])
+def test_a_study_is_a_plain_folder_name(name, tmp_path):
+    with pytest.raises(InputError, match="study"):
+        Study(name, tmp_path)
+
+
+def test_the_environment_moves_the_results(monkeypatch, tmp_path):
+    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
+    assert Study("s").folder == tmp_path / "s"
+    monkeypatch.delenv("DULVOS_RESULTS")
+    assert Study("s").folder == ROOT / "results" / "s"
+
+
+def test_an_evaluation_is_as_old_as_its_training(study, write_row):
+    write_row("train", "trained", "t1", stale=True)
+    write_row("evaluate", "random", "e1")
+    write_row("evaluate", "trained", "e2", trained_key="t1")
+    table = study.rows()
+    assert state(None, table) == NOT_RUN and newest(table[:0]) is None
+    states = {one["name"]: state(one, table) for _, one in table[table["kind"] == "evaluate"].iterrows()}
+    assert states["random"] == "run" and states["trained"].startswith("†") and "1234567" in states["trained"]
+    write_row("train", "trained", "t1")
+    table = study.rows()
+    assert state(table[table["name"] == "trained"].iloc[-1], table) == "run"
+
+
+def test_the_newest_current_row_counts(study, write_row):
+    write_row("evaluate", "trained", "a", scores={"J&F-Mean": 0.1})
+    write_row("evaluate", "trained", "bbb", scores={"J&F-Mean": 0.3}, stale=True)
+    assert newest(study.rows())["scores.J&F-Mean"] == 0.1
+    write_row("evaluate", "trained", "bb", scores={"J&F-Mean": 0.2})
+    assert newest(study.rows())["scores.J&F-Mean"] == 0.2
+
+
+def test_labels_say_how_a_checkpoint_was_chosen():
+    plain = pd.Series({"name": "trained", "snapshot": None})
+    assert (remark(plain), label(plain)) == ("", "trained")
+    assert "1,000" in label(pd.Series({"name": "trained", "snapshot": 1000.0, "selected": ""}))
+    chosen = pd.Series({"name": "trained-selected", "snapshot": 5.0, "selected": "selected on 5"})
+    assert label(chosen) == "trained, selected on 5"
+
+
+def test_all_rows_leave_the_ablation_grids_out(study, write_row):
+    write_row("evaluate", "a", "k", date="2026")
+    write_row("evaluate", f"{CURVE}0", "k", study="ablation-x")
+    assert list(all_rows(study.results)["name"]) == ["a"] and all_rows(study.results / "absent").empty
+    assert benchmarks(all_rows(study.results)) == [("DAVIS-2017", "val")]
+
+
+def test_rows_that_are_committed_are_current():
+    """But for the selection, of an earlier version, and the grid's points of one frame (L_ST is 0 there since then)."""
+    for folder in sorted((ROOT / "results").glob("*/rows")):
+        table = Study(folder.parent.name, ROOT / "results").rows()
+        stale = table[~table["current"]]
+        assert folder.parent.name == "selection" or set(stale.get("parameters.frames", [])) <= {1}
