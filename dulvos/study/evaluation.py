@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import dask
 import numpy as np
 import pandas as pd
 import torch
+from distributed import Client, LocalCluster, as_completed, get_worker
+from torch import nn
 from tqdm import tqdm
 
 from dulvos import devices
@@ -21,7 +26,7 @@ from dulvos.checkpoints import encoder_file, load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.inference import SegmentSettings, colour_features, encode, segment
+from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
 from dulvos.masks import write_mask
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
 from dulvos.study import paper, youtube_vos
@@ -29,31 +34,36 @@ from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_jso
 from dulvos.study.runs import dataset_fingerprint, open_data
 
 __all__ = [
-    "BASELINES", "draw_sequences", "evaluate", "evaluation_run", "find_features", "find_selected", "list_snapshots",
-    "object_table", "open_split", "selection_run", "trained_encoder", "write_official",
+    "BASELINES", "draw_sequences", "evaluate", "evaluation_run", "find_features", "find_selected",
+    "list_snapshots", "object_table", "open_split", "selection_run", "trained_encoder", "write_official",
 ]  # fmt: skip
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
+DEFAULT = SegmentSettings()
 
 
 def open_split(data: str, split: str) -> Dataset:
-    """The videos to evaluate on: "valid" and "local" are splits of YouTube-VOS, others of what `open_data` takes."""
+    """The videos to evaluate on: "valid" and "local" of YouTube-VOS, or a split of what `open_data` takes."""
     return youtube_vos.open_split(data, split) if split in youtube_vos.SPLITS else open_data(data, split)
 
 
-def evaluate(dataset: Dataset, features: str, folder: Path, settings: SegmentSettings = SegmentSettings(), *,
-             device: str = "cpu", seed: int = 0) -> tuple[list[SequenceScores], dict]:
-    """Carry masks through every video of a dataset and score them, where there is truth.
+def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder: Path,
+             settings: SegmentSettings = DEFAULT, *, device: str = "cpu", seed: int = 0,
+             processes: int = 1) -> tuple[list[SequenceScores], dict]:
+    """Carry masks through every video of a dataset and score them, if there is truth.
 
-    Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` once a
+    Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` when a
     sequence is finished. A later call with the same folder skips the finished sequences.
 
     Arguments:
         dataset: all its frames are annotated, except in YouTube-VOS' split "valid", which is not scored.
-        features: "copy", "colour", or what `load_encoder` takes: "random", "davis2016", a .safetensors file, ...
+        features: "copy", "colour", what `load_encoder` takes ("random", "davis2016", ...), an encoder, or a
+            function that makes features of frames, as `dulvos.inference.segment` takes it.
         folder: used for this run only; another checkpoint or setting needs another folder.
         device: for the encoder and the propagation, such as "cpu" or "cuda".
         seed: of random features.
+        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores. 0 takes
+            one for each GPU, and one without a GPU. The masks do not depend on it.
 
     Returns:
         scores in the dataset's order; and seconds, frames, saved (masks written), peak_memory_mb, device.
@@ -61,28 +71,57 @@ def evaluate(dataset: Dataset, features: str, folder: Path, settings: SegmentSet
     Raises:
         InputError: bad input, by name; all videos are checked before the first is propagated.
     """
+    if processes < 0:
+        raise InputError(f"processes must be >= 0, not {processes}")
+    processes = processes or (torch.cuda.device_count() if torch.device(device).type == "cuda" else 1)
     folder, truth = Path(folder), dataset.split != "valid"
-    make = _features(features, device, seed)
+    named = isinstance(features, str)
+    source = load_encoder(features, seed=seed) if named and features not in BASELINES else features
     todo = [sequence for sequence in dataset.sequences if _finished(folder, sequence) is None]
     for sequence in todo:
         _check(sequence, truth)
-    frames = sum(len(sequence.video) for sequence in todo)
-    with tqdm(total=frames, desc=Path(features).name, unit="frame", mininterval=5.0) as bar:
-        for sequence in todo:
-            bar.set_postfix_str(sequence.name, refresh=False)
-            _carry(sequence, make, folder, settings, device, truth, bar.update)
+    title, frames = Path(features).name if named else dataset.name, sum(len(s.video) for s in todo)
+    with tqdm(total=frames, desc=title, unit="frame", mininterval=5.0) as bar:
+        if processes > 1 and len(todo) > 1:
+            _share(todo, source, folder, settings, device, truth, processes, bar)
+        else:
+            for sequence in todo:
+                bar.set_postfix_str(sequence.name, refresh=False)
+                _carry(sequence, source, folder, settings, device, truth, bar.update)
     finished = [_finished(folder, sequence) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
               for item in finished]
     outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
-    return scores, outcome | {"peak_memory_mb": max(item["peak_memory_mb"] for item in finished), "device": device}
+    memory = max(item["peak_memory_mb"] for item in finished)
+    return scores, {**outcome, "peak_memory_mb": memory, "device": device}
 
 
-def _features(features: str, device: str, seed: int) -> Callable | None:
-    """What `segment` takes to make features; None for "copy", which needs none."""
-    if features in BASELINES:
-        return colour_features if features == "colour" else None
-    return partial(encode, load_encoder(features, seed=seed).to(device, memory_format=torch.channels_last))
+def _share(todo: list[Sequence], source: object, folder: Path, settings: SegmentSettings, device: str,
+           truth: bool, processes: int, bar: tqdm) -> None:
+    """Carry the sequences in several processes of this machine, the longest first."""
+    processes = min(processes, len(todo))
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    # Dask would set variables for its processes, one of which makes allocating memory slow
+    with (dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
+          LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
+                       dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
+          Client(cluster) as client):
+        client.subscribe_topic("frames", lambda event: bar.update())
+        shared = client.scatter(source, broadcast=True)  # once to each process
+        what = (shared, folder, settings, device, truth, threads)
+        futures = [client.submit(_work, sequence, *what, pure=False, priority=len(sequence.video))
+                   for sequence in todo]
+        for future in as_completed(futures):
+            future.result()
+
+
+def _work(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str, truth: bool,
+          threads: int) -> None:
+    worker = get_worker()
+    torch.set_num_threads(threads)
+    if torch.device(device).type == "cuda":
+        device = f"cuda:{int(worker.name) % torch.cuda.device_count()}"
+    _carry(sequence, source, folder, settings, device, truth, lambda: worker.log_event("frames", 1))
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
@@ -91,17 +130,19 @@ def _check(sequence: Sequence, truth: bool) -> None:
     if not truth:
         return
     if len(sequence.handed_in) < 3 or not any(ids.any() for ids in given.values()):
-        raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); to be scored, a video needs at "
-                         "least 3 and an object in its first annotation")
+        raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); a video needs at least 3 "
+                         "to be scored, and an object in its first annotation")
     for index in set(sequence.handed_in) - sequence.masks.keys():
         sequence.mask(index)  # says that it is missing
 
 
-def _carry(sequence: Sequence, make: Callable | None, folder: Path, settings: SegmentSettings, device: str,
+def _carry(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str,
            truth: bool, tell: Callable[[], object]) -> None:
     """Write the masks and the JSON of one sequence; `tell` is called after each frame."""
     started, saved = time.monotonic(), set(sequence.handed_in)
-    for index, ids in enumerate(_masks(sequence, make, settings)):
+    if isinstance(source, nn.Module):
+        source = partial(encode, source.to(device, memory_format=torch.channels_last))
+    for index, ids in enumerate(_masks(sequence, source, settings)):
         if index in saved:
             write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
         tell()
@@ -113,9 +154,10 @@ def _carry(sequence: Sequence, make: Callable | None, folder: Path, settings: Se
     write_json(folder / f"{sequence.name}.json", item)
 
 
-def _masks(sequence: Sequence, make: Callable | None, settings: SegmentSettings) -> Iterator[np.ndarray]:
+def _masks(sequence: Sequence, source: str | MakeFeatures, settings: SegmentSettings) -> Iterator[np.ndarray]:
     given = sequence.first_masks()
-    if make is not None:
+    if source != "copy":
+        make = colour_features if source == "colour" else source
         yield from segment(sequence.video.frames(), given, make, settings)
         return
     ids = np.zeros(sequence.video.size, np.uint8)
@@ -132,7 +174,8 @@ def _entries(sequence: Sequence) -> dict[int, int] | None:
     if sequence.objects is None:
         return None
     frames = sequence.handed_in
-    entry = {name: frames.index(t) for t, mask in sequence.first_masks().items() for name in np.unique(mask).tolist()}
+    entry = {name: frames.index(t) for t, mask in sequence.first_masks().items()
+             for name in np.unique(mask).tolist()}
     return {name: place for name, place in entry.items() if name and place < len(frames) - 2}
 
 
@@ -156,9 +199,9 @@ def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame
 def write_official(dataset: Dataset, scores: list[SequenceScores], folder: Path) -> None:
     """Write the two csv files that DAVIS-2017's own tool writes beside the masks, for tools that read them.
 
-    `global_results-<split>.csv` has one line of J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay.
-    `per-sequence_results-<split>.csv` has Sequence, J-Mean and F-Mean of each object, called `<sequence>_<number>`
-    and numbered from 1 in each sequence. Three decimals, in [0, 1].
+    `global_results-<split>.csv` has one line: J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay.
+    `per-sequence_results-<split>.csv` has Sequence, J-Mean and F-Mean of each object, called
+    `<sequence>_<number>` and numbered from 1 in each sequence. Three decimals, in [0, 1].
     """
     lines = [(f"{sequence.name}_{number}", stats[0], stats[3])
              for sequence, score in zip(dataset.sequences, scores, strict=True)
@@ -174,7 +217,7 @@ def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
 
 
 def trained_encoder(study: Study, name: str = "trained") -> Path:
-    """The encoder of the newest training of that name, or of the training with that key; "NAME@1000" is its snapshot.
+    """The encoder of the newest training of that name or of that key; "NAME@1000" is its snapshot.
 
     Raises:
         InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
@@ -183,12 +226,12 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
     rows = study.rows("train")
     row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
     if row is None:
-        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run notebooks/01_train.ipynb "
-                         "first, or give 'random', 'davis2016' or a .safetensors file")
+        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run "
+                         "notebooks/01_train.ipynb first, or give 'random', 'davis2016' or a .safetensors file")
     path = study.folder / row["encoder"]
     if not path.exists():
-        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this machine; run "
-                         "01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
+        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this machine; "
+                         "run 01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
     snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
     if iteration and not snapshot.exists():
         raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
@@ -203,8 +246,8 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
             "trained:KEY@1000" (a snapshot of it), or what `evaluate` takes.
 
     Returns:
-        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot (its
-        iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
+        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot
+        (its iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
         training_cpu_seconds: what the features cost.
 
     Raises:
@@ -217,23 +260,24 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
     if trained:
         run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
-        said |= {"trained_key": run.name.rpartition("-")[2], "snapshot": int(iteration) if iteration else None,
-                 **{f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}}
+        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
+        said |= {"trained_key": run.name.rpartition("-")[2], "snapshot": int(iteration) if iteration else None}
     return source, said
 
 
-def evaluation_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = SegmentSettings(), *,
-                   split: str = "val", device: str | None = None, seed: int = 0) -> dict:
+def evaluation_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
+                   split: str = "val", device: str | None = None, seed: int = 0, processes: int = 1) -> dict:
     """Evaluate features on a split and write the row; the row of a finished run is returned as it is.
 
-    The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the scores of
-    each object. YouTube-VOS' split "valid" has no truth: it leaves `submission.zip` beside the masks instead.
+    The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the
+    scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` beside the masks.
 
     Arguments:
         data, split: as `open_split` takes them.
-        features: as `find_features` takes them; or "selected", what `selection_run` chose in this study on DAVIS.
+        features: as `find_features` takes them; or "selected": what `selection_run` chose in this study.
         device: None chooses a CUDA GPU if there is one.
         seed: of random features.
+        processes: as `evaluate` takes it.
 
     Raises:
         InputError: bad input, by name, before anything is propagated.
@@ -244,16 +288,16 @@ def evaluation_run(study: Study, name: str, data: str, features: str, settings: 
         features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
         settings = dataclasses.replace(settings, layer=layer)
     kind = "youtube-vos" if split in youtube_vos.SPLITS else "evaluate"
-    return _run(study, kind, name, dataset, features, settings, device, seed, selected)
+    return _run(study, kind, name, dataset, features, settings, device, seed, selected, processes)
 
 
 def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, settings: SegmentSettings,
-         device: str | None, seed: int | None, selected: str) -> dict:
+         device: str | None, seed: int | None, selected: str, processes: int = 1) -> dict:
     place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
     source, said = find_features(study, features)
-    wanted = {**{f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()},
-              "weights": said["weights"], "seed": None if features in BASELINES else seed, "selected": selected,
-              "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
+    wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
+    wanted |= {"weights": said["weights"], "seed": None if features in BASELINES else seed, "selected": selected,
+               "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
 
     def files(key: str) -> tuple[Path, Path, Path]:
         masks = study.folder / "masks" / f"{name}-{key}"
@@ -266,11 +310,12 @@ def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, se
 
     def compute(key: str) -> dict:
         masks, submission, path = files(key)
-        scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0)
-        table = object_table(dataset, scores)
+        scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0,
+                                   processes=processes)
+        table, precision = object_table(dataset, scores), devices.computed_in(place.type, settings.precision)
         row = {**said, "data": dataset.name, "sequences": len(dataset.sequences), "objects": len(table), **outcome,
                "seconds_per_frame": outcome["seconds"] / outcome["frames"],
-               "computed_in": "fp32" if features in BASELINES else devices.computed_in(place.type, settings.precision)}
+               "computed_in": "fp32" if features in BASELINES else precision}
         if kind == "select":
             shutil.rmtree(masks)  # the masks of a hundred candidates are of no use
             return row | {"drawn": [s.name for s in dataset.sequences], "scores": summarise(scores)}
@@ -281,8 +326,8 @@ def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, se
             return row | {"submission": str(submission.relative_to(study.folder))}
         _write_csv(path, table, 6)
         if kind == "youtube-vos":
-            unseen = youtube_vos.local_split(dataset.root).unseen
-            return row | {"scores": youtube_vos.class_scores(table, dataset.root), "unseen_classes": list(unseen)}
+            means = youtube_vos.class_scores(table, dataset.root)
+            return row | {"scores": means, "unseen_classes": youtube_vos.local_split(dataset.root).unseen}
         write_official(dataset, scores, masks)
         return row | {"scores": summarise(scores)}
 
@@ -296,7 +341,7 @@ def draw_sequences(dataset: Dataset, count: int) -> Dataset:
 
 
 def list_snapshots(study: Study, features: str) -> dict[int, str]:
-    """The encoders that a training kept, with its last one: {iteration: features, as `find_features` takes them}.
+    """The encoders that a training kept: {iteration: features, as `find_features` takes them}.
 
     Arguments:
         features: "trained" or "trained:KEY".
@@ -318,13 +363,14 @@ def list_snapshots(study: Study, features: str) -> dict[int, str]:
     return {i: f"trained:{key}@{i}" for i in kept if i != last} | {last: f"trained:{key}"}
 
 
-def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = SegmentSettings(), *,
-                  count: int = paper.SELECTED_ON, device: str | None = None) -> tuple[dict, pd.DataFrame]:
+def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
+                  count: int = paper.SELECTED_ON, device: str | None = None,
+                  processes: int = 1) -> tuple[dict, pd.DataFrame]:
     """The paper's choice of a checkpoint (App. B): the best snapshot and layer on a few sequences, scored on all.
 
-    Its row says so, because whoever chooses on sequences that are scored afterwards scores too high; everywhere else
-    the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best one a row of
-    kind "evaluate" called `<name>-selected`.
+    Its row says so, because a choice made on sequences that are scored afterwards raises the score. Everywhere
+    else the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best one a
+    row of kind "evaluate" called `<name>-selected`.
 
     Arguments:
         features: "trained" or "trained:KEY".
@@ -341,21 +387,23 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
         raise InputError(f"number of sequences to select on must be >= 1, not {count}")
     dataset, kept = open_data(data, "val"), list_snapshots(study, features)
     few, name = draw_sequences(dataset, count), name.removesuffix(SUFFIX)
-    tried = pd.DataFrame(
-        [{"iteration": iteration, "layer": layer, "features": source,
-          "score": _run(study, "select", f"{name}-{iteration}-{layer}", few, source,
-                        dataclasses.replace(settings, layer=layer), device, None, "")["scores.J&F-Mean"]}
-         for iteration, source in kept.items() for layer in paper.SELECTED_LAYERS])
-    best = tried.loc[tried["score"].idxmax()]  # the earliest of equals
+    tried = []
+    for iteration, source in kept.items():
+        for layer in paper.SELECTED_LAYERS:
+            row = _run(study, "select", f"{name}-{iteration}-{layer}", few, source,
+                       dataclasses.replace(settings, layer=layer), device, None, "", processes)
+            tried.append((iteration, layer, source, 100 * row["scores.J&F-Mean"]))
+    table = pd.DataFrame(tried, columns=["iteration", "layer", "features", "score"])
+    best = table.loc[table["score"].idxmax()]  # the earliest of equals
     told = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
             f"(iteration {best.iteration:,}, {best.layer})")
     row = _run(study, "evaluate", f"{name}{SUFFIX}", dataset, best.features,
-               dataclasses.replace(settings, layer=best.layer), device, 0, told)
-    return row, tried.pivot(index="iteration", columns="layer", values="score").mul(100).round(1)
+               dataclasses.replace(settings, layer=best.layer), device, 0, told, processes)
+    return row, table.pivot(index="iteration", columns="layer", values="score").round(1)
 
 
 def find_selected(study: Study, name: str) -> tuple[str, str, str]:
-    """Features, layer and description of the newest choice of `selection_run` for the newest training of a name.
+    """Features, layer and description of what `selection_run` chose last for the newest training of a name.
 
     Raises:
         InputError: nothing was selected.
