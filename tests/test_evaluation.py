@@ -17,9 +17,10 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import read_mask, write_mask
 from dulvos.metrics import SequenceScores, score_sequence, summarise
-from dulvos.study.evaluation import draw_sequences, evaluate, evaluation_run, find_features
-from dulvos.study.evaluation import object_table, open_split, selection_run, trained_encoder, write_official
+from dulvos.study.evaluation import evaluate, evaluation_run, object_table, open_split, write_official
 from dulvos.study.rows import TRAINING_VERSION, Study
+from dulvos.study.runs import find_features, trained_encoder
+from dulvos.study.selection import draw_sequences, selection_run
 from tests.miniature import FRAMES, STEP, draw_video, write_davis
 
 SETTINGS = SegmentSettings(context=2, radius=3.0)
@@ -224,7 +225,7 @@ def test_trained_features_are_found_by_name_key_and_iteration(study):
     assert (told["trained_key"], told["snapshot"], told["training_iteration"]) == (KEY, 10, 10)
     assert find_features(study, f"trained:{KEY}")[1]["snapshot"] is None
     for features, message in ((f"trained:{KEY}@11", "encoder-11.safetensors: no such snapshot"),
-                              ("trained:other", "no trained encoder called 'other'; run notebooks/01_train")):
+                              ("trained:other", "no trained encoder called 'other'; run 01_train")):
         with pytest.raises(InputError, match=message):
             find_features(study, features)
     (second / "encoder.safetensors").unlink()  # rows are committed, weights are not; an older one does not replace it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dulvos import devices
-from dulvos.checkpoints import encoder_file, load_encoder
+from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
 from dulvos.errors import InputError
 from dulvos.files import replacing
@@ -31,11 +30,11 @@ from dulvos.masks import write_mask
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
 from dulvos.study import paper, youtube_vos
 from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
-from dulvos.study.runs import dataset_fingerprint, open_data
+from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
 
 __all__ = [
-    "BASELINES", "draw_sequences", "evaluate", "evaluation_run", "find_features", "find_selected",
-    "list_snapshots", "object_table", "open_split", "selection_run", "trained_encoder", "write_official",
+    "BASELINES", "evaluate", "evaluate_once", "evaluation_run", "find_selected", "object_table", "open_split",
+    "write_official",
 ]  # fmt: skip
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
@@ -52,8 +51,8 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
              processes: int = 1) -> tuple[list[SequenceScores], dict]:
     """Carry masks through every video of a dataset and score them, if there is truth.
 
-    Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` when a
-    sequence is finished. A later call with the same folder skips the finished sequences.
+    Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` when
+    a sequence is finished. A later call with the same folder skips the finished sequences.
 
     Arguments:
         dataset: all its frames are annotated, except in YouTube-VOS' split "valid", which is not scored.
@@ -62,8 +61,8 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
         folder: used for this run only; another checkpoint or setting needs another folder.
         device: for the encoder and the propagation, such as "cpu" or "cuda".
         seed: of random features.
-        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores. 0 takes
-            one for each GPU, and one without a GPU. The masks do not depend on it.
+        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores. 0 means
+            one for each GPU, or one without a GPU. The masks do not depend on it.
 
     Returns:
         scores in the dataset's order; and seconds, frames, saved (masks written), peak_memory_mb, device.
@@ -115,8 +114,8 @@ def _share(todo: list[Sequence], source: object, folder: Path, settings: Segment
             future.result()
 
 
-def _work(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str, truth: bool,
-          threads: int) -> None:
+def _work(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str,
+          truth: bool, threads: int) -> None:
     worker = get_worker()
     torch.set_num_threads(threads)
     if torch.device(device).type == "cuda":
@@ -130,8 +129,8 @@ def _check(sequence: Sequence, truth: bool) -> None:
     if not truth:
         return
     if len(sequence.handed_in) < 3 or not any(ids.any() for ids in given.values()):
-        raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); a video needs at least 3 "
-                         "to be scored, and an object in its first annotation")
+        raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); to be scored, a video "
+                         "needs 3 or more, and an object in its first annotation")
     for index in set(sequence.handed_in) - sequence.masks.keys():
         sequence.mask(index)  # says that it is missing
 
@@ -216,61 +215,12 @@ def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
         table.to_csv(stream, index=False, float_format=f"%.{decimals}f")
 
 
-def trained_encoder(study: Study, name: str = "trained") -> Path:
-    """The encoder of the newest training of that name or of that key; "NAME@1000" is its snapshot.
-
-    Raises:
-        InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
-    """
-    name, _, iteration = name.partition("@")
-    rows = study.rows("train")
-    row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
-    if row is None:
-        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run "
-                         "notebooks/01_train.ipynb first, or give 'random', 'davis2016' or a .safetensors file")
-    path = study.folder / row["encoder"]
-    if not path.exists():
-        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this machine; "
-                         "run 01_train again, or give 'trained:KEY' of another training, 'random' or 'davis2016'")
-    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
-    if iteration and not snapshot.exists():
-        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
-    return snapshot if iteration else path
-
-
-def find_features(study: Study, features: str) -> tuple[str, dict]:
-    """What `evaluate` takes for some features, and what a row says about them.
-
-    Arguments:
-        features: "trained" (this study's training of that name), "trained:KEY" (its training with that key),
-            "trained:KEY@1000" (a snapshot of it), or what `evaluate` takes.
-
-    Returns:
-        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot
-        (its iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
-        training_cpu_seconds: what the features cost.
-
-    Raises:
-        InputError: they are not there.
-    """
-    trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
-    path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
-    source = features if features == "davis2016" else str(path)
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
-    said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
-    if trained:
-        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
-        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
-        said |= {"trained_key": run.name.rpartition("-")[2], "snapshot": int(iteration) if iteration else None}
-    return source, said
-
-
 def evaluation_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
                    split: str = "val", device: str | None = None, seed: int = 0, processes: int = 1) -> dict:
     """Evaluate features on a split and write the row; the row of a finished run is returned as it is.
 
     The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the
-    scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` beside the masks.
+    scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` with the masks.
 
     Arguments:
         data, split: as `open_split` takes them.
@@ -288,16 +238,23 @@ def evaluation_run(study: Study, name: str, data: str, features: str, settings: 
         features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
         settings = dataclasses.replace(settings, layer=layer)
     kind = "youtube-vos" if split in youtube_vos.SPLITS else "evaluate"
-    return _run(study, kind, name, dataset, features, settings, device, seed, selected, processes)
+    return evaluate_once(study, kind, name, dataset, features, settings, device, seed, selected, processes)
 
 
-def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, settings: SegmentSettings,
-         device: str | None, seed: int | None, selected: str, processes: int = 1) -> dict:
+def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features: str,
+                  settings: SegmentSettings, device: str | None, seed: int | None, selected: str,
+                  processes: int) -> dict:
+    """The row of an evaluation, which is run only if it is not there: `evaluation_run` on a given dataset.
+
+    Arguments:
+        kind: "evaluate", "youtube-vos", or "select", whose masks are not kept.
+        selected: how the checkpoint was chosen; "" for the last of a training.
+    """
     place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
     source, said = find_features(study, features)
     wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
-    wanted |= {"weights": said["weights"], "seed": None if features in BASELINES else seed, "selected": selected,
-               "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
+    wanted |= {"weights": said["weights"], "seed": None if features in BASELINES else seed,
+               "selected": selected, "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
 
     def files(key: str) -> tuple[Path, Path, Path]:
         masks = study.folder / "masks" / f"{name}-{key}"
@@ -313,7 +270,7 @@ def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, se
         scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0,
                                    processes=processes)
         table, precision = object_table(dataset, scores), devices.computed_in(place.type, settings.precision)
-        row = {**said, "data": dataset.name, "sequences": len(dataset.sequences), "objects": len(table), **outcome,
+        row = {**said, **outcome, "data": dataset.name, "sequences": len(scores), "objects": len(table),
                "seconds_per_frame": outcome["seconds"] / outcome["frames"],
                "computed_in": "fp32" if features in BASELINES else precision}
         if kind == "select":
@@ -327,79 +284,12 @@ def _run(study: Study, kind: str, name: str, dataset: Dataset, features: str, se
         _write_csv(path, table, 6)
         if kind == "youtube-vos":
             means = youtube_vos.class_scores(table, dataset.root)
-            return row | {"scores": means, "unseen_classes": youtube_vos.local_split(dataset.root).unseen}
+            unseen = youtube_vos.local_split(dataset.root).unseen
+            return row | {"scores": means, "unseen_classes": list(unseen)}
         write_official(dataset, scores, masks)
         return row | {"scores": summarise(scores)}
 
     return once(study, kind, name, wanted, compute, whole=whole)
-
-
-def draw_sequences(dataset: Dataset, count: int) -> Dataset:
-    """A random choice of `count` sequences, always the same for a data set; all of them if it has no more."""
-    chosen = np.random.default_rng(0).permutation(len(dataset.sequences))[:count]
-    return dataclasses.replace(dataset, sequences=[dataset.sequences[i] for i in sorted(chosen)])
-
-
-def list_snapshots(study: Study, features: str) -> dict[int, str]:
-    """The encoders that a training kept: {iteration: features, as `find_features` takes them}.
-
-    Arguments:
-        features: "trained" or "trained:KEY".
-
-    Raises:
-        InputError: other features, no such training, or one that kept the last encoder only.
-    """
-    if features.split(":")[0] != "trained" or "@" in features:
-        raise InputError(f"features={features!r}: only a training has snapshots to select; give 'trained' or "
-                         "'trained:KEY'")
-    encoder = trained_encoder(study, features.rpartition(":")[2])
-    key = encoder.parent.name.rpartition("-")[2]
-    files = (encoder.parent / "snapshots").glob("encoder-*.safetensors")
-    kept = sorted(int(path.stem.rpartition("-")[2]) for path in files)
-    if not kept:
-        raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
-                         "snapshot_every > 0")
-    last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
-    return {i: f"trained:{key}@{i}" for i in kept if i != last} | {last: f"trained:{key}"}
-
-
-def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
-                  count: int = paper.SELECTED_ON, device: str | None = None,
-                  processes: int = 1) -> tuple[dict, pd.DataFrame]:
-    """The paper's choice of a checkpoint (App. B): the best snapshot and layer on a few sequences, scored on all.
-
-    Its row says so, because a choice made on sequences that are scored afterwards raises the score. Everywhere
-    else the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best one a
-    row of kind "evaluate" called `<name>-selected`.
-
-    Arguments:
-        features: "trained" or "trained:KEY".
-        settings: of inference, but for the layer.
-        count: number of sequences to select on.
-
-    Returns:
-        the row of the best; J&F in percent of what it was chosen from, by iteration and layer.
-
-    Raises:
-        InputError: count below 1, or what `list_snapshots` raises.
-    """
-    if count < 1:
-        raise InputError(f"number of sequences to select on must be >= 1, not {count}")
-    dataset, kept = open_data(data, "val"), list_snapshots(study, features)
-    few, name = draw_sequences(dataset, count), name.removesuffix(SUFFIX)
-    tried = []
-    for iteration, source in kept.items():
-        for layer in paper.SELECTED_LAYERS:
-            row = _run(study, "select", f"{name}-{iteration}-{layer}", few, source,
-                       dataclasses.replace(settings, layer=layer), device, None, "", processes)
-            tried.append((iteration, layer, source, 100 * row["scores.J&F-Mean"]))
-    table = pd.DataFrame(tried, columns=["iteration", "layer", "features", "score"])
-    best = table.loc[table["score"].idxmax()]  # the earliest of equals
-    told = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
-            f"(iteration {best.iteration:,}, {best.layer})")
-    row = _run(study, "evaluate", f"{name}{SUFFIX}", dataset, best.features,
-               dataclasses.replace(settings, layer=best.layer), device, 0, told, processes)
-    return row, table.pivot(index="iteration", columns="layer", values="score").round(1)
 
 
 def find_selected(study: Study, name: str) -> tuple[str, str, str]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 
-from dulvos.checkpoints import is_whole
+from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.study import cutouts
 from dulvos.study.collections import SOURCES, Collection, open_collection
-from dulvos.study.rows import ROOT, Study, once
+from dulvos.study.rows import ROOT, Study, newest, once
 from dulvos.study.youtube_vos import LOCAL, local_split
 from dulvos.trainer import train
 from dulvos.training import NO_NUMBERS, TrainSettings
 from dulvos.videos import fingerprint
 
-__all__ = ["cutouts_folder", "dataset_fingerprint", "open_data", "open_training", "training_fingerprint", "training_run"]
+__all__ = [
+    "cutouts_folder", "dataset_fingerprint", "find_features", "open_data", "open_training", "trained_encoder",
+    "training_fingerprint", "training_run",
+]  # fmt: skip
 
 LOCAL_TRAINING = "youtube-vos-local"
 
@@ -135,6 +139,55 @@ def training_fingerprint(dataset: Dataset) -> str:
     if isinstance(dataset, Collection):
         return dataset.fingerprint
     return fingerprint([sequence.video for sequence in dataset.sequences])
+
+
+def trained_encoder(study: Study, name: str = "trained") -> Path:
+    """The encoder of the newest training of that name or of that key; "NAME@1000" is its snapshot.
+
+    Raises:
+        InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
+    """
+    name, _, iteration = name.partition("@")
+    rows = study.rows("train")
+    row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
+    if row is None:
+        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run 01_train first, or "
+                         "give 'random', 'davis2016' or a .safetensors file")
+    path = study.folder / row["encoder"]
+    if not path.exists():
+        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this "
+                         "machine; run 01_train again, or give 'trained:KEY' of another training, or 'random'")
+    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
+    if iteration and not snapshot.exists():
+        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
+    return snapshot if iteration else path
+
+
+def find_features(study: Study, features: str) -> tuple[str, dict]:
+    """What `evaluate` takes for some features, and what a row says about them.
+
+    Arguments:
+        features: "trained" (this study's training of that name), "trained:KEY" (its training with that key),
+            "trained:KEY@1000" (a snapshot of it), or what `dulvos.study.evaluation.evaluate` takes.
+
+    Returns:
+        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot
+        (its iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
+        training_cpu_seconds: what the features cost.
+
+    Raises:
+        InputError: they are not there.
+    """
+    trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
+    path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
+    source = features if features == "davis2016" else str(path)
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
+    said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
+    if trained:
+        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
+        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
+        said["trained_key"], said["snapshot"] = run.name.rpartition("-")[2], int(iteration) if iteration else None
+    return source, said
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -1,4 +1,4 @@
-"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, our local one, and submissions to its server."""
+"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, a local one, and submissions to its server."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def open_split(data: str, split: str) -> Dataset:
         raise InputError(f"split of YouTube-VOS must be 'valid' or 'local', not {split!r}")
     base = os.environ.get("DULVOS_DATA_DIR")
     if data == "youtube-vos" and not base:
-        raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR: the folder above it")
+        raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR, its folder")
     root = Path(base) / data if data == "youtube-vos" else Path(data)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected YouTube-VOS 2018, with valid, valid_all_frames and "
-                         f"train in it (from {SOURCES['youtube-vos'].origin})")
+        raise InputError(f"{root}: no such folder; expected YouTube-VOS 2018 with valid, valid_all_frames "
+                         f"and train in it (from {SOURCES['youtube-vos'].origin})")
     if split == "valid":
         return load_youtube_vos(root, split)
     names, whole = local_split(root).val, load_youtube_vos(root, "train")
