@@ -1,164 +1,338 @@
-"""The ablation grid (Fig. 3): its points, written down once for each scale."""
+"""The ablation grid: the points of the paper's Fig. 3 and of its other claims, and what each of them changes.
+
+The points stand in `ablation.csv`; a new point is a new line. Its columns:
+
+    name      of the point's runs; settings may stand in it, as in B{batch}T{frames}
+    varied    "baseline", "claim", or an edge of Fig. 3, which are the keys of `EDGES`
+    label     what changes, in the paper's symbols
+    settings  name=value pairs that depart from the baseline: of TrainSettings, otherwise of SegmentSettings
+    features  "random", or empty for trained features
+    paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
+    claim, where, says  what the paper claims, where, and in what words; lines with one claim try it together
+    expected  what we should see for the claim: lower, equal, or empty; the first line decides a "lower"
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
+from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
+from dulvos.inference import SegmentSettings
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.training import TrainSettings
+from dulvos.study.paper import read_csv
+from dulvos.study.rows import NOT_RUN, Study, frame, has, kind
+from dulvos.study.tables import write
+from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["EDGES", "STUDIES", "GridStudy", "Point", "find_study", "grid_points"]
+__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "points",
+           "scale_text", "write_tables"]
 
-FIG3 = pd.DataFrame([
-    ("B, T", {"B": 80, "T": 1}, -9.3),
-    ("B, T", {"B": 40, "T": 2}, None),
-    ("B, T", {"B": 8, "T": 10}, None),
-    ("λ", {"λ": 0.0}, -2.3),
-    ("λ", {"λ": 1.0}, -0.8),
-    ("N", {"N": 4}, -8.2),
-    ("N", {"N": 16}, None),
-    ("M", {"M": 2}, None),
-    ("M", {"M": 8}, -1.5),  # the largest drop for M
-    ("T", {"T": 10}, None),
-    ("T", {"T": 15}, 0.0),  # "we match": no number is stated
-], columns=["varied", "setting", "difference"], dtype=object)
-
-EDGES = ("B, T", "λ", "N", "M", "T")  # of Fig. 3
+EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what each varies
+ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
+FREE = {"seed", *NO_NUMBERS}  # settings in which the trainings of a point may differ
+CONFIDENCE = 0.95  # a difference counts if this share of further seeds would not reach it
 
 
 @dataclass(frozen=True)
-class GridStudy:
-    """A scale at which the grid is run.
+class Scale:
+    """A scale at which the grid is run; its rows lie in a folder of their own.
 
     Arguments:
-        folder: below `results/`; rows of two scales never lie in one.
-        train, evaluate: data sets, as `dulvos.study.runs.open_data` takes them.
-        training: settings of the baseline, as `01_train` takes them; every point departs from these.
-        inference: the same for `02_evaluate`.
-        seeds: trainings of the baseline; every other point has one.
-        minutes: of a training and of an evaluation of the baseline, about, on one core.
-        epochs: iterations mean epochs: a point of another B has as many clips, not as many iterations.
-        scale: in words, for captions; the data that were evaluated come from the rows.
+        name: of the scale; the folder is `results/ablation-<name>`.
+        train, evaluate: data sets, as the notebooks 01_train and 02_evaluate take them.
+        training, inference: settings of the baseline that depart from the defaults.
+        words: the scale in words, for captions; the rows name the data that were evaluated.
+        seeds: trainings of the baseline, of each other point of Fig. 3, and of each claim.
+        minutes: of the baseline's training and evaluation on one core, about.
+        epochs: lengths are epochs, so that a point with another B takes other numbers of iterations.
         meaningless: the numbers only show that everything runs.
     """
 
-    folder: str
+    name: str
     train: str
     evaluate: str
     training: dict
+    words: str
     inference: dict = field(default_factory=dict)
-    seeds: int = 1
+    seeds: tuple[int, int, int] = (1, 1, 1)
     minutes: tuple[float, float] = (1.0, 1.0)
     epochs: bool = False
-    scale: str = ""
     meaningless: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Name of the study that holds the rows."""
+        return f"ablation-{self.name}"
 
 
 _PAPER = paper_settings("youtube-vos", SOURCES["youtube-vos"].videos)
 
-STUDIES = {
-    "demo": GridStudy(
-        "ablation-demo", "cutouts", "cutouts",
-        {"iterations": 8, "batch": 4, "frames": 5, "gap": 1, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
-         "lr_every": 400},
-        seeds=2, minutes=(0.5, 0.5), scale="rendered videos, 8 iterations, B·T = 20 at 128² crops", meaningless=True),
-    "davis": GridStudy(  # scale_min and scale_max are those of the study "davis", chosen on the training split
-        "ablation-davis", "davis", "davis",
-        {"iterations": 400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-         "lr_every": 300}, {"shorter_side": 240},
-        seeds=3, minutes=(11, 6), scale="400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p"),
-    "paper": GridStudy(
-        "ablation-paper", "youtube-vos", "davis",
-        {"iterations": _PAPER.iterations, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
-         "lr": 1e-4, "lr_every": _PAPER.lr_every, "workers": 4},
-        seeds=5, minutes=(360, 10), epochs=True, scale="trained on YouTube-VOS, 500 epochs, B·T = 80 at 256² crops, val at 480p"),
-}
+SCALES = {scale.name: scale for scale in (
+    Scale("demo", "cutouts", "cutouts",
+          {"iterations": 8, "batch": 4, "frames": 5, "gap": 1, "crop": 128, "scale_min": 144,
+           "scale_max": 208, "lr": 3e-4, "lr_every": 400},
+          "rendered videos, 8 iterations, B·T = 20 at 128² crops",
+          seeds=(2, 1, 1), minutes=(0.5, 0.5), meaningless=True),
+    Scale("davis", "davis", "davis",
+          {"iterations": 400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256,
+           "scale_max": 384, "lr": 3e-4, "lr_every": 300},
+          "400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p",
+          {"shorter_side": 240}, seeds=(3, 1, 1), minutes=(11, 6)),
+    Scale("paper", "youtube-vos", "davis",
+          {"iterations": _PAPER.iterations, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256,
+           "scale_max": 319, "lr": 1e-4, "lr_every": _PAPER.lr_every, "workers": 4},
+          "trained on YouTube-VOS, 500 epochs, B·T = 80 at 256² crops, val at 480p",
+          seeds=(5, 1, 1), minutes=(360, 10), epochs=True))}
+
+
+def find_scale(name: str) -> Scale:
+    """The scale of that name; an InputError lists the names."""
+    if name not in SCALES:
+        raise InputError(f"study must be one of {', '.join(SCALES)}, not {name!r}")
+    return SCALES[name]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the grid: the baseline with one thing changed.
+    """A point of the grid at one scale: the baseline with one thing changed.
 
     Arguments:
-        name: of its runs.
-        varied: "baseline", one of `EDGES`, or "claim".
-        label: what is set, in the paper's symbols.
-        training: settings that depart from the baseline's.
-        inference: the same for the evaluation.
-        features: "trained" or "random".
-        paper: J&F points from the baseline that the paper states in Fig. 3's text, or None.
-        note: what a reader of its number must know.
+        name, varied, label, features: as in `ablation.csv`.
+        training, inference: what the notebooks 01_train (but for the seed) and 02_evaluate are given.
+        trained: name of the point whose trainings it uses, often its own; "" for random features.
+        seeds: how many are planned.
+        line: the whole line of `ablation.csv`, None for an empty cell.
     """
 
     name: str
     varied: str
     label: str
-    training: dict = field(default_factory=dict)
-    inference: dict = field(default_factory=dict)
-    features: str = "trained"
-    paper: float | None = None
-    note: str = ""
+    features: str
+    training: dict
+    inference: dict
+    trained: str
+    seeds: int
+    line: dict
+
+    @property
+    def settings(self) -> TrainSettings:
+        """All settings of its training, with seed 0."""
+        return TrainSettings.from_dict(self.training)
+
+    @property
+    def note(self) -> str:
+        """What a reader of its number must know."""
+        if self.settings.frames == 1:
+            return "L_ST = 0: every frame is a reference frame"
+        every = self.settings.grid * STRIDE == self.settings.crop
+        return "every cell is an anchor, which leaves no jitter" if every else ""
 
 
-def find_study(name: str) -> GridStudy:
-    """The study of that name.
+def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> list[Point]:
+    """Every point of the grid at a scale, the baseline first.
 
     Raises:
-        InputError: there is none.
+        InputError: a line of the CSV file that is wrong, with its number.
     """
-    if name not in STUDIES:
-        raise InputError(f"study must be one of {', '.join(STUDIES)}, not {name!r}")
-    return STUDIES[name]
+    made: dict[str, Point] = {}
+    for number, line in enumerate(read_csv(path).to_dict("records"), 2):
+        try:
+            point = _point(scale, line)
+            if point.name in made:
+                raise InputError(f"there is another point called {point.name!r}")
+            for column, allowed in ALLOWED.items():
+                if line[column] not in allowed:
+                    raise InputError(f"{column} must be one of {allowed}, not {line[column]!r}")
+        except (InputError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        made[point.name] = point
+    return list(made.values())
 
 
-def grid_points(grid: GridStudy) -> list[Point]:
-    """Every point: the baseline, Fig. 3's edges (Sec. 4.3), and the paper's other claims, each one change away."""
-    base = TrainSettings.from_dict(grid.training)
-    product = base.batch * base.frames
-    points = [Point("baseline", "baseline", f"B={base.batch} T={base.frames} λ={base.lam:g} N={base.grid} M={base.cross_grid}")]
-    for frames, batch in ((1, 80), (2, 40), (10, 8)):
-        ours = {"batch": product // frames, "frames": frames}
-        points.append(Point(f"B{ours['batch']}T{frames}", "B, T", f"B={ours['batch']} T={frames}", _in_epochs(grid, ours),
-                            paper=_stated("B, T", {"B": batch, "T": frames}),
-                            note="L_ST runs over the reference frame itself" if frames == 1 else ""))
-    points += [Point(f"lam{lam:g}", "λ", f"λ={lam:g}", {"lam": lam}, paper=_stated("λ", {"λ": lam})) for lam in (0.0, 1.0)]
-    for n in (4, 16):
-        every = n == base.crop // 8
-        points.append(Point(f"N{n}", "N", f"N={n}", {"grid": n}, paper=_stated("N", {"N": n}),
-                            note="every cell is an anchor, which leaves no jitter" if every else ""))
-    points += [Point(f"M{m}", "M", f"M={m}", {"cross_grid": m}, paper=_stated("M", {"M": m})) for m in (2, 8)]
-    points += [Point(f"T{t}", "T", f"T={t}", {"frames": t}, paper=_stated("T", {"T": t})) for t in (10, 15)]
-    return points + [
-        Point("no-branch", "claim", "no regularising branch", {"view_scale": 1.0, "view_flip": False}),
-        Point("no-crop", "claim", "view 2 is only flipped", {"view_scale": 1.0}),
-        Point("no-jitter", "claim", "grids without jitter", {"jitter": "none"}),
-        Point("jitter-each", "claim", "one sample a grid cell", {"jitter": "independent"}),
-        Point("colour-frame", "claim", "colours changed anew in each frame", {"photometric": "frame"}),
-        Point("colour-video", "claim", "colours changed alike in a clip", {"photometric": "video"}),
-        Point("layer-norm", "claim", "LayerNorm in the head", {"norm": "layer"}),
-        Point("tau0.025", "claim", "τ=0.025 in training", {"tau": 0.025}),
-        Point("tau0.1", "claim", "τ=0.1 in training", {"tau": 0.1}),
-        Point("ordered", "claim", "frames in order", {"ordered": True}),
-        Point("forward-eval", "claim", "second forward in evaluation mode", {"second_forward": "eval"}),
-        Point("aligned", "claim", "corrected alignment", {"alignment": "corrected"}),
-        Point("res3", "claim", "res3 compared", inference={"layer": "res3"}),
-        Point("key", "claim", "the head's output compared", inference={"layer": "key"}),
-        Point("random", "claim", "random initialisation", features="random"),
-    ]
+def _point(scale: Scale, line: dict) -> Point:
+    pairs = [pair.split("=") for pair in (line["settings"] or "").split()]
+    changes, base = {name: _value(value) for name, value in pairs}, TrainSettings.from_dict(scale.training)
+    training = {name: value for name, value in changes.items() if hasattr(base, name)}
+    inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
+    if line["varied"] == "B, T":  # T at a fixed B·T
+        training["batch"] = base.batch * base.frames // training["frames"]
+        if scale.epochs:
+            ratio = base.batch / training["batch"]
+            training |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
+    unknown = inference.keys() - {setting.name for setting in dataclasses.fields(SegmentSettings)}
+    if unknown:
+        raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
+    SegmentSettings(**inference)
+    settings = dataclasses.asdict(TrainSettings.from_dict({**scale.training, **training}))
+    name, label = (line[column].format(**settings) for column in ("name", "label"))
+    return Point(name, line["varied"], label, line["features"] or "trained", {**scale.training, **training},
+                 inference, trained="" if line["features"] else name if training else "baseline",
+                 seeds=scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)], line=line)
 
 
-def _stated(varied: str, setting: dict) -> float | None:
-    for line in FIG3.itertuples():
-        if line.varied == varied and line.setting == setting:
-            return line.difference
-    raise KeyError(f"Fig. 3 has no point {varied} {setting}")
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
-def _in_epochs(grid: GridStudy, changes: dict) -> dict:
-    if not grid.epochs:
-        return changes
-    ratio = grid.training["batch"] / changes["batch"]
-    return {**changes, **{name: round(grid.training[name] * ratio) for name in ("iterations", "lr_every")}}
+def effects(study: Study, scale: Scale) -> pd.DataFrame:
+    """What each point changes, from the rows: a line for each point, the baseline first.
+
+    Only rows of the newest data count, and rows of an earlier version only for a point that has no others.
+
+    Columns:
+        name, varied, label, note, paper, claim, where, says, expected: of the point.
+        value: what the edge varies, None for the baseline and for claims.
+        seeds, score: how many seeds were run, and their mean J&F in percent.
+        ours: the score minus the baseline's, in points.
+        deviation: of `ours` over seeds; for the baseline, of a single seed.
+        visible: what a difference must exceed to count: 95 % of further seeds stay within (Student's t).
+        verdict: how `ours` compares with what the paper says.
+        state: "not run", "run" or the number of seeds, with † if they or the baseline are of earlier code.
+        data: the data that were evaluated.
+    """
+    rows, lines, base, old = study.rows(), [], np.empty(0), False
+    if len(rows):
+        rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
+    for point in points(scale):
+        found, first = _seeds(point, rows), point.varied == "baseline"
+        scores, count = 100 * found["scores.J&F-Mean"].to_numpy(float), len(found)
+        stale = count > 0 and not found["current"].any()
+        if first:
+            base, old = scores, stale
+        ours, deviation, visible = _difference(scores[:1] if first else scores, base)
+        if first:
+            ours, deviation = None, float(base.std(ddof=1)) if count > 1 else None
+        state = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
+        if stale or old:
+            state = f"† {state} by earlier code"
+        edge = EDGES.get(point.varied)
+        lines.append({
+            **point.line, "name": point.name, "label": point.label, "note": point.note, "seeds": count,
+            "score": scores.mean() if count else None, "value": edge and getattr(point.settings, edge),
+            "ours": ours, "deviation": deviation, "visible": visible, "state": state if count else NOT_RUN,
+            "verdict": _verdict(scale, point, ours, visible), "data": found["data"].iloc[0] if count else None})
+    return frame(lines, [*lines[0]])
+
+
+def _seeds(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
+    """The evaluations that count for a point, one for each seed."""
+    found = _having(kind(rows, "evaluate"), dataclasses.asdict(SegmentSettings(**point.inference)))
+    if point.trained:
+        settings = dataclasses.asdict(point.settings)
+        trained = _having(kind(rows, "train"), {name: settings[name] for name in settings.keys() - FREE})
+        trained = trained.reindex(columns=["key", "parameters.seed", "current"])
+        trained.columns = ["trained_key", "seed", "fresh"]
+        found = found[found["features"] == "trained:" + found["trained_key"]]  # the last of a training
+        found = found.drop(columns="seed", errors="ignore").merge(trained, on="trained_key")
+        found["current"] &= found["fresh"]
+    else:
+        found = found[found["features"] == point.features]
+    if len(found):
+        found = found.sort_values(["current", "date"]).groupby("seed").tail(1).sort_values("seed")
+        found = found[found["current"] == found["current"].any()]
+    return found.reindex(columns=["scores.J&F-Mean", "current", "data"])
+
+
+def _having(rows: pd.DataFrame, settings: dict) -> pd.DataFrame:
+    return rows[np.array([has(row, settings) for _, row in rows.iterrows()], bool)]
+
+
+def _difference(scores: np.ndarray, base: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """The difference of two means, its deviation (the variance pooled over both), and what is visible."""
+    freedom = len(scores) + len(base) - 2
+    if not len(scores) or not len(base):
+        return None, None, None
+    ours = float(scores.mean() - base.mean())
+    if not freedom:
+        return ours, None, None
+    squares = ((scores - scores.mean()) ** 2).sum() + ((base - base.mean()) ** 2).sum()
+    deviation = math.sqrt(squares / freedom * (1 / len(scores) + 1 / len(base)))
+    return ours, deviation, deviation * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def _verdict(scale: Scale, point: Point, ours: float | None, visible: float | None) -> str:
+    paper, expected = point.line["paper"], point.line["expected"]
+    if paper is not None:
+        expected = "lower" if paper < 0 else "higher" if paper else "equal"
+    if point.varied == "baseline" or ours is None:
+        return "-" if point.varied == "baseline" else NOT_RUN
+    if scale.meaningless:
+        return "means nothing"
+    if expected is None:
+        return "-" if point.varied == "claim" else "not stated"
+    if visible is None:
+        return "deviation unknown"
+    if expected == "equal":
+        return "agrees" if abs(ours) <= visible else "differs"
+    if abs(ours) <= visible:
+        return "within the deviation"
+    return "agrees" if (ours < 0) == (expected == "lower") else "opposite"
+
+
+def figure_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Fig. 3 as a table: the baseline, then the points of each edge; `found` is what `effects` gives."""
+    lines = []
+    for line in found[found["varied"] != "claim"].to_dict("records"):
+        numbers = {name: line[name] and round(line[name], 4) for name in ("score", "ours", "deviation")}
+        lines.append({**line, **numbers, "J&F": numbers["score"],
+                      "setting": line["label"] + f" ({line['note']})" * bool(line["note"]),
+                      "paper": "-" if line["varied"] == "baseline" else _stated(line["paper"])})
+    return frame(lines, ["varied", "setting", "J&F", "ours", "deviation", "paper", "verdict", "state"])
+
+
+def _stated(value: float | None) -> str:
+    return "not stated" if value is None else "about 0" if value == 0 else f"{value:+z.1f}"
+
+
+def _seen(line: dict, base: float | None = None) -> str:
+    if line["ours"] is None:
+        return f"{line['label']}: {NOT_RUN}"
+    deviation = "" if line["deviation"] is None else f" ± {line['deviation']:.1f}"
+    share = ""
+    if base and line["features"] == "random":
+        share = f" ({line['score']:.1f}, {100 * line['score'] / base:.0f} % of the baseline)"
+    return f"{line['label']}: {line['ours']:+z.1f}{deviation}{share}" + " †" * line["state"].startswith("†")
+
+
+def claims(found: pd.DataFrame) -> pd.DataFrame:
+    """The paper's other claims beside what we see, a line for each; `found` is what `effects` gives."""
+    lines = []
+    for claim, group in found[found["varied"] == "claim"].groupby("claim", sort=False):
+        tried = group.to_dict("records")
+        verdict = tried[0]["verdict"]
+        if tried[0]["expected"] != "lower":
+            verdicts = {line["verdict"] for line in tried} - {NOT_RUN} or {NOT_RUN}
+            verdict = "differs" if "differs" in verdicts else min(verdicts)
+        lines.append({"claim": claim, "where": tried[0]["where"], "the paper says": tried[0]["says"],
+                      "we see (J&F)": "; ".join(_seen(line, found["score"].iloc[0]) for line in tried),
+                      "verdict": verdict})
+    return frame(lines, ["claim", "where", "the paper says", "we see (J&F)", "verdict"])
+
+
+def scale_text(found: pd.DataFrame, scale: Scale) -> str:
+    """What was evaluated, by the rows, and how it was trained."""
+    return ", ".join([*sorted(found["data"].dropna().unique()), scale.words])
+
+
+def write_tables(study: Study, scale: Scale, folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Make the tables "fig3" and "claims" and write them, by default into the study's folder `tables`."""
+    found = effects(study, scale)
+    about = "These numbers mean nothing: they show that everything runs. " * scale.meaningless
+    made = {"fig3": ("Fig. 3: J&F in percent, differences in points from the baseline", figure_table(found)),
+            "claims": ("The paper's other claims", claims(found))}
+    for name, (title, table) in made.items():
+        write(table, Path(folder or study.folder / "tables") / name, title,
+              f"{about}Scale: {scale_text(found, scale)}.")
+    return {name: table for name, (_, table) in made.items()}

@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 2 and 3, from the CSV files beside this module, with our results in columns of their own.
+"""The paper's Tables 1, 2 and 3, from the CSV files beside this module, with columns for our results.
 
 Only whole runs of the paper's own protocol count as "ours". Scores are percentages, differences points.
 None means that a number does not apply or is not known.
@@ -15,11 +15,13 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state, training
+from dulvos.study.rows import (NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state,
+                               training)
 from dulvos.training import NO_NUMBERS
 
-__all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON", "TABLE1",
-           "TABLE2", "TABLE3", "YOUTUBE_VOS_VALID", "method_name", "read_csv", "table1", "table2", "table3"]
+__all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON",
+           "TABLE1", "TABLE2", "TABLE3", "YOUTUBE_VOS_VALID", "method_name", "read_csv", "table1", "table2",
+           "table3"]
 
 OURS = "Ours"  # the paper's own method, as its tables call it
 RANDOM = "Random initialisation"
@@ -29,21 +31,23 @@ SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
 DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}
 YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
 
-# What the paper fixes at inference, and what a training may choose freely. Another choice is another experiment.
-PROTOCOL = {name: getattr(SegmentSettings, name) for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
+# What the paper fixes at inference (anything else is another experiment), and what a training may choose.
+PROTOCOL = {name: getattr(SegmentSettings, name)
+            for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
 FREE = ("seed", "precision", "compile", *NO_NUMBERS)
 WEIGHTS = "released weights"
+IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # method and data of a line that the paper lacks
 
 
-def read_csv(name: str) -> pd.DataFrame:
-    """A CSV file beside this module; None stands for an empty cell."""
-    table = pd.read_csv(Path(__file__).with_name(name)).astype(object)  # object keeps whole numbers beside None
+def read_csv(name: str | Path) -> pd.DataFrame:
+    """A CSV file, if beside this module by its name; None stands for an empty cell."""
+    table = pd.read_csv(Path(__file__).parent / name).astype(object)  # object keeps whole numbers beside None
     return table.where(table.notna(), None)
 
 
 TABLE1 = read_csv("table1.csv")  # DAVIS-2017 val at 480p; stride 4 is the paper's "×2"
 TABLE2 = read_csv("table2.csv")  # YouTube-VOS 2018 val, scored by its server
-TABLE3 = read_csv("table3.csv")  # cost of training, ours on one A100; rivals get the data of the line below them
+TABLE3 = read_csv("table3.csv")  # cost of training, on one A100; a rival has the data of the line below it
 
 
 def method_name(method: str) -> str:
@@ -54,9 +58,10 @@ def method_name(method: str) -> str:
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
     """Table 1 (Sec. 4.1): each line of the paper's, then lines for results that belong to none of them.
 
-    "Ours" is an evaluation of the whole of DAVIS-2017 val at full size with the paper's propagation. Its features are
-    random, the released weights of CRW, or the last of a training on the line's data with the paper's settings. The lines
-    below hold the authors' weights, shorter trainings, incomplete data, selected snapshots, and ImageNet features.
+    "Ours" is an evaluation of the whole of DAVIS-2017 val at full size with the paper's propagation. Its
+    features are random, the released weights of CRW, or the last of a training on the line's data with the
+    paper's settings. The lines below hold the authors' weights, shorter trainings, incomplete data, selected
+    snapshots, and ImageNet features.
 
     Arguments:
         rows: of all studies.
@@ -67,28 +72,29 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
                                & (evaluated["objects"] == DAVIS_2017_VAL["objects"])], rows)
     lines, others = [], []
     for line in TABLE1.to_dict("records"):
-        found, usual = whole.pop((line["method"], line["data"]), {}), WEIGHTS if line["method"] == "CRW" else ""
-        lines.append(_line1(line, "", found.pop(usual, []), rows))
+        found = whole.pop((line["method"], line["data"]), {})
+        lines.append(_line1(line, "", found.pop(WEIGHTS if line["method"] == "CRW" else "", []), rows))
         others += [_line1(line, f", {what}", found[what], rows) for what in sorted(found)]
-    if imagenet := whole.get(("ImageNet ResNet-18 (supervised)", "ImageNet")):
-        line = {**dict.fromkeys(TABLE1), "method": "ImageNet ResNet-18 (supervised)", "data": "ImageNet", "stride": 8}
-        others.append(_line1(line, "", imagenet[""], rows))
+    if IMAGENET in whole:
+        line = {**dict.fromkeys(TABLE1), **dict(zip(("method", "data"), IMAGENET)), "stride": 8}
+        others.append(_line1(line, "", whole[IMAGENET][""], rows))
     return frame(lines + others, list(lines[0]))
 
 
 def _line1(line: dict, what: str, found: list[pd.Series], rows: pd.DataFrame) -> dict:
     row, theirs = newest(pd.DataFrame(found)), line["J&F_m"]
     ours = NOT_RUN if row is None else percent(row["scores.J&F-Mean"])
-    return {"method": method_name(line["method"]) + what, "train data": line["data"], "stride": line["stride"],
-            **{f"paper {score}": line[score] for score in ("J_m", "J_r", "F_m", "F_r", "J&F_m")}, "ours J&F_m": ours,
-            "difference": None if row is None or theirs is None else round(ours - theirs, 1),
+    known = row is not None and theirs is not None
+    return {"method": method_name(line["method"]) + what, "train data": line["data"],
+            "stride": line["stride"], **{f"paper {score}": line[score] for score in TABLE1.columns[5:]},
+            "ours J&F_m": ours, "difference": round(ours - theirs, 1) if known else None,
             "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")}
 
 
 def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
-    """Table 2 (Sec. 4.2): only the benchmark's server can score it, so "state" names the submissions that are ready.
+    """Table 2 (Sec. 4.2): only the benchmark's server can score it, so "state" names the submissions to send.
 
-    The last lines are runs on the local split, whose scores are not the server's and have columns of their own.
+    The last lines are runs on the local split; their scores are not the server's and have their own columns.
 
     Arguments:
         rows: of all studies.
@@ -115,7 +121,9 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
 
 def _submission(row: pd.Series, what: str, rows: pd.DataFrame, results: Path) -> str:
     path = Study(row["study"], results).path(row, "masks") / "submission.zip"
-    there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are not on this machine"
+    there = "its masks are not on this machine"
+    if path.is_file():
+        there = f"submit results/{path.relative_to(results)}"
     return state(row, rows) + (f" ({what})" if what else "") + f": {there}"
 
 
@@ -136,25 +144,28 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
     for _, group in trained.groupby(["study", "name"]):
         row = newest(group)
         if row["key"] not in used:
-            lines.append({"method": f"{row['name']} (study {row['study']})", "train data": row["data"], **_cost(row),
-                          "state": state(row, rows)})
+            lines.append({"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
+                          **_cost(row), "state": state(row, rows)})
     return frame(lines, list(lines[0]))
 
 
 def _cost(row: pd.Series | None) -> dict:
     if row is None:
         return {"our iterations": NOT_RUN, "our time": None, "our peak memory (MB)": None, "device": None}
-    minutes, gpu = row["seconds"] / 60, row.get("gpu")
-    device = f"{row['device']}, {int(row['threads'])} threads" if row["device"].startswith("cpu") else row["device"]
+    minutes, device = row["seconds"] / 60, row["device"]
+    if device.startswith("cpu"):
+        device += f", {int(row['threads'])} threads"
+    elif isinstance(row.get("gpu"), str):
+        device = row["gpu"]
     return {"our iterations": int(row["iterations"]),
             "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": gpu if isinstance(gpu, str) else device}
+            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device}
 
 
 def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, dict[str, list[pd.Series]]]:
-    """Evaluations with the paper's propagation, by the (method, data) of the line that they belong to, and what is special.
+    """Evaluations with the paper's propagation, by (method, data) of their line and what sets them apart.
 
-    A release uses the layer that it was made for; a selected snapshot may use any that the authors selected from.
+    A release uses the layer that it was made for, a selected snapshot one of `SELECTED_LAYERS`.
     """
     found: dict[tuple, dict[str, list[pd.Series]]] = {}
     for _, row in evaluated.iterrows():
@@ -163,8 +174,7 @@ def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, dict[st
             release = RELEASES[features]
             line, what, layers = (release.method, release.data), WEIGHTS, (release.layer,)
         else:
-            line, what = {"random": (RANDOM, None), "imagenet": ("ImageNet ResNet-18 (supervised)", "ImageNet")}.get(
-                features), ""
+            line, what = {"random": (RANDOM, None), "imagenet": IMAGENET}.get(features), ""
             made = training(row, rows)
             if made is not None and (length := _length(made)) is not None:
                 miscounted = made.get("miscounted")
@@ -177,15 +187,15 @@ def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, dict[st
 
 
 def _length(made: pd.Series) -> str | None:
-    """Of a training with the paper's settings: "" at the end of the schedule, "released length" where the authors stopped.
+    """How long a training with the paper's settings ran: "" for the whole schedule, or "released length".
 
     None means other settings, another length, or data on which the paper did not train.
     """
-    name = next((name for name, source in SOURCES.items() if source.title == made["data"] and source.epochs), None)
-    if name is None or pd.isna(made.get("videos")):
+    names = [name for name, source in SOURCES.items() if source.title == made["data"] and source.epochs]
+    if not names or pd.isna(made.get("videos")):
         return None
     for released, what in ((False, ""), (True, "released length")):
-        expected = dataclasses.asdict(paper_settings(name, int(made["videos"]), released=released))
+        expected = dataclasses.asdict(paper_settings(names[0], int(made["videos"]), released=released))
         if has(made, {setting: value for setting, value in expected.items() if setting not in FREE}):
             return what
     return None

@@ -1,7 +1,7 @@
 """The tables of a study as DataFrames, Markdown and CSV, made from its rows.
 
-Scores are percentages, differences points. None means that a number does not apply or is not known; what was not
-run says "not run", and † marks rows of an earlier version.
+Scores are percentages, differences points. None means that a number does not apply or is not known. What was
+not run says "not run", and † marks rows of an earlier version.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pandas as pd
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.study.paper import PROTOCOL, TABLE1, table1, table2, table3
-from dulvos.study.rows import (CURVE, NOT_RUN, Study, all_rows, benchmarks, frame, kind, label, newest, percent,
-                               remark, state)
+from dulvos.study.rows import (CURVE, NOT_RUN, Study, all_rows, benchmarks, frame, kind, label, newest,
+                               percent, remark, state)
 
 __all__ = ["METHODS", "POINTS", "TITLES", "difference", "failure_frame", "score_curve", "sequence_table",
            "study_table", "summary", "to_markdown", "to_text", "write", "write_tables"]
@@ -23,9 +23,10 @@ __all__ = ["METHODS", "POINTS", "TITLES", "difference", "failure_frame", "score_
 POINTS = "points"  # the state of a line of differences, after a † if either side has one
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features",
            "trained": "trained features"}
-SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay", "F mean": "F-Mean",
-          "F recall": "F-Recall", "F decay": "F-Decay"}
-FORMATS = {"difference": "{:+z.1f}", "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}  # others: one decimal
+SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay",
+          "F mean": "F-Mean", "F recall": "F-Recall", "F decay": "F-Decay"}
+SIGNED = "{:+z.1f}"
+FORMATS = {"difference": SIGNED, "ours": SIGNED, "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}
 TITLES = {
     "table1": "Table 1: DAVIS-2017 val, J&F in percent",
     "study": "This study: means over objects, in percent",
@@ -55,8 +56,8 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({"method": "trained - random", **gain, "state": made})
         for line in lines[start:]:
             line["data"] = data and f"{data} {split}"
-    columns = ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame", "threads", "state"]
-    return frame(lines, columns)
+    return frame(lines, ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame",
+                         "threads", "state"])
 
 
 def _measured(row: pd.Series | None) -> dict:
@@ -67,8 +68,8 @@ def _measured(row: pd.Series | None) -> dict:
         return {**_scores(row), **counts, "seconds a frame": round(float(row["seconds_per_frame"]), 2),
                 "threads": int(row["threads"]) if pd.notna(row.get("threads")) else None}
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a number "
-                         f"({error}); restore it, or delete it to run again") from error
+        raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a "
+                         f"number ({error}); restore it, or delete it to run again") from error
 
 
 def _scores(row: pd.Series) -> dict[str, float]:
@@ -101,7 +102,8 @@ def sequence_table(study: Study) -> pd.DataFrame:
         if not tables:
             continue
         table = pd.concat(tables).eval("score = 50 * (`J mean` + `F mean`)")
-        block = table.pivot_table("score", "sequence", "method", margins=True, margins_name="mean over objects")
+        margin = {"margins": True, "margins_name": "mean over objects"}
+        block = table.pivot_table("score", "sequence", "method", **margin)
         block = block.reindex(columns=titles).round(1).astype(object)
         counts = tables[-1].groupby("sequence").size()
         block.insert(0, "objects", [*counts, counts.sum()])
@@ -128,7 +130,7 @@ def score_curve(study: Study) -> pd.DataFrame:
     rows, lines = study.rows(), []
     found = kind(rows, "evaluate")
     found = found[found["name"].str.startswith(CURVE)]
-    for column in ("fingerprint", "trained_key"):  # the curve begins at random features, which have no trained_key
+    for column in ("fingerprint", "trained_key"):  # random features, the first point, have no trained_key
         marks = found.get(column, pd.Series(index=found.index, dtype=object)).fillna("")
         found = found[marks.isin(["", *marks[marks != ""].tail(1)])]
     for name, group in found.groupby("name"):
@@ -160,24 +162,27 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
             return "-"
         if isinstance(value, (float, np.floating)):
             signed = column in SCORES and made.removeprefix("† ") == POINTS
-            return FORMATS.get("difference" if signed else column, "{:.1f}").format(value)
+            return (SIGNED if signed else FORMATS.get(column, "{:.1f}")).format(value)
         return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
     states = table.get("state", [""] * len(table))
-    text = {column: [cell(value, column, made) for value, made in zip(table[column], states)] for column in table}
+    text = {column: [cell(value, column, made) for value, made in zip(table[column], states)]
+            for column in table}
     return pd.DataFrame(text, columns=table.columns, dtype=object)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A table in GitHub's Markdown, with numbers aligned to the right."""
-    numbers = [any(isinstance(value, (int, float, np.number)) for value in table[column]) for column in table]
-    lines = [list(table), ["---:" if right else "---" for right in numbers], *to_text(table).to_numpy().tolist()]
+    rules = ["---:" if any(isinstance(value, (int, float, np.number)) for value in table[column]) else "---"
+             for column in table]
+    lines = [list(table), rules, *to_text(table).to_numpy().tolist()]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def write(table: pd.DataFrame, path: Path, title: str) -> None:
-    """Write a table as CSV and, under its title, as Markdown; `path` has no suffix."""
-    for suffix, text in (("csv", table.to_csv(index=False)), ("md", f"**{title}**\n\n{to_markdown(table)}")):
+def write(table: pd.DataFrame, path: Path, title: str, about: str = "") -> None:
+    """Write a table as CSV and, below a title and what it is about, as Markdown; `path` has no suffix."""
+    title = f"**{title}.** {about}" if about else f"**{title}**"
+    for suffix, text in (("csv", table.to_csv(index=False)), ("md", f"{title}\n\n{to_markdown(table)}")):
         with replacing(path.with_name(f"{path.name}.{suffix}")) as stream:
             stream.write(text.encode())
 
@@ -197,14 +202,16 @@ def summary(study: Study) -> str:
     table, filled = to_text(study_table(study.rows())), table1(all_rows(study.results))
     filled = filled[filled["ours J&F_m"] != NOT_RUN]
     shown = ["data", "method", "J&F", "J mean", "F mean", "sequences", "objects", "seconds a frame", "state"]
-    lines = [f"study {study.name!r}: {TITLES['study']}", *table[shown].to_string(index=False).splitlines(),
-             f"paper's Table 1 (DAVIS-2017 val): {(filled.index < len(TABLE1)).sum()} of its {len(TABLE1)} lines run"]
-    return "\n".join(lines + [f"  {line.method}, {line['train data'] or 'no data'}: ours {line['ours J&F_m']:.1f}, "
-                              f"paper {line['paper J&F_m'] or '-'}" for _, line in filled.iterrows()])
+    run = (filled.index < len(TABLE1)).sum()
+    lines = [f"study {study.name!r}: {TITLES['study']}", table[shown].to_string(index=False),
+             f"paper's Table 1 (DAVIS-2017 val): {run} of its {len(TABLE1)} lines run"]
+    lines += [f"  {line['method']}, {line['train data'] or 'no data'}: ours {line['ours J&F_m']:.1f}, "
+              f"paper {line['paper J&F_m'] or '-'}" for line in filled.to_dict("records")]
+    return "\n".join(lines)
 
 
 def _methods(rows: pd.DataFrame, data: str | None, split: str | None) -> dict[str, pd.Series | None]:
-    """The row that counts for each method on a benchmark: `METHODS`, None where absent, then others by label."""
+    """The row that counts for each method: `METHODS`, None for an absent one, then others by their label."""
     found = kind(rows, "evaluate")
     found = found[(found["data"] == data) & (found["split"] == split) & ~found["name"].str.startswith(CURVE)]
     labels = pd.Series([label(row) for _, row in found.iterrows()], found.index, dtype=object)
