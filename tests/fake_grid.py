@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 
 from dulvos.study import results, runs
-from dulvos.study.ablation import GridStudy
+from dulvos.study.ablation import Scale as GridStudy
 from dulvos.study.ablation_states import Run
 from dulvos.masks import write_mask
 from dulvos.inference import SegmentSettings
@@ -40,8 +40,8 @@ def write_data(root: Path) -> Path:
 
 def tiny_grid(data: Path, **changes) -> GridStudy:
     """The grid on that data."""
-    return GridStudy(**{"folder": "ablation-tiny", "train": str(data), "evaluate": str(data), "training": TRAINING, "seeds": 3,
-                        "scale": "tiny"} | changes)
+    return GridStudy(**{"name": "tiny", "train": str(data), "evaluate": str(data), "training": TRAINING, "seeds": (3, 1, 1),
+                        "words": "tiny"} | changes)
 
 
 def marks(grid: GridStudy) -> dict[str, str]:

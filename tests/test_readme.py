@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 
 from dulvos.study import results, steps as study, tables
-from dulvos.study import ablation_states as states
-from dulvos.study import ablation_tables as grid_tables
-from dulvos.study.ablation import STUDIES, find_study
+from dulvos.study import ablation
+from dulvos.study.ablation import SCALES
 from dulvos.study.rows import Study
 from dulvos.movies import write_mp4
 from tests.oracles import texture
@@ -51,7 +50,7 @@ def sections() -> Iterator[tuple[str, str]]:
 def values_of(name: str) -> tuple[list[float], list[float]]:
     """What the rows of a study say: scores in percent and their differences, counts, settings; and times in seconds."""
     rows, values, times = results.read_rows(name), [], []
-    grids = [grid for grid in STUDIES.values() if grid.folder == name]
+    grids = [grid for grid in SCALES.values() if grid.folder == name]
     if rows.empty:
         return [], []
     scores = [column for column in ("scores.J&F-Mean", "scores.J-Mean", "scores.F-Mean") if column in rows]
@@ -68,10 +67,9 @@ def values_of(name: str) -> tuple[list[float], list[float]]:
     times += list(rows.seconds_per_frame.dropna()) if "seconds_per_frame" in rows else []
     values.append(len(rows))
     for grid in grids:
-        every = states.grid_runs(grid, check_data=False)
-        base = grid_tables.baseline_scores(every)
-        values += [base.mean(), base.max() - base.min(), *grid_tables.effects(grid, every).ours.dropna().abs()]
-        values += list(grid_tables.effects(grid, every).visible.dropna())
+        found = ablation.effects(Study(name, ROOT / "results"), grid)
+        base = 100 * rows.loc[rows["name"].str.startswith("baseline"), "scores.J&F-Mean"].dropna()
+        values += [base.mean(), base.max() - base.min(), *found.ours.dropna().abs(), *found.visible.dropna()]
     return values + [setting for settings in _settings(name) for setting in settings], times
 
 
@@ -161,9 +159,9 @@ def test_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", ["demo", "davis"])
 def test_the_grid_s_committed_tables_are_those_of_the_committed_rows(name: str, tmp_path: Path) -> None:
-    grid = find_study(name)
-    grid_tables.write_tables(grid, states.grid_runs(grid, check_data=False), tmp_path)
-    _same(tmp_path, results.study_folder(grid.folder) / "tables", "notebooks/03_ablation.ipynb")
+    scale = SCALES[name]
+    ablation.write_tables(Study(scale.folder, ROOT / "results"), scale, tmp_path)
+    _same(tmp_path, ROOT / "results" / scale.folder / "tables", "notebooks/03_ablation.ipynb")
 
 
 def _same(made: Path, committed: Path, remedy: str) -> None:

@@ -159,8 +159,10 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
 
 
 def _point(scale: Scale, line: dict) -> Point:
-    pairs = [pair.split("=") for pair in (line["settings"] or "").split()]
-    changes, base = {name: _value(value) for name, value in pairs}, TrainSettings.from_dict(scale.training)
+    pairs = [pair.partition("=") for pair in (line["settings"] or "").split()]
+    if not all(equals for _, equals, _ in pairs):
+        raise InputError(f"settings must be name=value pairs, not {line['settings']!r}")
+    changes, base = {name: _value(value) for name, _, value in pairs}, TrainSettings.from_dict(scale.training)
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
     if line["varied"] == "B, T":  # T at a fixed B·T
@@ -222,7 +224,8 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
             **point.line, "name": point.name, "label": point.label, "note": point.note, "seeds": count,
             "score": scores.mean() if count else None, "value": edge and getattr(point.settings, edge),
             "ours": ours, "deviation": deviation, "visible": visible, "state": state if count else NOT_RUN,
-            "verdict": _verdict(scale, point, ours, visible), "data": found["data"].iloc[0] if count else None})
+            "verdict": _verdict(scale, point, ours, visible),
+            "data": found["data"].iloc[0] if count else None})
     return frame(lines, [*lines[0]])
 
 
@@ -232,11 +235,11 @@ def _seeds(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
     if point.trained:
         settings = dataclasses.asdict(point.settings)
         trained = _having(kind(rows, "train"), {name: settings[name] for name in settings.keys() - FREE})
-        trained = trained.reindex(columns=["key", "parameters.seed", "current"])
-        trained.columns = ["trained_key", "seed", "fresh"]
-        found = found[found["features"] == "trained:" + found["trained_key"]]  # the last of a training
-        found = found.drop(columns="seed", errors="ignore").merge(trained, on="trained_key")
-        found["current"] &= found["fresh"]
+        keys = {row["key"]: row for _, row in trained.iterrows()}
+        found = found[found["features"].isin(f"trained:{key}" for key in keys)]  # no snapshots
+        made = [keys[key] for key in found["trained_key"]]
+        fresh = np.array([row["current"] for row in made], bool)
+        found = found.assign(seed=[row["parameters.seed"] for row in made], current=found["current"] & fresh)
     else:
         found = found[found["features"] == point.features]
     if len(found):

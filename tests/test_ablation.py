@@ -1,0 +1,206 @@
+"""The ablation grid: its points from the CSV file, and effects and verdicts from rows out of thin air."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dulvos.errors import InputError
+from dulvos.inference import SegmentSettings
+from dulvos.study.ablation import EDGES, SCALES, Scale, claims, effects, figure_table, find_scale, points, write_tables
+from dulvos.study.rows import NOT_RUN, Study, flat, version
+from dulvos.training import TrainSettings
+
+PAPER = SCALES["paper"]
+TINY = Scale("tiny", "a", "b", {"iterations": 8, "batch": 8, "frames": 5, "crop": 128, "scale_min": 128,
+                                "scale_max": 128}, "eight iterations", seeds=(3, 1, 1))
+SCORES = {"baseline": [49, 50, 51], "B40T1": [42], "B20T2": [48], "lam0": [44.5], "lam1": [46], "N4": [56], "T15": [49.5],
+          "no-crop": [30], "no-jitter": [44], "ordered": [44], "layer-norm": [50.5], "tau0.1": [50.1], "random": [40]}
+DEVIATION = math.sqrt(1 + 1 / 3)  # of the difference between one seed and the mean of three that deviate by 1
+VISIBLE = 4.303 * DEVIATION  # Student's t at 97.5 % with two degrees of freedom: 4.97
+
+
+def write_scores(study: Study, scores: dict[str, list[float]], scale: Scale = TINY, *, old: tuple[str, ...] = (),
+                 **fields) -> None:
+    """The rows of a training and an evaluation for each score (J&F in percent) of each point."""
+    for point in points(scale):
+        for seed, score in enumerate(scores.get(point.name, ())):
+            name, trained_key = f"{point.name}-{seed}", ""
+            row = {"study": study.name, "name": name, "seed": seed, "data": "tiny", "fingerprint": "f", "date": "2026-01-01",
+                   "scores": {"J&F-Mean": score / 100}, **fields}
+            if point.trained:
+                trained_key = f"t-{point.trained}-{seed}"
+                settings = dataclasses.replace(point.settings, seed=seed)
+                write(study, row, "train", trained_key, settings, False)
+            write(study, {**row, "features": f"trained:{trained_key}" if trained_key else point.features,
+                          "trained_key": trained_key}, "evaluate", f"e-{name}", SegmentSettings(**point.inference), name in old)
+
+
+def write(study: Study, row: dict, kind: str, key: str, settings: object, old: bool) -> None:
+    row = {**row, "kind": kind, "key": key, "parameters": dataclasses.asdict(settings)}
+    study.write({**row, "version": -1 if old else version(kind, flat(row))})
+
+
+def line(study: Study, name: str, scale: Scale = TINY) -> pd.Series:
+    return effects(study, scale).set_index("name").loc[name]
+
+
+def test_the_papers_grid_is_the_papers() -> None:
+    """(B, T) at B·T = 80, λ, N, M and T at B = 16; every difference that the text states, and no other."""
+    grid = {point.name: point for point in points(PAPER)}
+    base = grid["baseline"]
+    assert base.label == "B=16 T=5 λ=0.1 N=8 M=4" and base.seeds == 5
+    pairs = [(p.settings.batch, p.settings.frames) for p in grid.values() if p.varied == "B, T"]
+    assert pairs == [(80, 1), (40, 2), (8, 10)]
+    for edge, values in {"λ": [0, 1], "N": [4, 16], "M": [2, 8], "T": [10, 15]}.items():
+        assert [getattr(p.settings, EDGES[edge]) for p in grid.values() if p.varied == edge] == values
+    stated = {name: p.line["paper"] for name, p in grid.items() if p.line["paper"] is not None}
+    assert stated == {"B80T1": -9.3, "lam0": -2.3, "lam1": -0.8, "N4": -8.2, "M8": -1.5, "T15": 0}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_every_point_is_one_change(scale: Scale) -> None:
+    base, *others = points(scale)
+    for point in others:
+        changed = {name for name, value in dataclasses.asdict(point.settings).items() if value != getattr(base.settings, name)}
+        allowed = {"B, T": {"batch", "frames"} | ({"iterations", "lr_every"} if scale.epochs else set())}
+        setting = EDGES.get(point.varied)
+        assert changed <= allowed.get(point.varied, {setting}) if setting else len(changed) <= 2, point.name
+        assert bool(changed) + (point.inference != base.inference) + (point.features == "random") == 1, point.name
+        expected = {"random": "", "res3": "baseline", "key": "baseline"}
+        assert point.trained == expected.get(point.name, point.name)
+
+
+def test_epochs_stay_where_lengths_are_epochs() -> None:
+    """80 clips a batch see each video as often as 16 do in a fifth of the iterations; small scales count iterations."""
+    for point in points(PAPER):
+        settings = point.settings
+        for length, epochs in ((settings.iterations, 500), (settings.lr_every, 100)):
+            assert abs(length * settings.batch - epochs * 3471) <= 80, f"{point.name}: but for a batch"
+    assert {point.settings.iterations for point in points(SCALES["davis"])} == {400}
+
+
+def test_scales_lie_in_folders_of_their_own() -> None:
+    assert len({scale.folder for scale in SCALES.values()}) == len(SCALES)
+    assert all(scale.folder.startswith("ablation-") for scale in SCALES.values())  # what other tables leave out
+    with pytest.raises(InputError, match="demo, davis, paper"):
+        find_scale("tiny")
+
+
+@pytest.mark.parametrize(("added", "message"), [
+    ("a,claim,a,lamb=1", "lamb"), ("a,claim,a,lam=-1", "lam"), ("a,claim,a,layer=res9", "layer"), ("a,Q,a,lam=1", "varied"),
+    ("a,claim,a,lam", "name=value"), ("M2,M,M=2,cross_grid=2", "M2"), ("a{b},claim,a,lam=1", "b"),
+    ("a,claim,a,lam=1,,,c,w,s,higher", "expected"), ("a,\"B, T\",a,grid=4", "frames")])
+def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: str) -> None:
+    path = tmp_path / "ablation.csv"
+    path.write_text((Path(points.__code__.co_filename).with_suffix(".csv")).read_text() + added + "\n")
+    with pytest.raises(InputError, match=rf"ablation\.csv, line 29: .*{message}"):
+        points(TINY, path)
+
+
+def test_a_new_point_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ablation.csv"
+    text = Path(points.__code__.co_filename).with_suffix(".csv").read_text()
+    path.write_text(text + "slow{lam:g},claim,λ={lam:g} and no flip,lam=0.5 view_flip=False,,,c,w,s,equal\n")
+    point = points(TINY, path)[-1]
+    assert (point.name, point.label, point.trained) == ("slow0.5", "λ=0.5 and no flip", "slow0.5")
+    assert point.settings == TrainSettings.from_dict({**TINY.training, "lam": 0.5, "view_flip": False})
+
+
+def test_effects_are_differences_of_means_over_seeds(study: Study) -> None:
+    write_scores(study, {**SCORES, "N4": [56, 57, 58], "M2": [47, 49]})
+    table = effects(study, TINY).set_index("name")
+    assert table.loc["baseline", ["seeds", "state"]].tolist() == [3, "3 of 3 seeds"]
+    assert table.loc["baseline", ["score", "deviation", "visible"]].tolist() == pytest.approx([50, 1, VISIBLE], rel=1e-3)
+    assert table.loc["lam0", ["ours", "deviation", "visible"]].tolist() == pytest.approx([-5.5, DEVIATION, VISIBLE], rel=1e-3)
+    assert table.loc["N16", ["score", "ours", "deviation", "state"]].tolist() == [None, None, None, NOT_RUN]
+    # three seeds against three: variance 1 from four degrees of freedom, t = 2.776
+    assert table.loc["N4", ["ours", "deviation"]].tolist() == pytest.approx([7, math.sqrt(2 / 3)])
+    assert table.loc["N4", "visible"] == pytest.approx(2.776 * math.sqrt(2 / 3), rel=1e-3)
+    # two against three: (2·1 + 1·2) / 3 of variance
+    assert table.loc["M2", "deviation"] == pytest.approx(math.sqrt(4 / 3 * (1 / 2 + 1 / 3)))
+    assert table.loc["N4", "state"] == "3 of 3 seeds"
+    planned = dataclasses.replace(TINY, seeds=(3, 3, 1))
+    assert line(study, "M2", planned).state == "2 of 3 seeds"
+
+
+@pytest.mark.parametrize(("name", "verdict"), [
+    ("B40T1", "agrees"),  # -8, the paper's -9.3
+    ("B20T2", "not stated"), ("M8", NOT_RUN),
+    ("lam0", "agrees"),  # -5.5, beyond 4.97
+    ("lam1", "within the deviation"),  # -4: three deviations, but of three seeds
+    ("N4", "opposite"),  # +6, the paper's -8.2
+    ("T15", "agrees"),  # neither the paper nor we see a difference
+    ("ordered", "differs"), ("no-jitter", "agrees"), ("random", "-"), ("baseline", "-")])
+def test_verdicts(study: Study, name: str, verdict: str) -> None:
+    write_scores(study, SCORES)
+    assert line(study, name).verdict == verdict
+
+
+def test_claims_are_decided_by_their_first_point_or_by_all(study: Study) -> None:
+    write_scores(study, SCORES)
+    table = claims(effects(study, TINY)).set_index("where")
+    assert table.loc["Sec. 3.5", "verdict"].tolist() == [NOT_RUN, "agrees", "differs"]  # no-branch itself was not run
+    assert "-20.0 ± 1.2" in table.loc["Sec. 3.5", "we see (J&F)"].iloc[0]
+    assert table.loc["Sec. 4", "verdict"] == "agrees" and "80 % of the baseline" in table.loc["App. D, Table 1", "we see (J&F)"]
+    write_scores(study, {"tau0.025": [40]})
+    assert claims(effects(study, TINY)).set_index("where").loc["Sec. 4", "verdict"] == "differs"
+
+
+def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: Study) -> None:
+    write_scores(study, SCORES, old=("baseline-0", "lam0-0"))
+    table = effects(study, TINY).set_index("name")
+    assert table.loc["baseline", ["score", "state"]].tolist() == [50.5, "2 of 3 seeds"]
+    assert table.loc["lam0", "state"].startswith("†") and table.loc["lam1", "state"] == "run"
+    write_scores(study, SCORES, old=("baseline-0", "baseline-1", "baseline-2"))
+    table = effects(study, TINY)
+    assert table["score"].iloc[0] == 50 and table.loc[table["seeds"] > 0, "state"].str.startswith("†").all()
+    assert "†" in claims(table)["we see (J&F)"].iloc[0]
+
+
+def test_a_row_counts_for_its_own_settings_and_data_only(study: Study) -> None:
+    write_scores(study, {"baseline": [50, 51], "lam0": [48]})
+    assert line(study, "lam0").ours == pytest.approx(-2.5) and line(study, "N4").seeds == 0
+    longer = dataclasses.replace(TINY, training={**TINY.training, "iterations": 9})
+    assert not effects(study, longer)["seeds"].sum()
+    write_scores(study, {"lam1": [40]}, fingerprint="of other data", date="2026-02-02")
+    assert effects(study, TINY).set_index("name")["seeds"].loc[["baseline", "lam0", "lam1"]].tolist() == [0, 0, 1]
+
+
+def test_a_row_from_before_a_setting_had_its_default(study: Study) -> None:
+    write_scores(study, {"baseline": [50], "lam0": [48]})
+    for path in (study.folder / "rows").glob("train-*.json"):
+        path.write_text("\n".join(part for part in path.read_text().splitlines() if "view_flip" not in part))
+    assert line(study, "lam0").ours == pytest.approx(-2)
+
+
+def test_without_rows_nothing_was_run(study: Study) -> None:
+    found = effects(study, TINY)
+    assert set(found["state"]) == {NOT_RUN} and found["ours"].isna().all()
+    assert set(claims(found)["verdict"]) == {NOT_RUN} and set(figure_table(found)["state"]) == {NOT_RUN}
+
+
+def test_one_seed_has_no_deviation_and_no_verdict(study: Study) -> None:
+    write_scores(study, {"baseline": [50], "lam0": [48]})
+    found = line(study, "lam0")
+    assert found.deviation is None and found.verdict == "deviation unknown"
+
+
+def test_numbers_that_mean_nothing_get_no_verdict(study: Study) -> None:
+    write_scores(study, SCORES)
+    found = effects(study, dataclasses.replace(TINY, meaningless=True))
+    assert set(found["verdict"]) == {"-", "means nothing", NOT_RUN}
+
+
+def test_tables_are_written(study: Study, tmp_path: Path) -> None:
+    write_scores(study, {**SCORES, "M2": [49.98]})
+    made = write_tables(study, TINY, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "fig3.csv").set_index("setting")
+    assert table["J&F"].iloc[0] == 50 and table["state"]["M=8"] == NOT_RUN and table["paper"]["M=2"] == "not stated"
+    assert "| M | M=2 | 50.0 | +0.0 |" in (tmp_path / "out" / "fig3.md").read_text().replace("-0.0", "+0.0")
+    assert "eight iterations" in (tmp_path / "out" / "claims.md").read_text()
+    assert len(made["claims"]) == 12 and len(figure_table(effects(study, TINY))) == 12
