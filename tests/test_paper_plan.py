@@ -1,0 +1,136 @@
+"""The rows of the paper's tables as commands: what is missing is named before anything runs; the steps fit their notebooks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dulvos.checkpoints import load_encoder
+from dulvos.errors import InputError
+from dulvos.released import RELEASES
+from dulvos.study import paper
+from dulvos.study.paper_plan import COLLECTIONS, ROWS, Here, row_steps, rows_table, run_paper, what_is_missing
+from dulvos.study.rows import SUFFIX, Study
+from dulvos.study.steps import check_parameters
+from tests.miniature import draw_video, write_davis, write_video, write_youtube_vos
+from tests.test_released import snapshot, walk
+
+TRAINING = {"iterations": 2, "batch": 2, "frames": 3, "crop": 64, "scale_min": 64, "scale_max": 72, "grid": 4,
+            "cross_grid": 2}
+INFERENCE = {"shorter_side": 48, "context": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Small copies of every layout and file of weights that the rows need."""
+    root = tmp_path_factory.mktemp("data")
+    write_youtube_vos(root / "youtube-vos")
+    write_davis(root / "davis-2017", {name: draw_video([(24, 28, 0, 1, 0), (40, 66, 0, -1, 0)], seed=seed)
+                                      for seed, name in enumerate(("v1", "v2"))})
+    for seed in range(3):
+        frames = draw_video([], seed=seed)[0]
+        for folder in (f"oxuva/images/dev/vid{seed}", f"trackingnet/TRAIN_{seed}/frames/video{seed}"):
+            write_video(frames, root / folder)
+        path = root / f"kinetics-400/train/archery/clip{seed}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+        for frame in np.concatenate([frames] * 5):
+            writer.write(frame)
+        writer.release()
+    (root / "weights").mkdir()
+    encoder = load_encoder("random", seed=5)
+    for name, release in RELEASES.items():
+        torch.save(walk(encoder, layer4=False) if name == "crw" else snapshot(encoder), root / "weights" / release.file)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """Results and indexes of its own, and variables that a call may set."""
+    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
+    for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def small(data: Path, **changes) -> Here:
+    return Here(data, "cpu", incomplete=True, training=TRAINING, inference=INFERENCE, **changes)
+
+
+def test_with_everything_here_every_row_has_steps_that_fit_their_notebooks(whole, capsys):
+    here = small(whole, selected=True)
+    assert run_paper([], here, dry=True) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ROWS) and "MISSING" not in told
+    for row in ROWS.values():
+        steps = row_steps(row, here)
+        for step in steps:
+            check_parameters(step.source, step.parameters)
+        assert steps[-1].given["layer"] == (RELEASES[row.features].layer if row.features in RELEASES else "res4")
+        names = {step.name for step in steps}
+        assert (f"trained{SUFFIX}" in names) == bool(row.collection) and all(set(s.needs) <= {s.full_name for s in steps}
+                                                                             for s in steps)
+    assert not list(Study("paper").results.glob("*/rows"))
+
+
+def test_settings_are_the_papers_and_lengths_count_the_videos_that_are_here(whole):
+    here = Here(whole, "cpu", incomplete=True)
+    settings = {name: here.settings(name) for name in COLLECTIONS}
+    assert settings["oxuva"].iterations == -(-500 * 3 // 16) and settings["kinetics-400"].lr_every == -(-20 * 3 // 16)
+    large = settings["trackingnet"]
+    assert large.centre and large.optimiser == "sgd" and large.lr_decay == 0.9
+    released = Here(whole, "cpu", incomplete=True, released=True)
+    assert released.settings("oxuva").iterations == -(-430 * 3 // 16)
+    assert released.study("oxuva").name == "paper-oxuva-released" and released.study("").name == "paper"
+
+
+@pytest.mark.parametrize(("row", "gone", "named"), [
+    ("random", "davis-2017", "davis-2017"), ("random", "davis-2017/ImageSets/2017/val.txt", "val"),
+    ("random", "davis-2017/Annotations/480p/v1/00000.png", "00000.png"), ("crw", "weights/pretrained.pth", "pretrained.pth"),
+    ("oxuva", "oxuva", "images/dev"), ("trackingnet", "trackingnet/TRAIN_*", "TrackingNet"),
+    ("table2-crw", "youtube-vos/valid", "valid"), ("table2-crw", "youtube-vos/valid_all_frames", "valid_all_frames")])
+def test_the_missing_thing_is_named_and_nothing_runs(whole, tmp_path, capsys, row, gone, named):
+    copy = shutil.copytree(whole, tmp_path / "data", copy_function=os.link)
+    for path in copy.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    missing = what_is_missing(ROWS[row], small(copy))
+    assert len(missing) == 1 and named in missing[0]
+    assert run_paper([row, "random"], small(copy)) == 1
+    assert named in capsys.readouterr().out and not Study("paper").results.exists()
+
+
+def test_incomplete_data_are_refused_unless_they_are_accepted(whole):
+    for row, named in (("random", "30"), ("oxuva", "OxUvA"), ("table2-crw", "474")):
+        assert any(named in line for line in what_is_missing(ROWS[row], Here(whole, "cpu")))
+    assert not what_is_missing(ROWS["random"], Here(whole, "cpu", incomplete=True))
+
+
+def test_a_disk_that_is_too_small_is_told_first(whole, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2, 1, 1))
+    assert run_paper(["random"], small(whole)) == 1
+    assert "GB" in capsys.readouterr().out and not Study("paper").results.exists()
+
+
+def test_the_rows_cover_the_papers_tables():
+    table = rows_table()
+    for number, name in ((1, "table1"), (2, "table2")):
+        lines = {(line.method, line.data) for line in paper.read_csv(name).itertuples() if line.method in (paper.OURS, "CRW")}
+        assert lines <= {row.line for row in ROWS.values() if row.table == number}
+    assert all(f"`{name}`" in table for name in ROWS) and table.count("not run") == len(ROWS)
+    with pytest.raises(InputError, match="absent"):
+        Here(Path("absent"))
+
+
+@pytest.mark.slow
+def test_a_row_runs_from_training_to_its_evaluations(whole):
+    assert run_paper(["oxuva", "random"], small(whole), threads=1) == 0
+    rows = Study("paper-oxuva").rows()
+    assert set(rows["kind"]) == {"train", "evaluate"} and Study("paper").rows()["name"].tolist() == ["random"]
+    assert (Study("paper").folder / "tables" / "table1.csv").is_file()
