@@ -74,6 +74,20 @@ class Workers:
 Run = OmitArgPrefixes[Workers]
 
 
+class _Train(TrainSettings):
+    """Settings of the training; the defaults are the paper's for YouTube-VOS."""
+
+    def __post_init__(self) -> None:
+        """Checked by the command, whose errors take one line."""
+
+
+class _Segment(SegmentSettings):
+    """Settings of inference; the defaults are the paper's for DAVIS-2017."""
+
+    def __post_init__(self) -> None:
+        """Checked by the command, whose errors take one line."""
+
+
 def demo_command(*, grid: bool = False, run: Run = Workers()) -> int:
     """Train, carry masks and score on small rendered videos: about twelve minutes on two cores, no data needed.
 
@@ -148,7 +162,7 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
 
 
 def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study: str, name: str = "trained",
-                  device: str | None = None, settings: OmitArgPrefixes[TrainSettings] = TrainSettings()) -> int:
+                  device: str | None = None, settings: OmitArgPrefixes[_Train] = _Train()) -> int:
     """Train one encoder, as notebook 01_train does, and write its row; the same command continues after a stop.
 
     On several GPUs: torchrun --nproc_per_node 4 -m dulvos train DATA --study NAME. The processes share each batch,
@@ -178,7 +192,7 @@ def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study
 
 def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")],
                     /, *, checkpoint: str = "davis2016", device: str | None = None, fps: float | None = None,
-                    mp4: bool = True, settings: OmitArgPrefixes[SegmentSettings] = SegmentSettings()) -> int:
+                    mp4: bool = True, settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
     Ids from 1 to 254 are kept; a mask of 0 and 255 is object 1. OUT gets a palette PNG for each frame and overlay.mp4.
@@ -197,6 +211,7 @@ def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[s
     if len(given) < 2:
         raise InputError("give at least one MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
     *named, out = given
+    chosen = SegmentSettings(**dataclasses.asdict(settings))
     if video.is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding them, which takes minutes for a long one
     opened = videos.open_video(video)
@@ -207,11 +222,11 @@ def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[s
     fps = movies.frame_rate(opened) if fps is None else fps
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
-    check_memory(opened, len(first), settings, place)
+    check_memory(opened, len(first), chosen, place)
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")
-    found = segment(opened.frames(), first, partial(encode, encoder), settings)
+    found = segment(opened.frames(), first, partial(encode, encoder), chosen)
     with tqdm(masks.save_masks(enumerate(found), opened, folder), desc=opened.name, total=len(opened), unit="frame") as bar:
         if mp4:
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))

@@ -28,8 +28,6 @@ collect_ignore = [
     "test_faults_disk.py",
     "test_faults_kill.py",
     "test_faults_power.py",
-    "test_main.py",
-    "test_numbers.py",
     "test_readme.py",
 ]
 

@@ -120,7 +120,7 @@ def test_a_disk_that_is_too_small_is_told_first(whole, capsys, monkeypatch):
 
 def test_the_rows_cover_the_papers_tables():
     table = rows_table()
-    for number, name in ((1, "table1"), (2, "table2")):
+    for number, name in ((1, "table1.csv"), (2, "table2.csv")):
         lines = {(line.method, line.data) for line in paper.read_csv(name).itertuples() if line.method in (paper.OURS, "CRW")}
         assert lines <= {row.line for row in ROWS.values() if row.table == number}
     assert all(f"`{name}`" in table for name in ROWS) and table.count("not run") == len(ROWS)
