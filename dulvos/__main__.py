@@ -222,7 +222,7 @@ def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[s
     fps = movies.frame_rate(opened) if fps is None else fps
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
-    check_memory(opened, len(first), chosen, place)
+    check_memory(opened, len(first), chosen, encoder)
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")

@@ -7,7 +7,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import safetensors
@@ -18,7 +18,10 @@ import torchvision
 from dulvos.encoder import ARCHITECTURE, Encoder
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.released import RELEASES, load_weights, locate, read_released
+from dulvos.released import RELEASES, load_weights, locate, read_released, read_weights
+
+if TYPE_CHECKING:
+    from dulvos.timm_encoders import TimmEncoder
 
 __all__ = ["TrainingState", "encoder_file", "is_whole", "load_encoder", "save_encoder"]
 
@@ -60,15 +63,17 @@ def is_whole(path: Path) -> bool:
 
 
 def encoder_file(name: str) -> Path:
-    """The file that a name stands for: "davis2016" (this study's weights), a release, or any path itself.
+    """The file that a name of `load_encoder` stands for; a name without a file comes back as it is.
 
     Raises:
         InputError: released weights are not there.
     """
+    if name.startswith("timm:"):
+        name = name.partition("=")[2] or name
     return WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
 
 
-def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
+def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder | TimmEncoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
     Arguments:
@@ -77,7 +82,8 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
             "davis2016": this study's weights, trained on CC BY-NC videos;
             "imagenet": torchvision's ResNet-18, downloaded on first use, with a random head;
             a .safetensors file with its JSON sidecar;
-            a released torch file (see `dulvos.released.read_released`), or the name of one (`RELEASES`).
+            a released torch file (see `dulvos.released.read_released`), or the name of one (`RELEASES`);
+            "timm:MODEL": a network of timm (see `dulvos.timm_encoders.TimmEncoder`).
         seed: of the random weights, 0 to 2^63 - 1.
 
     Raises:
@@ -86,6 +92,9 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     name = os.fspath(path_or_name)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number in 0..2^63, not {seed!r}")
+    if name.startswith("timm:"):
+        from dulvos.timm_encoders import TimmEncoder  # importing timm takes seconds
+        return TimmEncoder(name, seed)
     if name in ("random", "imagenet"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,16 +115,8 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder:
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: not an encoder; give a .safetensors file (beside its .json) or a released .pth")
     encoder = _build(path.with_suffix(".json"))
-    load_weights(encoder, read_safetensors(path), path, strict=True)
+    load_weights(encoder, read_weights(path), path, strict=True)
     return encoder.eval()
-
-
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a .safetensors file; raises InputError if it is cut short or of another kind."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
 
 
 def _build(sidecar: Path) -> Encoder:

@@ -89,8 +89,8 @@ class Encoder(nn.Module):
         return Features(**{name: F.normalize(features[name].float(), dim=1) for name in layers})
 
 
-def prepare_frames(frames: Tensor) -> Tensor:
-    """(..., 3, H, W) uint8 RGB -> float32, ImageNet's mean and deviation taken out."""
-    mean, std = (frames.new_tensor(values, dtype=torch.float32)[:, None, None]
-                 for values in (IMAGE_MEAN, IMAGE_STD))
+def prepare_frames(frames: Tensor, mean: tuple[float, ...] = IMAGE_MEAN,
+                   std: tuple[float, ...] = IMAGE_STD) -> Tensor:
+    """(..., 3, H, W) uint8 RGB to float32, normalised by a mean and a deviation of RGB in [0, 1]."""
+    mean, std = (frames.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
     return (frames.float() / 255 - mean) / std

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dulvos.devices import autocast, free_memory
-from dulvos.encoder import LAYERS, STRIDE, Encoder, prepare_frames
+from dulvos.encoder import IMAGE_MEAN, IMAGE_STD, LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_types
 from dulvos.propagation import object_ids, propagate, to_labels
-from dulvos.videos import Video, shrink, shrunk_size
+from dulvos.videos import Video, resize, shrink, shrunk_size
 
 __all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode", "segment"]
 
@@ -52,26 +52,59 @@ class SegmentSettings:
 MakeFeatures = Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]]
 
 
-def encode(encoder: Encoder, frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings(), *,
-           batch: int = 4) -> Iterator[Tensor]:
+def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings(), *,
+           batch: int = 0) -> Iterator[Tensor]:
     """Dense features of frames, one by one, on the encoder's device.
 
     Arguments:
-        encoder: in evaluation mode; it runs up to `settings.layer` and no further.
-        frames: (H, W, 3) uint8 RGB.
-        batch: frames encoded at once (the features do not depend on it beyond rounding).
+        encoder: what `load_encoder` returns; an `Encoder` runs up to `settings.layer` and no further. Or any
+            function of (n, 3, H, W) float images that returns (n, K, h, w) features. These of its attributes
+            count: `mean` and `std` of the RGB in [0, 1] that it expects (ImageNet's by default), `multiple`
+            (frames are resized to sides that are multiples of it) and `device` (the CPU by default).
+        frames: (H, W, 3) uint8 RGB of one size.
+        batch: frames encoded at once; 0 takes 4 on a CPU and up to 16 on a GPU, fewer if its memory is short.
+            The features do not depend on it beyond rounding.
 
     Yields:
-        (K, h, w) float32, L2-normalised over K; h = ⌈H / 8⌉, w = ⌈W / 8⌉.
+        (K, h, w) float32, L2-normalised over K; of an `Encoder`, h = ⌈H / stride⌉ and w = ⌈W / stride⌉.
     """
-    device = next(encoder.parameters()).device
-    frames = (shrink(frame, settings.shorter_side) for frame in frames)
+    place = _device(encoder)
+    batch = batch or (4 if place.type == "cpu" else 16)
+    frames = (_seen(frame, encoder, settings) for frame in frames)
     while chunk := list(itertools.islice(frames, batch)):
-        images = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)  # [n, 3, H, W], channels last
-        images = prepare_frames(images.to(device))
-        with torch.inference_mode(), autocast(device, settings.precision):
-            features = getattr(encoder(images, (settings.layer,)), settings.layer)
-        yield from features
+        while chunk:
+            try:
+                features = _features(encoder, np.stack(chunk[:batch]), settings, place)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch = (batch + 1) // 2
+                continue
+            yield from features
+            chunk = chunk[batch:]
+
+
+def _device(encoder: Callable) -> torch.device:
+    if isinstance(encoder, nn.Module):
+        return next(encoder.parameters()).device
+    return torch.device(getattr(encoder, "device", "cpu"))
+
+
+def _seen(frame: np.ndarray, encoder: Callable, settings: SegmentSettings) -> np.ndarray:
+    """A frame as the encoder sees it."""
+    frame, multiple = shrink(frame, settings.shorter_side), getattr(encoder, "multiple", 1)
+    size = tuple(max(1, round(side / multiple)) * multiple for side in frame.shape[:2])
+    return frame if size == frame.shape[:2] else resize(frame, size)
+
+
+def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
+              place: torch.device) -> Tensor:
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(place)  # [n, 3, H, W], channels last
+    images = prepare_frames(images, getattr(encoder, "mean", IMAGE_MEAN), getattr(encoder, "std", IMAGE_STD))
+    with torch.inference_mode(), autocast(place, settings.precision):
+        if isinstance(encoder, Encoder):
+            return getattr(encoder(images, (settings.layer,)), settings.layer)
+        return F.normalize(encoder(images).float(), dim=1)
 
 
 def colour_features(frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
@@ -155,17 +188,19 @@ def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np
         yield frame
 
 
-def check_memory(video: Video, masks: int, settings: SegmentSettings, device: torch.device) -> None:
+def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: Callable) -> None:
     """Estimate what carrying that many masks through a video needs.
 
     Raises:
         InputError: more than is free.
     """
     height, width = shrunk_size(tuple(video.size), settings.shorter_side)
-    pixels = height * width
-    # features of the context and the given frames twice, in 4 and in 2 to 4 bytes; four frames at once in the encoder
-    needed = pixels / STRIDE**2 * _CHANNELS[settings.layer] * 7 * (settings.context + 1 + masks) + 4 * pixels * _BYTES_A_PIXEL
-    free = free_memory(device)
+    channels = getattr(encoder, "channels", _CHANNELS[settings.layer])
+    cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks
+    # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder
+    needed = 7 * kept * cells * channels + 4 * height * width * _BYTES_A_PIXEL
+    free = free_memory(_device(encoder))
     if needed > free:
-        raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with a context of "
-                         f"{settings.context}, and {free / 2**30:.0f} GB are free; give shorter_side=480, or less")
+        raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with "
+                         f"a context of {settings.context}, and {free / 2**30:.0f} GB are free; give "
+                         "shorter_side=480, or less")

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
-__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "locate", "read_released", "read_torch"]
+__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "locate", "read_released", "read_weights"]
 
 FOLDER = "DULVOS_WEIGHTS"
 
@@ -90,21 +92,36 @@ def locate(name: str) -> str:
     return str(path)
 
 
-def read_torch(path: str | os.PathLike) -> tuple[dict[str, Tensor], Any]:
-    """Read the weights in a torch file, under `model` or at its top level, and the whole content.
+def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read the weights in a .safetensors or a torch file.
 
-    Only tensors and plain values are unpickled. `module.`, which parallel trainings add to names, is removed.
+    In a torch file they stand at the top level or under `model`, `state_dict` or `teacher` (DINO's).
+    `module.`, which parallel trainings add to names, is removed. Only tensors and plain values are unpickled.
 
     Raises:
         InputError: the file is damaged, or would run code.
     """
+    path = Path(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)[0]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The weights in a torch file, and its whole content."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in many ways on random bytes
         raise InputError(f"{path}: damaged, or holds more than weights ({type(error).__name__}); copy it "
                          "again from where it was released") from None
-    state = content.get("model", content) if isinstance(content, dict) else {}
+    state = content if isinstance(content, dict) else {}
+    state = next((state[key] for key in ("model", "state_dict", "teacher") if key in state), state)
     state = state if isinstance(state, dict) else {}
     return {str(k).replace("module.", ""): v for k, v in state.items() if isinstance(v, Tensor)}, content
 
@@ -121,7 +138,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
         InputError: the file is damaged or would run code, or holds another network; names what is missing.
     """
     path = Path(path)
-    state, content = read_torch(path)
+    state, content = _read_torch(path)
     for prefix, head in _PREFIXES:
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dulvos import videos
 from dulvos.checkpoints import load_encoder
+from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, carry, check_memory, colour_features, encode
 from dulvos.session import Session
@@ -178,5 +179,5 @@ def test_frames_that_would_not_fit_are_refused_before_the_first(tmp_path):
     """A system short of memory kills without a word, after some frames."""
     needs = videos.Video("large", tmp_path, 9, (2**16, 2**16), ("0.png",) * 9)
     with pytest.raises(InputError, match=r"65536x65536 need about \d+ GB with a context of 20.*shorter_side"):
-        check_memory(needs, 1, SegmentSettings(), torch.device("cpu"))
-    check_memory(needs, 1, SegmentSettings(shorter_side=48), torch.device("cpu"))
+        check_memory(needs, 1, SegmentSettings(), Encoder())
+    check_memory(needs, 1, SegmentSettings(shorter_side=48), Encoder())

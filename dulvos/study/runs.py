@@ -180,7 +180,7 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     """
     trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
     path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
-    source = features if features == "davis2016" else str(path)
+    source = features if features == "davis2016" or features.startswith("timm:") else str(path)
     weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
     if trained:

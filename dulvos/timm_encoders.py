@@ -1,0 +1,127 @@
+"""Encoders from timm (PyTorch Image Models): any of its networks that gives feature maps."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dulvos.errors import InputError
+from dulvos.released import load_weights, read_weights
+
+__all__ = ["TimmEncoder", "split_name"]
+
+
+class TimmEncoder(nn.Module):
+    """A network of timm as an encoder, in evaluation mode.
+
+    A transformer gives the patch tokens of its last block after the final norm, without prefix tokens (CLS,
+    registers), at any size of frame: timm resamples the position embeddings. A CNN gives its last stage.
+
+    Arguments:
+        name: "timm:ARCHITECTURE", with timm's pretrained weights, downloaded on first use. "@LAYER" may
+            follow, such as "@layer3" or "@blocks.9"; then "=FILE", weights of one's own (.safetensors or a
+            torch file), or "=random".
+        seed: of the random weights.
+
+    Attributes:
+        stride: pixels a cell. channels: K.
+        multiple: frames are resized to sides that are multiples of this (a transformer's patches).
+        mean, std: of the RGB in [0, 1] that the network was trained with.
+
+    Raises:
+        InputError: unknown architecture, layer or weights; weights that cannot be downloaded or do not fit.
+    """
+
+    def __init__(self, name: str, seed: int = 0):
+        super().__init__()
+        architecture, layer, weights = split_name(name)
+        self.name, pretrained = name, not weights
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = _create(architecture, pretrained)
+        if weights not in ("", "random"):
+            _load(self.network, Path(weights))
+        known = [info["module"] for info in self.network.feature_info]
+        if layer and layer not in known:
+            raise InputError(f"{name!r}: the network has no layer {layer!r}, but {', '.join(known)}")
+        self.index = known.index(layer) if layer else len(known) - 1
+        info, config = self.network.feature_info[self.index], self.network.pretrained_cfg
+        self.stride, self.channels = info["reduction"], info["num_chs"]
+        strides = [other["reduction"] for other in self.network.feature_info]
+        self.multiple = max(strides) if hasattr(self.network, "patch_embed") else 1
+        self.mean, self.std = config["mean"], config["std"]
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images, (n, 3, H, W) float RGB, normalised by `mean` and `std`: (n, K, h, w) float.
+
+        Raises:
+            InputError: the network takes images of one size only.
+        """
+        try:
+            return self.network.forward_intermediates(images, [self.index], norm=True, stop_early=True,
+                                                      output_fmt="NCHW", intermediates_only=True)[0]
+        except AssertionError as error:  # how timm refuses a size
+            height, width = images.shape[2:]
+            raise InputError(f"{self.name!r} does not take frames of {width}x{height} ({error}); choose "
+                             "another network") from None
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """The architecture, layer and weights in "timm:ARCHITECTURE@LAYER=FILE"; "" for what is left out."""
+    architecture, _, weights = name.removeprefix("timm:").partition("=")
+    architecture, _, layer = architecture.partition("@")
+    return architecture, layer, weights
+
+
+def _create(architecture: str, pretrained: bool) -> nn.Module:
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        raise InputError(f"'timm:{architecture}': timm has no such network"
+                         + (f"; did you mean {' or '.join(near)}?" if near else ", see timm.list_models()"))
+    try:
+        network = _build(architecture, pretrained)
+    except OSError as error:
+        raise InputError(f"'timm:{architecture}': its weights cannot be downloaded ({_line(error)}); fetch "
+                         f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{architecture.partition('.')[0]}.*")
+        raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has "
+                         f"{', '.join(known) or 'none'}; give =FILE or =random for others") from None
+    if not hasattr(network, "forward_intermediates"):
+        raise InputError(f"'timm:{architecture}' gives no feature maps; choose another network")
+    return network
+
+
+def _build(architecture: str, pretrained: bool) -> nn.Module:
+    try:
+        return timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
+    except TypeError:  # a network without position embeddings
+        return timm.create_model(architecture, pretrained, num_classes=0)
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """Load weights of one's own, whatever precedes their names; timm converts those of known releases."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected weights (.safetensors, or a torch file)")
+    state = read_weights(path)
+    first = next(iter(network.state_dict()))
+    named = min((name for name in state if name.endswith(first)), key=len, default=first)
+    state = {name.removeprefix(named.removesuffix(first)): value for name, value in state.items()}
+    convert: Any = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            state = convert(state, network)
+        except Exception as error:  # it expects names and shapes of this architecture
+            raise InputError(f"{path}: holds weights of another network ({_line(error)})") from None
+    load_weights(network, state, path)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,165 @@
+"""Any network of timm as an encoder, here untrained: features at any stride, normalisation, weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dulvos.__main__ import main
+from dulvos.checkpoints import encoder_file, load_encoder
+from dulvos.errors import InputError
+from dulvos.inference import SegmentSettings, encode, segment
+from dulvos.masks import read_mask, write_mask
+
+SIZE = (61, 83)
+EXACT = SegmentSettings(precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    """A bright square that moves over noise by one cell of 8 pixels a frame."""
+    video = np.random.default_rng(0).integers(0, 120, (3, *SIZE, 3), np.uint8)
+    for t in range(3):
+        video[t, 16:48, 8 + 8 * t : 40 + 8 * t] = (250, 200, 160)
+    return list(video)
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    ids = np.zeros(SIZE, np.uint8)
+    ids[16:48, 8:40] = 3
+    return ids
+
+
+@pytest.mark.parametrize(("name", "stride", "cells"), [
+    ("resnet18@layer1", 4, (16, 21)), ("resnet18@layer2", 8, (8, 11)), ("convnext_atto@stages.1", 8, (7, 10)),
+    ("vit_small_patch14_dinov2@blocks.0", 14, (4, 6)), ("vit_tiny_patch16_224", 16, (4, 5)),
+    ("swin_tiny_patch4_window7_224@layers.1", 8, (8, 12))])
+def test_every_stride_gives_unit_features_that_carry_masks(
+    frames: list, mask: np.ndarray, name: str, stride: int, cells: tuple[int, int]
+) -> None:
+    encoder = load_encoder(f"timm:{name}=random")
+    found = list(encode(encoder, frames, EXACT))
+    assert encoder.stride == stride and not encoder.training
+    assert {tuple(features.shape) for features in found} == {(encoder.channels, *cells)}
+    assert torch.allclose(found[0].norm(dim=0), torch.ones(cells), atol=1e-5)
+    masks = list(segment(frames, mask, partial(encode, encoder)))
+    assert len(masks) == 3 and all(ids.shape == SIZE and set(np.unique(ids)) <= {0, 3} for ids in masks)
+
+
+@pytest.mark.parametrize("layer", [11, 4])
+def test_a_transformer_gives_its_patch_tokens_after_the_norm(layer: int) -> None:
+    """At its own size they are what timm computes; the class token is left out."""
+    suffix = "" if layer == 11 else f"@blocks.{layer}"
+    encoder = load_encoder(f"timm:vit_tiny_patch16_224{suffix}=random", seed=5)
+    frame = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    plain.load_state_dict(encoder.network.state_dict())
+    with torch.inference_mode():
+        x = (torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5  # its own mean and deviation
+        x = plain.patch_embed(x)
+        x = torch.cat([plain.cls_token, x], 1) + plain.pos_embed
+        for block in plain.blocks[: layer + 1]:
+            x = block(x)
+        expected = F.normalize(plain.norm(x)[:, 1:].transpose(1, 2).unflatten(2, (14, 14)), dim=1)
+    torch.testing.assert_close(next(encode(encoder, [frame], EXACT))[None], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_random_weights_follow_the_seed() -> None:
+    before = torch.get_rng_state()
+    a, b, c = (load_encoder("timm:resnet10t=random", seed=seed).network.conv1[0].weight for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "model", "teacher"])
+def test_weights_of_ones_own(tmp_path: Path, frames: list, kind: str) -> None:
+    """They may be those of a training that gave other names, and of a network with a head."""
+    name = "vit_tiny_patch16_224"
+    network = timm.create_model(name, num_classes=7)
+    state, path = network.state_dict(), tmp_path / "own.pth"
+    if kind == "safetensors":
+        path = tmp_path / "own.safetensors"
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({kind: {f"module.backbone.{key}": value for key, value in state.items()}}, path)
+    encoder = load_encoder(f"timm:{name}@blocks.1={path}")
+    assert torch.equal(encoder.network.blocks[1].mlp.fc1.weight, network.blocks[1].mlp.fc1.weight)
+    assert encoder_file(f"timm:{name}@blocks.1={path}") == path
+    with pytest.raises(InputError, match=path.name):
+        load_encoder(f"timm:resnet10t={path}")
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("timm:vit_tiny_patch16_2240", "vit_tiny_patch16_224"), ("timm:", "timm"),
+    ("timm:resnet10t@layer9=random", "layer4"), ("timm:resnet10t.none", "resnet10t.c3_in1k"),
+    ("timm:resnet10t=absent.pth", "absent.pth")])
+def test_a_wrong_name_is_answered_with_the_right_ones(name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_encoder(name)
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="timm:vit_tiny_patch16_224=FILE") as error:
+        load_encoder("timm:vit_tiny_patch16_224")
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_of_one_size_says_so(frames: list) -> None:
+    with pytest.raises(InputError, match="convit_tiny.*80x64"):
+        next(encode(load_encoder("timm:convit_tiny=random"), frames))
+
+
+def test_any_function_is_an_encoder(frames: list, mask: np.ndarray) -> None:
+    """Without attributes it gets ImageNet's normalisation on the CPU, and what it returns is normalised."""
+    seen = []
+
+    def brightness(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        cells = F.avg_pool2d(images.mean(1, keepdim=True), 4)
+        return torch.cat([cells, torch.ones_like(cells)], 1)
+
+    masks = list(segment(frames, mask, partial(encode, brightness)))
+    std, mean = torch.tensor([0.229, 0.224, 0.225]), torch.tensor([0.485, 0.456, 0.406])
+    colours = 255 * (seen[0][0].permute(1, 2, 0) * std + mean)
+    assert torch.allclose(colours, torch.from_numpy(frames[0]).float(), atol=1e-3)
+    truth = np.roll(mask, 16, 1) > 0
+    assert ((masks[2] > 0) & truth).sum() / ((masks[2] > 0) | truth).sum() > 0.7
+
+
+def test_a_video_is_encoded_in_smaller_batches_if_memory_is_short(frames: list) -> None:
+    sizes = []
+
+    def short(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return images[:, :, ::8, ::8]
+
+    many = [frame + t for t in range(3) for frame in frames]
+    found = list(encode(short, many, batch=5))
+    expected = list(encode(lambda images: images[:, :, ::8, ::8], many, batch=1))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert max(sizes[2:]) == 2
+
+
+def test_the_segment_command_takes_the_same_names(frames: list, mask: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{t}.png")
+    write_mask(tmp_path / "mask.png", mask)
+    where = [str(tmp_path / name) for name in ("clip", "mask.png", "out")]
+    assert main(["segment", *where, "--checkpoint", "timm:vit_tiny_patch16_224=random", "--no-mp4"]) == 0
+    assert read_mask(tmp_path / "out" / "2.png").shape == SIZE
