@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dulvos.files import replacing
-from dulvos.study.results import RESULTS, provenance
+from dulvos.study.rows import Study, provenance
 
 COLUMNS = ("benchmark", "case", "ours", "ours_low", "ours_high", "plain", "plain_low", "plain_high", "unit", "ratio", "ours_mb",
            "plain_mb", "difference", "runs", "threads", "torch", "commit", "dirty", "date", "command")
@@ -49,7 +49,7 @@ def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *
 def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dict[str, float], unit: str = "s",
            difference: float | None = None) -> dict:
     """Print one comparison and replace its row in results/benchmarks.csv."""
-    came = provenance("train", seed=0, data="", fingerprint="")
+    came = provenance("evaluate", {})
     row = {"benchmark": benchmark, "case": case, "unit": unit, "runs": len(times["ours"]), "threads": torch.get_num_threads(),
            "torch": came["versions"]["torch"], "commit": came["commit"][:10], "dirty": came["dirty"], "date": came["date"],
            "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}",
@@ -82,7 +82,7 @@ def profile(call: Callable, rows: int = 14) -> None:
 
 def table() -> str:
     """The rows of results/benchmarks.csv as a Markdown table."""
-    with open(RESULTS / "benchmarks.csv", newline="") as stream:
+    with open(Study("benchmarks").results / "benchmarks.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     lines = ["| what | ours (range) | plain | ratio | added memory, ours / plain | command |", "|---|---:|---:|---:|---:|---|"]
     for row in rows:
@@ -108,7 +108,7 @@ def peak() -> float:
 
 
 def _replace(row: dict) -> None:
-    path = RESULTS / "benchmarks.csv"
+    path = Study("benchmarks").results / "benchmarks.csv"
     rows = []
     if path.exists():
         with open(path, newline="") as stream:

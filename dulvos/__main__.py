@@ -22,7 +22,7 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
 from dulvos.study import collections, paper_plan, plans, runs
 from dulvos.study.download import download
-from dulvos.study.rows import Study
+from dulvos.study.rows import Study, all_rows
 from dulvos.study.steps import Step, list_states, run_steps
 from dulvos.study.tables import summary
 from dulvos.training import TrainSettings
@@ -155,7 +155,7 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
     if data is None:
         if rows or dry_run or released or selected or incomplete:
             raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
-        print(paper_plan.rows_table())
+        print(paper_plan.rows_table(all_rows()))
         return 0
     here = paper_plan.Here(data, device, released, selected, incomplete)
     return paper_plan.run_paper(rows, here, dry=dry_run, **dataclasses.asdict(run))

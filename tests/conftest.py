@@ -28,7 +28,6 @@ collect_ignore = [
     "test_faults_disk.py",
     "test_faults_kill.py",
     "test_faults_power.py",
-    "test_readme.py",
 ]
 
 

@@ -25,7 +25,7 @@ from dulvos.released import FOLDER, RELEASES, locate
 from dulvos.study import paper, runs, youtube_vos
 from dulvos.study.collections import SOURCES, Collection, paper_settings
 from dulvos.study.plans import evaluate_step, train_step
-from dulvos.study.rows import SUFFIX, Study, all_rows, kind, newest, state
+from dulvos.study.rows import SUFFIX, Study, kind, newest, state
 from dulvos.study.steps import Step, run_steps
 from dulvos.study.tables import write_tables
 from dulvos.trainer import train
@@ -301,10 +301,9 @@ def _too_little_space(steps: Sequence[Step], here: Here) -> str:
     return f"{folder}: {free:.1f} GB are free, and the rows write about {needed:.1f} GB" if needed > free else ""
 
 
-def rows_table() -> str:
-    """The rows of Tables 1 and 2 in Markdown: the name for `--rows`, what each needs, and its state."""
+def rows_table(found: pd.DataFrame) -> str:
+    """The rows of Tables 1 and 2 in Markdown: the name for `--rows`, what each needs, and its state in `all_rows`."""
     lines = ["| table | row | `--rows` | needs | state |", "|---|---|---|---|---|"]
-    found = all_rows()
     for row in ROWS.values():
         run = kind(found, "evaluate" if row.table == 1 else "youtube-vos")
         study = "paper" + f"-{row.collection}" * (row.collection != "")
