@@ -7,7 +7,6 @@ Trains each candidate for the same few iterations on four fifths of DAVIS's trai
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import cv2
@@ -15,8 +14,9 @@ import cv2
 from dulvos.datasets import load_davis
 from dulvos.masks import write_mask
 from dulvos.inference import SegmentSettings
-from dulvos.study.results import ROOT, study_folder
-from dulvos.study.runs import evaluation_run, training_run
+from dulvos.study.evaluation import evaluation_run
+from dulvos.study.rows import ROOT, Study
+from dulvos.study.runs import training_run
 from dulvos.training import TrainSettings
 
 COMMON = {"frames": 5, "lr": 3e-4, "lr_every": 10_000}
@@ -67,10 +67,11 @@ def main() -> None:
     data = str(split(options.davis, ROOT / "data" / "selection"))
     for name in options.names:
         settings = TrainSettings(iterations=options.iterations, **COMMON, **CANDIDATES[name])
-        row = training_run("selection", name, data, settings)
-        encoder = study_folder("selection") / row["encoder"]  # as seen from here: a row names no place of one machine
-        result = evaluation_run("selection", name, data, os.path.relpath(encoder), SegmentSettings())
-        print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, J&F {100 * result['scores']['J&F-Mean']:.1f}")
+        study = Study("selection")
+        row = training_run(study, name, data, settings)
+        result = evaluation_run(study, name, data, f"trained:{row['key']}", SegmentSettings())
+        print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, "
+              f"J&F {100 * result['scores.J&F-Mean']:.1f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ RUNS = ("lam0-0", "lam1-0", "M2-0", "M8-0", "no-jitter-0", "jitter-each-0", "ord
 def throughput(workers: int, only: list[str]) -> float:
     """Seconds a run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dulvos", "grid", "--study", "demo", "--run", "--workers", str(workers), "--only", *only]
+        command = [sys.executable, "-m", "dulvos", "grid", "--study", "demo", "--run", "--workers", str(workers),
+                   "--threads", "1", "--only", *only]
         environment = os.environ | {"DULVOS_RESULTS": folder, "OMP_NUM_THREADS": "1"}
         started = time.perf_counter()
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import added_memory, compare, profile
 from dulvos.losses import dense_loss, gather_cells, sample_grid
-from dulvos.study.results import RESULTS
+from dulvos.study.rows import Study
 from dulvos.views import sample_similarity
 
 AT = {"batch": 16, "frames": 5, "grid": 8}
@@ -99,7 +99,7 @@ def figure() -> None:
                 rows.append({"sweep": name, "value": value, **probe(way, **at)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    table.to_csv(RESULTS / "loss_complexity.csv", index=False, float_format="%.4g")
+    table.to_csv(Study("benchmarks").results / "loss_complexity.csv", index=False, float_format="%.4g")
     draw(table)
 
 
@@ -118,7 +118,7 @@ def draw(table: pd.DataFrame) -> None:
             ax.minorticks_off()
     axes[0, 0].legend(frameon=False, fontsize=8)
     axes[0, 1].set_title("what is not varied: B=16, T=5, N=8, 32x32 cells", fontsize=9)
-    plt.savefig(RESULTS / "loss_complexity.png", dpi=110)
+    plt.savefig(Study("benchmarks").results / "loss_complexity.png", dpi=110)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Two ways of one computation timed in turn, and the row left in results/benchmarks.csv: `python -m benchmarks.measure` shows them."""
+"""Times two ways of one computation in turn, and leaves a row in results/benchmarks.csv."""
 
 from __future__ import annotations
 
@@ -80,19 +80,6 @@ def profile(call: Callable, rows: int = 14) -> None:
               f"{event.count:6d} calls")
 
 
-def table() -> str:
-    """The rows of results/benchmarks.csv as a Markdown table."""
-    with open(Study("benchmarks").results / "benchmarks.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    lines = ["| what | ours (range) | plain | ratio | added memory, ours / plain | command |", "|---|---:|---:|---:|---:|---|"]
-    for row in rows:
-        memory = f"{row['ours_mb'] or '–'} / {row['plain_mb'] or '–'} MB" if row["ours_mb"] or row["plain_mb"] else ""
-        plain = f"{row['plain']} {row['unit']}" if row["plain"] else ""
-        lines.append(f"| {row['benchmark']}, {row['case']} | {row['ours']} {row['unit']} ({row['ours_low']}–{row['ours_high']}) | {plain} | "
-                     f"{row['ratio']} | {memory} | `{row['command']}` |")
-    return "\n".join(lines)
-
-
 def added_memory(call: Callable) -> tuple[object, float]:
     """What a call returns, and how far this process's memory rises meanwhile above what it holds before, in MB (on Linux)."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and would not count otherwise
@@ -119,7 +106,3 @@ def _replace(row: dict) -> None:
     writer.writerows([*rows, row])
     with replacing(path) as stream:
         stream.write(text.getvalue().encode())
-
-
-if __name__ == "__main__":
-    print(table())
