@@ -179,6 +179,8 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
         InputError: names the first weight that is missing or wrong.
     """
     wanted = network.state_dict()
+    # old files lack BatchNorm's counts, which no feature depends on
+    weights = {name: count for name, count in wanted.items() if "num_batches_tracked" in name} | weights
     for name, value in wanted.items():
         if name not in weights:
             raise InputError(f"{path}: holds weights of another network: {name} is missing")
