@@ -85,7 +85,7 @@ def find_browser() -> str | None:
 
 def lacking() -> str | None:
     """What this machine lacks for these tests, in words, or None."""
-    absent = [name for name in ("playwright", "ipympl", "jupyterlab") if util.find_spec(name) is None]
+    absent = [name for name in ("playwright", "anywidget", "jupyterlab") if util.find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
     return None if find_browser() else f"no browser ({', '.join(BROWSERS)}): apt-get install chromium, as root"

@@ -15,16 +15,11 @@ import av
 import nbformat
 import numpy as np
 import pytest
-import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from dulvos.study import results
-from dulvos.checkpoints import load_encoder
-from dulvos.correspondence import affinity
 from dulvos.masks import read_mask
-from dulvos.inference import SegmentSettings, encode
-from dulvos.study.runs import open_data
+from dulvos.study import results
 from tests import browser
 
 FOLDER = results.ROOT / "notebooks"
@@ -135,8 +130,7 @@ def _decode(picture: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(int)
 
 
-PARAMETERS = {"05_explore_anchors": {}, "06_your_video": {"frames": 6, "out": "own"}}  # out lies in the lab's folder
-explores = pytest.mark.parametrize("opened", ["05_explore_anchors"], indirect=True)
+PARAMETERS = {"06_your_video": {"frames": 6, "out": "own"}}  # out lies in the lab's folder
 paints = pytest.mark.parametrize("opened", ["06_your_video"], indirect=True)
 
 
@@ -146,63 +140,6 @@ def opened(lab, request):
     with lab.open(FOLDER / f"{request.param}.ipynb", request.param, PARAMETERS[request.param]) as notebook:
         notebook.run(300)
         yield notebook
-
-
-EXPLORER = browser.canvas("explorer = Explorer(")
-
-
-@explores
-def test_explorer_runs_from_top_to_bottom(opened):
-    assert opened.red_cells() == [] and opened.console == []
-
-
-@explores
-def test_a_click_in_the_explorer_shows_the_affinity_of_the_cell_under_the_mouse(opened):
-    frame, y, x = 2, 13, 24
-    times = opened.click(EXPLORER, *opened.evaluate(f"explorer.pixel_of({frame}, {y}, {x})"))
-    state = opened.wait_for(f"explorer.state() if explorer.state()['query'] == ({frame}, {y}, {x}) else None")
-    assert state, "another cell was asked about"
-    assert times, "the kernel answered, and nothing changed to be seen"
-    assert times[1] < 5000, f"half a second is meant, on an idle machine; it took {times[1]:.0f} ms"
-
-    video = next(sequence.video for sequence in open_data("cutouts", "val").sequences if sequence.name == state["video"])
-    frames = [video.read(state["start"] + state["gap"] * i) for i in range(state["frames"])]
-    features = torch.stack(list(encode(load_encoder(state["checkpoint"]), frames, SegmentSettings(shorter_side=256))))
-    np.testing.assert_allclose(state["affinity"], affinity(features, frame, y, x).numpy(), atol=0.03)
-
-    drawn = _decode(opened.evaluate("__import__('base64').b64encode(explorer.canvas.jpeg()).decode()"))
-    seen = _seen(opened, EXPLORER)
-    assert seen.shape == drawn.shape and np.abs(seen - drawn).mean() < 3
-    _keep(opened, "explorer = Explorer(")
-
-
-@explores
-def test_the_explorer_obeys_keys_buttons_and_sliders(opened):
-    page = opened.page
-    opened.click(EXPLORER, *opened.evaluate("explorer.pixel_of(0, 11, 20)"))  # which gives the canvas the keyboard, too
-    for key in ("ArrowRight", "ArrowDown", "."):
-        page.keyboard.press(key)
-    assert opened.wait_for("[explorer.view.y, explorer.view.x] == [12, 21] and explorer.view.time != 2")
-    for button, field, value in (("share of its anchor", "show", "share"), ("all clips", "clips", "all"),
-                                 ("res3", "layer", "res3"), ("anchor grid", "grid", True)):
-        before = _seen(opened, EXPLORER)
-        page.get_by_role("button", name=button, exact=True).click()
-        assert opened.wait_for(f"explorer.view.{field} == {value!r} and explorer.message == ''", 60)
-        assert _changes(opened, EXPLORER, before), f"{button} changed nothing to be seen"
-    page.locator('.widget-hslider:has-text("cell: row") [role=slider]').press("ArrowRight")
-    assert opened.wait_for("explorer.view.y == 13")
-    assert opened.console == []
-
-
-@explores
-def test_a_wrong_path_in_the_explorer_is_one_line_and_no_traceback(opened):
-    box = opened.page.get_by_placeholder("your own")
-    box.fill("no/such/video.mp4")
-    box.press("Enter")
-    message = opened.wait_for("explorer.message")
-    assert "no/such/video.mp4" in message and "\n" not in message
-    opened.page.get_by_text(message).first.wait_for(timeout=10_000)
-    assert "Traceback" not in opened.page.content()
 
 
 PAINTER, CORRECTOR = browser.canvas("painter = Painter("), browser.canvas("corrector = Painter(")

@@ -1,217 +1,262 @@
-"""The explorer without a browser: what clicks, sliders and keys compute; one line for whatever is wrong; pictures."""
+"""The explorer without a browser: what it packs, refuses and saves, and its JavaScript under node."""
 
 from __future__ import annotations
 
-import io
-from importlib import util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
-from dulvos import correspondence, inference
-from dulvos.masks import write_mask
+from dulvos import correspondence
+from dulvos.encoder import LAYERS
 from dulvos.errors import InputError
-from dulvos.interactive.explorer import Explorer
-from dulvos.interactive.scene import View, clip_indices, encode_clip, seen_size, stretch
-from dulvos.videos import open_video, shrunk_size
 
-SIZE, CELLS = (64, 96), (8, 12)
-needs_ipympl = pytest.mark.skipif(util.find_spec("ipympl") is None, reason="ipympl is not installed")
+widgets = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)  # without anywidget
+T, CELLS, OTHERS, N, TAU = 3, (7, 9), ((6, 8), (7, 5)), 4, 0.1
 
 
-def features(video, indices, checkpoint, layer, *, shorter_side, device, seed):
-    """Random ones, for each video, encoder and layer its own."""
-    if checkpoint == "broken":
-        raise InputError("broken.safetensors: no such checkpoint")
-    generator = torch.Generator().manual_seed(sum(map(ord, video.name + checkpoint + layer)))
-    return F.normalize(torch.randn(len(indices), 16, *CELLS, generator=generator), dim=1)
+def write_clip(folder: Path, frames: int, size: tuple[int, int]) -> Path:
+    """A clip whose frames are one coarse picture that moves by 2 pixels a frame."""
+    folder.mkdir(parents=True)
+    height, width = size
+    coarse = np.random.default_rng(len(folder.name)).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((width + 2 * frames, height), Image.Resampling.BICUBIC)
+    for t in range(frames):
+        picture.crop((2 * t, 0, 2 * t + width, height)).save(folder / f"{t:05d}.png")
+    return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Two videos of 12 frames in DAVIS's layout."""
-    root, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / "JPEGImages/480p" / name).mkdir(parents=True)
-        for index in range(12):
-            picture = generator.integers(0, 256, (*SIZE, 3), np.uint8)
-            Image.fromarray(picture).save(root / "JPEGImages/480p" / name / f"{index:05d}.png")
-        (root / "Annotations/480p" / name).mkdir(parents=True)
-        write_mask(root / "Annotations/480p" / name / "00000.png", np.eye(*SIZE, dtype=np.uint8))
-    (root / "ImageSets/2017").mkdir(parents=True)
-    (root / "ImageSets/2017/val.txt").write_text("cat\ndog\n")
-    return root
+class Patches(nn.Module):
+    """An encoder without training: random projections of patches, as a vision transformer cuts them."""
+
+    layers = ("res3",)
+
+    def __init__(self, stride: int, channels: int = 40):
+        super().__init__()
+        self.stride, self.offset = stride, (stride - 1) / 2
+        self.project = nn.Conv2d(3, channels, stride, stride)
+
+    def forward(self, images: torch.Tensor, layers: tuple[str, ...]) -> SimpleNamespace:
+        features = F.normalize(self.project(images).float(), dim=1)
+        return SimpleNamespace(**dict.fromkeys(layers, features))
 
 
-@pytest.fixture
-def explore(data):
-    return lambda **options: Explorer(**{"data": str(data), "shorter_side": 0, "width": 600, "interactive": False,
-                                         "features": features, "gap": 2, "n": 4, **options})
+def low_rank(cells: int, channels: int, rank: int = 24) -> torch.Tensor:
+    """Features with a mean, as those of networks have, whose first components hold most."""
+    generator = torch.Generator().manual_seed(cells)
+    spread = torch.randn(cells, rank, generator=generator) * torch.logspace(0, -2, rank)
+    axes, mean = (torch.randn(size, channels, generator=generator) for size in (rank, 1))
+    return F.normalize(spread @ axes + mean, dim=1)
 
 
-def pixels(explorer: Explorer) -> np.ndarray:
-    return np.asarray(explorer.canvas.figure.canvas.buffer_rgba()).copy()
+@pytest.mark.parametrize("cells, channels", [(500, 200), (40, 20), (300, 4)])
+def test_packed_cosines_are_right_within_the_error_that_is_told(cells, channels):
+    features = low_rank(cells, channels)
+    packed = widgets.pack(features, 64)
+    assert packed.codes.dtype == np.int8 and packed.codes.shape[1] % 16 == 0 and packed.codes.shape[1] <= 64
+    off = np.abs(np.stack([packed.cosines(cell) for cell in range(cells)]) - (features @ features.T).numpy())
+    assert np.quantile(off, 0.99) < 1.5 * packed.error and np.quantile(off, 0.9) < packed.error < 0.02
 
 
-def test_a_click_shows_the_affinity_of_its_cell(explore):
-    explorer = explore(beside="random")
-    assert explorer.message == "" and explorer.scene.indices == (0, 2, 4, 6, 8)
-    video, before = open_video(explorer.scene.video.path), pixels(explorer)
-    for query in ((0, 3, 7), (3, 7, 0), (2, 0, 11)):
-        explorer.click(*explorer.pixel_of(*query))
-        state = explorer.state()
-        assert state["query"] == query
-        for name, shown in zip(("davis2016", "random"), explorer.maps):
-            cells = features(video, explorer.scene.indices, name, "res4", shorter_side=0, device=None, seed=0)
-            assert np.allclose(shown, correspondence.affinity(cells, *query).numpy(), atol=1e-6)
-        assert state["affinity"] is explorer.maps[0] and state["affinity"][query] == pytest.approx(1)
-        assert (pixels(explorer) != before).any()
-
-
-def test_a_click_between_the_pictures_changes_nothing(explore):
-    explorer = explore()
-    before = explorer.view
-    explorer.click(2, 2)
-    assert explorer.view == before
-
-
-def test_share_and_dominant_follow_the_anchor_and_the_clips(explore):
-    explorer = explore(show="share", tau=0.2)
-    explorer.click(*explorer.pixel_of(0, 5, 10))
-    own = explorer.maps[0]
-    assert explorer.anchor == 11 and own.max() <= 1
-    explorer.set(clips="all")
-    assert (explorer.maps[0] < own).all()
-    explorer.set(show="dominant")
-    assert explorer.maps[0].shape == (5, *CELLS) and explorer.message == ""
-
-
-def test_with_the_grid_a_click_in_the_reference_takes_the_nearest_anchor(explore):
-    explorer = explore(grid=True, frame=1)
-    explorer.click(*explorer.pixel_of(2, 4, 4))
-    assert explorer.state()["query"] == (2, 4, 4)
-    x, y = explorer.pixel_of(0, 4, 5)
-    explorer.click(x, y)
-    assert explorer.state()["query"] in [(0, *anchor) for anchor in correspondence.anchor_grid(*CELLS, 4).tolist()]
-
-
-def test_sliders_and_keys_do_what_clicks_do(explore):
-    explorer = explore()
-    for name, value in (("frame", 2), ("y", 6), ("x", 9), ("time", 4)):
-        explorer.panel.fields[name].value = value
-    assert explorer.state()["query"] == (2, 6, 9) and explorer.view.time == 4
-    for key in ("left", "left", "up", "pagedown", ",", "nothing"):
-        explorer.key(key)
-    assert explorer.state()["query"] == (3, 5, 7) and explorer.view.time == 3
-    assert [explorer.panel.fields[name].value for name in ("frame", "y", "x", "time")] == [3, 5, 7, 3]
-    for _ in range(6):
-        explorer.key("right")
-    assert explorer.view.x == CELLS[1] - 1 and explorer.message == ""
-
-
-@pytest.mark.parametrize("change, line", [
-    ({"video": "nowhere.mp4"}, "nowhere.mp4"), ({"checkpoint": "broken"}, "broken.safetensors"), ({"n": 9}, "grid of 9"),
-    ({"frames": 13}, "choose 1 to 12"), ({"layer": "res9"}, "res3, res4, key"), ({"tau": 0.0}, "tau"), ({"gap": 0}, "gap"),
-    ({"shown": 1}, "shown"), ({"x": "a"}, "x must be"), ({"checkpoint": ""}, "checkpoint"),
-])
-def test_a_wrong_input_is_one_line_and_the_last_picture_stays(explore, change, line):
-    explorer = explore()
-    view, before = explorer.view, pixels(explorer)
-    explorer.set(**change)
-    assert line in explorer.message and "\n" not in explorer.message
-    assert line in explorer.panel.message.value
-    assert explorer.view == view and (pixels(explorer) == before).all()
-    assert explorer.set(x=3).message == ""
-
-
-@pytest.mark.parametrize("options, line", [({"data": "nowhere"}, "nowhere"), ({"video": "nowhere"}, "nowhere"),
-                                           ({"batch": 0}, "batch"), ({"checkpoint": "broken"}, "broken")])
-def test_what_is_wrong_at_the_start_is_said_in_place_of_the_picture(explore, options, line):
-    explorer = explore(**options)
-    assert line in explorer.message
-    assert Image.open(io.BytesIO(explorer.snapshot().data)).size[0] > 100
-    with pytest.raises(InputError, match=line):  # no figure of an error message
-        explorer.snapshot("figure")
-    explorer.click(10, 10)
-    explorer.key("left")
-    assert explorer.state()["affinity"] is None
-
-
-def test_an_own_video_and_an_own_encoder_come_into_the_lists(explore, data, tmp_path):
-    explorer = explore()
-    explorer.panel.path.value = str(data / "JPEGImages/480p/dog/../cat")
-    assert explorer.message == "" and explorer.view.video.endswith("cat")
-    explorer.panel.path.value = str(tmp_path / "own.safetensors")
-    assert explorer.view.checkpoint.endswith("own.safetensors")
-    assert ("own", explorer.view.checkpoint) in explorer.panel.fields["checkpoint"].options
-
-
-def test_a_quick_drawing_is_the_full_drawing(explore):
-    explorer = explore(beside="random", show="share")
-    explorer.set(frame=1, y=2, x=3, time=3, grid=True)
-    quick = pixels(explorer)
-    explorer.canvas.figure.canvas.draw()
-    assert (pixels(explorer) == quick).all()
-
-
-def test_a_snapshot_is_written_and_a_saved_figure_holds_all_of_it(explore, tmp_path):
-    explorer = explore()
-    explorer.snapshot(tmp_path / "new" / "picture")
-    assert Image.open(tmp_path / "new" / "picture.jpg").size == explorer.scene.sheet.size[::-1]
-    explorer.canvas.figure.savefig(tmp_path / "saved.png", dpi="figure")
-    saved = np.asarray(Image.open(tmp_path / "saved.png").convert("RGB"))
-    assert (saved == pixels(explorer)[..., :3]).all()
-
-
-@needs_ipympl
-def test_a_mouse_press_on_ipympl_s_canvas_is_a_click(explore):
-    explorer = explore(interactive=True)
-    canvas = explorer.canvas.widget
-    x, y = explorer.pixel_of(3, 2, 9)
-    canvas._handle_message(canvas, {"type": "button_press", "x": x, "y": y, "button": 0, "buttons": 1, "modifiers": []}, [])
-    assert explorer.state()["query"] == (3, 2, 9)
-    assert canvas.get_diff_image() is None  # sent already
-    explorer.canvas.figure.canvas._png_is_old = True
-    assert Image.open(io.BytesIO(canvas.get_diff_image())).format == "JPEG"
-    assert {"image/jpeg", "application/vnd.jupyter.widget-view+json"} <= explorer._repr_mimebundle_().keys()
+def test_fewer_channels_have_a_greater_error():
+    features = low_rank(500, 200, rank=100)
+    errors = [widgets.pack(features, channels).error for channels in (16, 48, 128)]
+    assert errors[0] > 1.5 * errors[1] > 1.5 * errors[2]
 
 
 def test_a_clip_fits_into_its_video():
-    assert clip_indices(24, 5, 0, 4) == (0, 4, 8, 12, 16)
-    assert clip_indices(24, 5, 20, 4) == (7, 11, 15, 19, 23)
-    assert clip_indices(10, 5, 3, 100) == (1, 3, 5, 7, 9)
-    assert clip_indices(3, 3, 2, 9) == (0, 1, 2) and clip_indices(7, 1, 6, 4) == (6,)
-    with pytest.raises(InputError, match="choose 1 to 4"):
-        clip_indices(4, 5, 0, 1)
+    assert widgets.clip_indices(24, 5, 0, 4) == (0, 4, 8, 12, 16)
+    assert widgets.clip_indices(24, 5, 20, 4) == (7, 11, 15, 19, 23)
+    assert widgets.clip_indices(10, 5, 3, 100) == (1, 3, 5, 7, 9)
+    assert widgets.clip_indices(3, 3, 2, 9) == (0, 1, 2) and widgets.clip_indices(7, 1, 6, 4) == (6,)
 
 
-@pytest.mark.parametrize("size, side", [((480, 854), 256), ((854, 480), 255), ((192, 256), 0), ((192, 256), 400)])
-def test_the_size_that_the_encoder_sees_is_inference_s(size, side):
-    assert seen_size(size, side) == shrunk_size(size, side)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip", frames=9, size=(56, 70))
 
 
-def test_the_scale_ends_at_the_best_match_in_another_frame():
-    cosine = np.zeros((2, 2, 2))
-    cosine[0, 0, 0], cosine[1, 1, 1] = 1, 0.7
-    assert stretch(cosine, 0) == (0, 0.7)
-    assert stretch(cosine[:1], 0) == (0, 1)
-    assert stretch(np.ones((2, 2, 2)), 0)[1] > 1 - 1e-9
+@pytest.mark.parametrize("stride", [4, 8, 14])
+def test_the_geometry_is_the_encoder_s(clip, stride):
+    explorer = widgets.Explorer(clip, ["random", Patches(stride)], layer="res3", frames=2)
+    (own, _), (patches, packed) = explorer.packed().values()
+    assert (own["cells"], own["stride"], own["offset"]) == ((7, 9), 8, 0)
+    assert patches["cells"] == (56 // stride, 70 // stride) and patches["stride"] == stride
+    assert patches["offset"] == (stride - 1) / 2 and len(packed.codes) == 2 * (56 // stride) * (70 // stride)
 
 
-def test_a_view_refuses_what_no_video_can_have():
-    with pytest.raises(InputError, match="show must be one of affinity, share, dominant"):
-        View(show="all")
+def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_path):
+    other = write_clip(tmp_path / "other", frames=1, size=(32, 48))
+    encoder = Patches(8)
+    explorer = widgets.Explorer(clip, encoder, others=[other], frames=3, gap=3, layer="res3")
+    [(head, packed)] = explorer.packed().values()
+    assert explorer.indices == (0, 3, 6) and head["others"] == [(4, 6)]
+    again = widgets.Explorer(clip, encoder, frames=1, start=3, layer="res3")
+    [(_, alone)] = again.packed().values()
+    assert np.abs(packed.cosines(56)[56: 112] - alone.cosines(0)).max() < 0.02  # of the second frame
+    whole = widgets.Explorer(other, encoder, frames=1, layer="res3")
+    [(_, alone)] = whole.packed().values()
+    assert np.abs(packed.cosines(3 * 56)[3 * 56:] - alone.cosines(0)).max() < 0.02
 
 
-def test_clips_are_encoded_once(data):
-    video = open_video(data / "JPEGImages/480p/cat")
-    first = encode_clip(video, (0, 5), "random", "res3", shorter_side=0, device="cpu", seed=3)
-    assert first.shape == (2, 256, *CELLS)
-    assert encode_clip(video, (0, 5), "random", "res3", shorter_side=0, device="cpu", seed=3) is first
-    settings = inference.SegmentSettings(layer="res3")
-    from dulvos import load_encoder
-    again = list(inference.encode(load_encoder("random", seed=3), [video.read(0), video.read(5)], settings))
-    assert torch.allclose(first[1], again[1])
+@pytest.mark.parametrize("options, line", [
+    ({"layer": "res9"}, "res3, res4, key"), ({"frames": 10}, "choose 1 to 9"), ({"gap": 0}, "gap"),
+    ({"tau": 0.0}, "tau"), ({"n": 40}, "n"), ({"shown": 1}, "shown"), ({"x": "a"}, "x"),
+    ({"show": "all"}, "show"), ({"encoders": ()}, "one or two"), ({"encoders": "nowhere"}, "nowhere"),
+    ({"video": "nowhere.mp4"}, "nowhere.mp4"), ({"channels": 40}, "channels"),
+    ({"others": ["nowhere"]}, "nowhere"),
+])
+def test_a_wrong_input_is_one_clear_line(clip, options, line):
+    with pytest.raises(InputError, match=line) as error:
+        widgets.Explorer(**{"video": clip, "encoders": "random", "layer": "res3", **options})
+    assert "\n" not in str(error.value)
+
+
+def test_a_layer_is_computed_when_the_browser_asks_for_it(clip):
+    explorer, sent = widgets.Explorer(clip, "random", layer="res3", frames=2), []
+    explorer.send = lambda content, buffers=None: sent.append((content, buffers))
+    for want in ("clip", "key", "res9"):
+        explorer._handle_custom_msg({"want": want}, [])
+    (head, files), (features, (codes, bias)), (failure, _) = sent
+    assert head["layers"] == list(LAYERS) and head["numbers"] == (0, 4) and len(files) == 2 + 2
+    assert features["layer"] == "key"
+    assert len(codes) == 2 * 63 * features["channels"] and len(bias) == 2 * 63 * 4
+    assert failure["kind"] == "error" and "res9" in failure["text"]
+
+
+def test_a_saved_page_loads_nothing_from_elsewhere(clip, tmp_path):
+    explorer = widgets.Explorer(clip, "random", layer="res3", frames=2)
+    page = explorer.save_html(tmp_path / "new" / "page.html", layers=("res3", "key")).read_text()
+    assert "http" not in page.replace("http-equiv", "") and "src=" not in page and "import " not in page
+    assert explorer.save_html(tmp_path / "again.html", layers=("res3", "key")).read_text() == page
+
+
+# ------------------------------------------------------------------------------------- explorer.js under node
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """Runs a function's body on `data`, with explorer.js imported as `js`, and gives back what it returns."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("node is not installed: apt-get install nodejs")
+    folder = tmp_path_factory.mktemp("node")
+    shutil.copy(widgets.SCRIPT, folder / "explorer.mjs")
+
+    def run(body: str, **data):
+        script = f"""import * as js from "./explorer.mjs"; import fs from "node:fs";
+            const {{{", ".join(data)}}} = JSON.parse(fs.readFileSync(0, "utf8"));
+            const list = (x) => ArrayBuffer.isView(x) ? Array.from(x) : x;
+            console.log(JSON.stringify(await (async () => {{{body}}})(), (key, value) => list(value)));"""
+        (folder / "test.mjs").write_text(script)
+        done = subprocess.run([program, "test.mjs"], cwd=folder, input=json.dumps(data), text=True,
+                              capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)
+
+    return run
+
+
+class Case:
+    """Features of a clip and of other clips' first frames, exact and packed."""
+
+    features = low_rank(T * CELLS[0] * CELLS[1] + sum(h * w for h, w in OTHERS), 60)
+    packed = widgets.pack(features, 48)
+    own = T * CELLS[0] * CELLS[1]
+    head = {"cells": CELLS, "frames": T, "others": OTHERS, "channels": packed.codes.shape[1], "stride": 8,
+            "offset": 0, "scale": packed.scale}
+    data = {"head": head, "codes": packed.codes.tolist(), "bias": packed.bias.tolist()}
+    clip = features[:own].view(T, *CELLS, -1).movedim(3, 1)  # [T, K, h, w]
+    LOAD = "const f = new js.Features(head, Int8Array.from(codes.flat()), Float32Array.from(bias));"
+
+    def anchors(self, n: int, clips: str) -> torch.Tensor:
+        starts = np.cumsum([self.own, *(h * w for h, w in OTHERS)]).tolist()
+        grids = [(0, CELLS), *(zip(starts, OTHERS) if clips == "all" else ())]
+        places = [start + correspondence.anchor_grid(h, w, n) @ torch.tensor([w, 1])
+                  for start, (h, w) in grids]
+        return self.features[torch.cat(places)]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case()
+
+
+@pytest.mark.parametrize("cell", [0, 40, T * 63 - 1, T * 63 + 5])
+def test_cosines_are_those_of_dulvos_within_the_error(node, case, cell):
+    shown = np.array(node(case.LOAD + "return f.cosines(cell);", cell=cell, **case.data))
+    exact = (case.features[: case.own] @ case.features[cell]).numpy()
+    packed = case.packed.cosines(cell)[: case.own]
+    if cell < case.own:
+        packed[cell] = 1  # the browser knows
+        place = cell // 63, cell % 63 // 9, cell % 9
+        assert np.allclose(correspondence.affinity(case.clip, *place).numpy().ravel(), exact, atol=1e-6)
+    assert np.allclose(shown, packed, atol=1e-6)
+    assert np.quantile(np.abs(shown - exact), 0.95) < case.packed.error
+
+
+@pytest.mark.parametrize("clips", ["own", "all"])
+def test_anchors_compete_as_in_dulvos(node, case, clips):
+    """Labels, shares of the dominant anchors and of each anchor: Eqs. 1 and 2."""
+    body = case.LOAD + """const own = await js.compete(f, f.anchors(n, false), tau);
+        const all = clips === "all" ? await js.compete(f, f.anchors(n, true), tau, own) : own;
+        const each = f.anchors(n, false).map((anchor) => js.shares(f.cosines(anchor), all.sum, tau));
+        return {label: all.label, dominant: js.shares(all.best, all.sum, tau), each: each.map(list)};"""
+    found = node(body, n=N, tau=TAU, clips=clips, **case.data)
+    labels, confidence = correspondence.dominant_anchors(case.clip, case.anchors(N, clips), TAU)
+    slack = 4 * case.packed.error / TAU  # how far the rounding of a cosine may move a share, relatively
+    clear = torch.einsum("nk,tkhw->tnhw", case.anchors(N, clips), case.clip).topk(2, 1).values
+    clear = (clear[:, 0] - clear[:, 1] > 4 * case.packed.error).numpy().ravel()  # no other anchor is as good
+    assert clear.mean() > 0.5 and (np.array(found["label"]) == labels.numpy().ravel())[clear].all()
+    assert np.allclose(found["dominant"], confidence.numpy().ravel(), rtol=slack)
+    logits = torch.einsum("nk,tkhw->tnhw", case.anchors(N, clips), case.clip) / TAU
+    exact = logits.softmax(1)[:, : N * N].movedim(1, 0).flatten(1).numpy()
+    assert np.allclose(found["each"], exact, rtol=slack, atol=1e-4)
+
+
+def test_a_cell_stands_for_the_nearest_anchor_or_beyond_the_reference_for_its_dominant_one(node, case):
+    body = case.LOAD + """const {label} = await js.compete(f, f.anchors(n, false), tau);
+        return [Array.from({length: f.own}, (_, cell) => f.anchorOf(cell, n, label)), label];"""
+    found, label = map(np.array, node(body, n=N, tau=TAU, **case.data))
+    grid = correspondence.anchor_grid(*CELLS, N).float()
+    cells = torch.cartesian_prod(torch.arange(7), torch.arange(9)).float()
+    apart = torch.cdist(cells, grid)
+    assert np.allclose(apart.min(1).values, apart[torch.arange(63), torch.from_numpy(found[:63])])
+    assert (found[63:] == label[63:]).all()
+
+
+@pytest.mark.parametrize("height, width, n", [(32, 32, 8), (60, 107, 16), (7, 9, 3), (5, 5, 5), (9, 4, 1)])
+def test_anchor_grids_are_those_of_dulvos(node, height, width, n):
+    exact = correspondence.anchor_grid(height, width, n) @ torch.tensor([width, 1])
+    assert node("return js.grid(height, width, n);", height=height, width=width, n=n) == exact.tolist()
+
+
+def test_best_matches_and_the_ends_of_the_scale(node):
+    values = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    values *= torch.tensor([0.9, 0.5, 0.7, 0.6])[:, None, None]
+    body = """const x = Float32Array.from(values), best = js.bestMatches(x, 30, 10);
+        return [best, js.stretch(x, best, 30, 0), js.stretch(x.subarray(0, 30), best.slice(0, 1), 30, 0)];"""
+    best, ends, alone = node(body, values=values.flatten().tolist())
+    assert best == (correspondence.best_matches(values, 10)[0] @ torch.tensor([5, 1])).tolist()
+    assert ends["low"] == pytest.approx(float(values.median()), abs=1e-3)
+    assert ends["high"] == pytest.approx(float(values[1:].max()))  # the cell's own frame does not count
+    assert alone["high"] == pytest.approx(float(values[0].max()))
+
+
+@pytest.mark.parametrize("stride, offset", [(8, 0), (14, 6.5), (4, 1.5), (16, 7.5)])
+def test_cells_and_pixels_are_each_other_s_inverse(node, stride, offset):
+    body = """const head = {cells: [5, 6], frames: 1, others: [], channels: 16, scale: 1, stride, offset};
+        const f = new js.Features(head, new Int8Array(480), new Float32Array(30));
+        const there = (cell) => [f.pixelOf(cell), f.cellAt(...f.pixelOf(cell)), f.cellAt(-99, 999)];
+        return Array.from({length: 30}, (_, cell) => there(cell));"""
+    for cell, (pixel, again, outside) in enumerate(node(body, stride=stride, offset=offset)):
+        assert pixel == [offset + stride * (cell // 6) + 0.5, offset + stride * (cell % 6) + 0.5]
+        assert (again, outside) == (cell, 5)

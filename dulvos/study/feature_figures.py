@@ -36,6 +36,7 @@ class Row:
         marks: of each column: positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
         frames: (H, W, 3) uint8 pictures under the maps, where they are not those of all rows.
         limits: of the scale; None takes the least and the greatest value.
+        stride, offset: of the cells, in pixels: cell i has its middle at offset + stride·i.
     """
 
     title: str
@@ -45,6 +46,8 @@ class Row:
     marks: Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
     frames: Sequence[np.ndarray] | None = None
     limits: tuple[float, float] | None = None
+    stride: float = STRIDE
+    offset: float = 0.0
 
 
 def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
@@ -92,9 +95,9 @@ def falls(scores: np.ndarray, window: int = 5) -> int:
 def clip_rows(frames: Sequence[np.ndarray], rows: Sequence[Row], titles: Sequence[str] = ()) -> Figure:
     """Frames (H, W, 3) uint8 of a clip in columns, and under or over them, row by row, what is known of their cells.
 
-    Cell i covers the pixels 8·i ± 4 of its frame; frames under maps are grey.
+    Frames under maps are grey.
     """
-    columns, half = len(frames), STRIDE / 2
+    columns = len(frames)
     bars = any(row.label for row in rows)
     side = (WIDTH - 0.2 - 0.5 * bars) / columns
     figure = NotebookFigure((WIDTH, 0.2 + len(rows) * (side * frames[0].shape[0] / frames[0].shape[1] + 0.02)))
@@ -113,11 +116,12 @@ def clip_rows(frames: Sequence[np.ndarray], rows: Sequence[Row], titles: Sequenc
             if cells is None:
                 continue
             opacity = row.opacity if np.isscalar(row.opacity) else row.opacity[column]
-            bottom, right = np.multiply(cells.shape[:2], STRIDE) - half
-            axis.imshow(cells, "viridis", scale, alpha=opacity, interpolation="nearest", extent=(-half, right, bottom, -half))
+            left = row.offset - row.stride / 2
+            bottom, right = np.multiply(cells.shape[:2], row.stride) + left
+            axis.imshow(cells, "viridis", scale, alpha=opacity, interpolation="nearest", extent=(left, right, bottom, left))
         for axis, mark in zip(line, row.marks):
             if mark is not None:
-                _dots(axis, *mark)
+                _dots(axis, np.reshape(mark[0], (-1, 2)) * row.stride + row.offset, mark[1])
         line[0].set_ylabel(row.title)
         if row.label:
             figure.colorbar(ScalarMappable(scale, "viridis"), ax=list(line), label=row.label, shrink=0.9, pad=0.01, aspect=12)
@@ -231,8 +235,8 @@ def _grey(picture: np.ndarray) -> np.ndarray:
 
 
 def _dots(axis: Axes, positions: np.ndarray, colours: np.ndarray) -> None:
-    """Dots at cells (n, 2) [y, x], with a rim that shows on any ground."""
-    y, x = np.reshape(positions, (-1, 2)).T * STRIDE
+    """Dots at pixels (n, 2) [y, x], with a rim that shows on any ground."""
+    y, x = positions.T
     size = 30 if len(x) < 10 else 9
     axis.scatter(x, y, s=size, c=colours, edgecolor="black", linewidth=1.4, zorder=3, clip_on=False)
     axis.scatter(x, y, s=size, c=colours, edgecolor="white", linewidth=0.7, zorder=3, clip_on=False)

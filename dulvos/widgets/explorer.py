@@ -1,0 +1,257 @@
+"""The explorer: point at a cell of a clip and see, in the browser, where else its features are found."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anywidget
+import cv2
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+import traitlets
+from torch import Tensor, nn
+
+from dulvos.checkpoints import load_encoder
+from dulvos.devices import find_device
+from dulvos.encoder import LAYERS, STRIDE
+from dulvos.errors import InputError
+from dulvos.files import replacing
+from dulvos.inference import SegmentSettings, encode
+from dulvos.study.figures import anchor_colours
+from dulvos.videos import Video, open_video, shrink
+
+__all__ = ["Explorer", "Packed", "clip_indices", "pack"]
+
+SCRIPT = Path(__file__).with_name("explorer.js")
+GREATEST_N = 16
+STYLE = SCRIPT.with_suffix(".css")
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>:root {{color-scheme: light dark}}
+body {{margin: 8px auto; padding: 0 8px; max-width: 1240px; font: 13px/1.45 system-ui, sans-serif}}
+{style}</style>
+<p><b>{title}</b> Move the mouse over any picture: bright cells have features like those of the cell under it.
+Rings mark the ten best matches of a frame, the best one in orange.</p>
+<main id="explorer"></main>
+<script type="text/plain" id="saved">{data}</script>
+<script type="module">
+{script}
+openSaved(document.getElementById("explorer"), document.getElementById("saved").textContent);
+</script>
+</html>
+"""
+
+
+class Packed(NamedTuple):
+    """Features of cells, small enough for a browser: cos(k, q) ≈ bias_k + bias_q + scale · codes_k·codes_q.
+
+    Fields:
+        codes: (cells, C) int8, the first C principal components of k - m, where m is the mean of all k.
+        bias: (cells,) float32, k·m - m·m / 2.
+        scale: > 0.
+        error: 99 of 100 pairs of cells have a cosine that is off by less than this.
+    """
+
+    codes: np.ndarray
+    bias: np.ndarray
+    scale: float
+    error: float
+
+    def cosines(self, cell: int) -> np.ndarray:
+        """(cells,) float32, the cosines of one cell with all, as the browser computes them."""
+        products = self.codes.astype(np.float32) @ self.codes[cell].astype(np.float32)
+        return np.float32(self.bias[cell]) + self.bias + np.float32(self.scale) * products
+
+
+def pack(features: Tensor, channels: int = 128) -> Packed:
+    """Reduce features by a principal component analysis and round them to int8.
+
+    Arguments:
+        features: (cells, K) float, L2-normalised over K.
+        channels: most components kept, a multiple of 16.
+
+    Raises:
+        InputError: `channels` is not a multiple of 16 in [16, 128].
+    """
+    if channels not in range(16, 129, 16):
+        raise InputError(f"channels must be a multiple of 16 between 16 and 128, not {channels!r}")
+    mean = features.mean(0)
+    centred = features - mean
+    some = centred[:: math.ceil(len(centred) / 2**14)]  # enough to find the axes
+    axes = torch.linalg.eigh((some.T @ some).double()).eigenvectors  # [K, K], the greatest last
+    values = F.pad(centred @ axes.flip(1)[:, :channels].to(features), (0, -len(axes) % 16)).cpu()
+    values = values[:, :channels]  # a multiple of 16, as the browser needs
+    step = max(float(values.abs().max()), 1e-6) / 127
+    bias = (features @ mean - mean @ mean / 2).cpu().numpy()
+    packed = Packed((values / step).round().to(torch.int8).numpy(), bias, step**2, 0.0)
+    drawn = torch.randint(len(features), (32,), generator=torch.Generator().manual_seed(0)).tolist()
+    off = [np.abs(packed.cosines(cell) - (features @ features[cell]).cpu().numpy()) for cell in drawn]
+    return packed._replace(error=float(np.quantile(off, 0.99)))
+
+
+def clip_indices(length: int, frames: int, start: int, gap: int) -> tuple[int, ...]:
+    """Frame numbers start, start + gap, …; the gap shrinks and the start moves back until the clip fits.
+
+    Raises:
+        InputError: the video has fewer frames, or a number is out of range.
+    """
+    if frames < 1 or start < 0 or gap < 1:
+        raise InputError(f"frames={frames}, gap={gap}, start={start}; at least 1, 1 and 0 are needed")
+    if length < frames:
+        raise InputError(f"frames={frames}, but the video has {length}; choose 1 to {length}")
+    gap = max(1, min(gap, (length - 1) // max(1, frames - 1)))
+    start = min(start, length - 1 - gap * (frames - 1))
+    return tuple(range(start, start + gap * frames, gap))
+
+
+class Explorer(anywidget.AnyWidget):
+    """Point at a cell of a clip and see where else its features are found; a notebook cell's last line.
+
+        Explorer("clip.mp4")
+
+    The browser receives frames and features once and computes the rest (explorer.js). The fields below follow
+    what the user does, and may be set.
+
+    Arguments:
+        video: a folder of frames, a video file, or a `Video`.
+        encoders: one or two, each a name that `dulvos.load_encoder` takes, or an encoder.
+        others: videos whose first frames give the anchors of other clips.
+        frames: T. start: first frame. gap: between frames.
+        shorter_side: to which frames are reduced for the encoder; 0 keeps them.
+        channels: see `pack`.
+        device: None takes a CUDA GPU where there is one. seed: of random features.
+        view: initial values of the fields.
+
+    Fields:
+        frame, y, x: the cell; `frame` counts in the clip, y and x are cells of the first encoder.
+        time: the frame shown large, in the clip.
+        layer: res3, res4 or key. tau: τ. n: N.
+        show: "affinity" (cosine with the cell), "share" (of the cell's anchor, in every cell, Eq. 1) or
+            "dominant" (every cell's dominant anchor, Eq. 2).
+        clips: whose anchors compete: "own" (N²), or "all" (B·N², as in Eq. 3).
+        pinned: whether the cell stays when the mouse moves.
+
+    Raises:
+        InputError: an unreadable video, an unknown encoder, layer or field, a clip that is too long.
+    """
+
+    FIELDS = ("frame", "y", "x", "time", "layer", "tau", "n", "show", "clips", "pinned")
+    _esm, _css = SCRIPT, STYLE
+    frame, y, x, time = (traitlets.Int(0, min=0).tag(sync=True) for _ in range(4))
+    layer = traitlets.Unicode("res4").tag(sync=True)
+    tau = traitlets.Float(0.05, min=0.01).tag(sync=True)
+    n = traitlets.Int(8, min=1, max=GREATEST_N).tag(sync=True)
+    show = traitlets.Enum(("affinity", "share", "dominant"), "affinity").tag(sync=True)
+    clips = traitlets.Enum(("own", "all"), "own").tag(sync=True)
+    pinned = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, video: str | os.PathLike | Video,
+                 encoders: str | nn.Module | Sequence[str | nn.Module] = ("davis2016", "random"), *,
+                 others: Sequence[str | os.PathLike | Video] = (), frames: int = 5, start: int = 0,
+                 gap: int = 4, shorter_side: int = 256, channels: int = 128, device: str | None = None,
+                 seed: int = 0, **view: object) -> None:
+        encoders = [encoders] if isinstance(encoders, (str, nn.Module)) else list(encoders)
+        if not 1 <= len(encoders) <= 2:
+            raise InputError(f"the explorer shows one or two encoders, not {len(encoders)}")
+        if unknown := set(view) - set(self.FIELDS):
+            raise InputError(f"unknown field {sorted(unknown)[0]!r}; the fields are {', '.join(self.FIELDS)}")
+        try:
+            super().__init__(**view)
+        except traitlets.TraitError as error:
+            raise InputError(str(error).splitlines()[0]) from None
+        self.video, *self.others = (v if isinstance(v, Video) else open_video(v) for v in (video, *others))
+        self.indices = clip_indices(len(self.video), frames, start, gap)
+        self._encoders = {}
+        for encoder in encoders:
+            network = load_encoder(encoder, seed=seed) if isinstance(encoder, str) else encoder
+            self._encoders[_label(encoder)] = network.to(find_device(device))
+        self._layers = list(dict.fromkeys(sum(map(_layers, self._encoders.values()), ())))
+        self._side, self._channels, self._packed = shorter_side, channels, {}
+        self.packed()  # what is wrong is found here, not by the browser
+        self.on_msg(lambda _, content, __: self._answer(content["want"]))
+
+    def packed(self, layer: str = "") -> dict[str, tuple[dict, Packed]]:
+        """For each encoder its features of a layer, "" being the one shown; computed when first asked for.
+
+        Cells are those of the clip's frames, row by row, then those of the others' first frames. The
+        dictionary has `cells`, (h, w); `others`, [(h, w), …]; `stride`, pixels from cell to cell; `offset`,
+        the pixel of the first cell's middle.
+        """
+        layer = layer or self.layer
+        if layer not in self._layers:
+            raise InputError(f"layer must be one of {', '.join(self._layers)}, not {layer!r}")
+        for name, encoder in self._encoders.items():
+            if (name, layer) not in self._packed:
+                own = _layers(encoder)
+                settings = SegmentSettings(layer if layer in own else own[-1], shorter_side=self._side)
+                frames = [*map(self.video.read, self.indices), *(other.read(0) for other in self.others)]
+                maps = [next(encode(encoder, [frame], settings)) for frame in frames]  # sizes may differ
+                cells = [tuple(features.shape[1:]) for features in maps]
+                head = {"cells": cells[0], "others": cells[len(self.indices):],
+                        "stride": getattr(encoder, "stride", STRIDE), "offset": getattr(encoder, "offset", 0)}
+                packed = pack(torch.cat([features.flatten(1).T.float() for features in maps]), self._channels)
+                self._packed[name, layer] = head, packed
+        return {name: self._packed[name, layer] for name in self._encoders}
+
+    def save_html(self, path: str | os.PathLike, layers: Sequence[str] = ()) -> Path:
+        """Write one HTML file that does all of this without kernel, server or network.
+
+        Arguments:
+            path: of the file.
+            layers: those that the file holds; () takes the one that is shown.
+        """
+        layers = list(layers) or [self.layer]
+        messages = [message for want in ("clip", *layers) for message in self._messages(want)]
+        messages[0][0]["layers"] = layers
+        heads = [{"head": head, "sizes": list(map(len, buffers))} for head, buffers in messages]
+        header = json.dumps({"view": {name: getattr(self, name) for name in self.FIELDS}, "messages": heads})
+        data = b"".join([header.encode(), b"\n", *(part for _, buffers in messages for part in buffers)])
+        text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
+        title = html.escape(f"{self.video.name}: where are features found again?")
+        page = PAGE.format(title=title, style=STYLE.read_text(), data=text, script=SCRIPT.read_text())
+        with replacing(Path(path)) as stream:
+            stream.write(page.encode())
+        return Path(path)
+
+    def _answer(self, want: str) -> None:
+        try:
+            for head, buffers in self._messages(want):
+                self.send(head, buffers)
+        except (InputError, RuntimeError, OSError) as error:
+            self.send({"kind": "error", "text": str(error).splitlines()[0]})
+
+    def _messages(self, want: str) -> list[tuple[dict, list[bytes]]]:
+        """What the browser asks for, "clip" or the name of a layer: descriptions with their bytes."""
+        if want != "clip":
+            return [({"kind": "features", "layer": want, "encoder": name, "frames": len(self.indices), **head,
+                      "channels": packed.codes.shape[1], "scale": packed.scale, "error": packed.error},
+                     [packed.codes.tobytes(), packed.bias.tobytes()])
+                    for name, (head, packed) in self.packed(want).items()]
+        pictures = [shrink(self.video.read(index), self._side) for index in self.indices]
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
+        jpegs = [cv2.imencode(".jpg", picture[..., ::-1], quality)[1] for picture in pictures]
+        viridis = matplotlib.colormaps["viridis"](range(256), bytes=True)[:, :3]
+        anchors = np.concatenate([anchor_colours(n) for n in range(1, GREATEST_N + 1)])
+        head = {"kind": "clip", "size": pictures[0].shape[:2], "numbers": self.indices,
+                "encoders": list(self._encoders), "layers": self._layers}
+        return [(head, [part.tobytes() for part in (viridis, anchors, *jpegs)])]
+
+
+def _layers(encoder: nn.Module) -> tuple[str, ...]:
+    return tuple(getattr(encoder, "layers", LAYERS))
+
+
+def _label(encoder: str | nn.Module) -> str:
+    path = Path(encoder if isinstance(encoder, str) else type(encoder).__name__)
+    return f"{path.parent.name}/{path.stem}" if path.suffix in (".safetensors", ".pth") else str(path)

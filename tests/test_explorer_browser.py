@@ -1,0 +1,292 @@
+"""The explorer in a real browser: as a saved page by file://, and in JupyterLab (notebook 05)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dulvos.correspondence import affinity, anchor_grid, best_matches, dominant_anchors
+from dulvos.encoder import prepare_frames
+from dulvos.study import results
+from tests import browser
+from tests.test_explorer import Patches, write_clip
+
+SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
+ELEMENT = "document.querySelector('.dulvos-explorer')?.parentElement"
+COMMITTED = results.ROOT / "results/explorer.html"
+T = 4
+
+pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+
+
+class Shown:
+    """An explorer in a page: what it tells through its hook, and the mouse over its pictures."""
+
+    def __init__(self, page):
+        self.page, self.errors, self.requests = page, [], []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def state(self, **expected) -> dict:
+        """The state as soon as all is drawn and fields have these values; what it is after 10 s otherwise."""
+        for _ in range(200):
+            state = self.page.evaluate(f"{ELEMENT}?.dulvos.state()") or {}
+            if state.get("ready") and all(state[name] == value for name, value in expected.items()):
+                break
+            self.page.wait_for_timeout(50)
+        return state
+
+    def values(self, encoder: int, shape: tuple[int, ...]) -> np.ndarray:
+        values = self.page.evaluate(f"Array.from({ELEMENT}.dulvos.values({encoder}))")
+        return np.array(values, np.float32).reshape(shape)
+
+    def set(self, fields: str) -> None:
+        self.page.evaluate(f"{ELEMENT}.dulvos.set({{{fields}}})")
+
+    def place(self, frame: int, y: int, x: int, cells: tuple[int, int]) -> tuple[float, float]:
+        """Where a cell lies in the window, in the first encoder's small picture of a frame."""
+        canvas = self.page.locator(".strip").first.locator("canvas").nth(frame)
+        canvas.scroll_into_view_if_needed()
+        box = None
+        while box != (box := canvas.bounding_box()):  # JupyterLab goes on laying out its cells
+            self.page.wait_for_timeout(100)
+        return box["x"] + (x + 0.5) / cells[1] * box["width"], box["y"] + (y + 0.5) / cells[0] * box["height"]
+
+    def pixels(self, selector: str) -> np.ndarray:
+        """A canvas's pixels, (H, W, 3)."""
+        url = self.page.locator(selector).first.evaluate("canvas => canvas.toDataURL()")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with browser.serve(tmp_path_factory.mktemp("lab") / "served") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The saved page of an explorer of frames of 64x96, two encoders of different strides, and their data."""
+    explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)
+    folder, _ = tmp_path_factory.mktemp("clips"), torch.manual_seed(0)
+    encoders = Patches(8), Coarse(16)
+    clip, other = (write_clip(folder / name, frames, size) for name, frames, size in
+                   (("clip", 9, (64, 96)), ("another", 1, (64, 64))))
+    explorer = explorers.Explorer(clip, encoders, layer="res3", frames=T, gap=2, others=[other])
+    page = explorer.save_html(folder / "saved.html")
+    features = [(exact(one, explorer.video, explorer.indices), exact(one, explorer.others[0], (0,))[0])
+                for one in encoders]
+    errors = [packed.error for _, packed in explorer.packed().values()]
+    frames = [explorer.video.read(t) for t in explorer.indices]
+    return SimpleNamespace(page=page, features=features, errors=errors, frames=frames)
+
+
+def exact(encoder, video, indices) -> torch.Tensor:
+    """Features (T, K, h, w) that are not rounded."""
+    frames = torch.from_numpy(np.stack([video.read(t) for t in indices])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return encoder(prepare_frames(frames), ("res3",)).res3
+
+
+class Coarse(Patches):
+    """Another encoder, with a name of its own."""
+
+
+@pytest.fixture
+def saved(lab, made, request):
+    """The saved page, in a window of its own; nothing may go wrong in it, and nothing may be loaded."""
+    options = {"viewport": {"width": 1200, "height": 900}, **getattr(request, "param", {})}
+    context = lab.context.browser.new_context(**options)
+    shown = Shown(context.new_page())
+    shown.page.goto(made.page.as_uri())
+    assert shown.state()["ready"]
+    yield shown
+    context.close()
+    assert shown.errors == []
+    assert {url.partition(":")[0] for url in shown.requests} <= {"file", "blob", "data"}
+
+
+def test_hovering_shows_the_affinity_of_the_cell_under_the_mouse_in_both_encoders(saved, made):
+    frame, y, x = 2, 5, 9
+    saved.page.mouse.move(*saved.place(frame, y, x, (8, 12)))
+    state = saved.state(frame=frame, y=y, x=x)
+    assert (state["frame"], state["y"], state["x"], state["pinned"]) == (frame, y, x, False)
+    for index, (cells, cell) in enumerate([((8, 12), (y, x)), ((4, 6), (y // 2, x // 2))]):
+        values = saved.values(index, (T, *cells))
+        right = affinity(made.features[index][0], frame, *cell).numpy()
+        assert np.quantile(np.abs(values - right), 0.9) < made.errors[index] + 0.01  # the encoder ran in bf16
+        assert values[frame, *cell] == 1
+
+
+def test_what_is_drawn_is_the_map_over_the_grey_frame(saved, made):
+    saved.page.mouse.move(*saved.place(0, 4, 6, (8, 12)))
+    saved.state(frame=0, y=4, x=6)
+    saved.page.evaluate("document.querySelectorAll('.large canvas')[1].id = 'seen'")
+    seen, values = saved.pixels("#seen").astype(float), saved.values(0, (T, 8, 12))
+    state = saved.state()
+    frame = made.frames[state["time"]].astype(float)
+    low, high = np.median(values), max(values[1:].max(), np.median(values) + 0.001)
+    best = best_matches(torch.from_numpy(values), 10)[0].numpy()[state["time"]].tolist()
+    compared = 0
+    for cell_y in range(1, 7):
+        for cell_x in range(1, 11):
+            near = [[cell_y + dy, cell_x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            if any(cell in best for cell in near) or [4, 6] in near:
+                continue  # rings and the cross lie there
+            share = np.clip((values[state["time"], cell_y, cell_x] - low) / (high - low), 0, 1)
+            colour = 255 * np.array(matplotlib.colormaps["viridis"](share)[:3])
+            alpha = 0.85 * share**0.7
+            under = frame[8 * cell_y: 8 * cell_y + 8, 8 * cell_x: 8 * cell_x + 8].mean((0, 1))
+            grey = 0.73 * (under @ [0.3, 0.59, 0.11])
+            scale = seen.shape[0] / 64
+            rows, columns = (slice(round((8 * i + 1) * scale), round((8 * i + 7) * scale))
+                             for i in (cell_y, cell_x))
+            drawn = seen[rows, columns].mean((0, 1))
+            assert np.abs(drawn - (alpha * colour + (1 - alpha) * grey)).max() < 20
+            compared += 1
+    assert compared > 10
+    top, left = ((8 * i + 4) * seen.shape[0] / 64 for i in best[0])
+    ring = seen[round(top) - 20: round(top) + 20, round(left) - 20: round(left) + 20]
+    assert (np.abs(ring - [230, 159, 0]).sum(-1) < 30).any(), "the best match has no orange ring"
+
+
+def test_a_click_pins_the_cell_until_it_is_clicked_again(saved):
+    place = saved.place(1, 3, 4, (8, 12))
+    saved.page.mouse.click(*place)
+    assert saved.state(pinned=True)["pinned"]
+    saved.page.mouse.move(*saved.place(2, 6, 8, (8, 12)))
+    state = saved.state()
+    assert (state["frame"], state["y"], state["x"]) == (1, 3, 4)
+    saved.page.mouse.click(*place)
+    assert not saved.state(pinned=False)["pinned"]
+    saved.page.mouse.move(*saved.place(2, 6, 8, (8, 12)))
+    assert saved.state(frame=2)["y"] == 6
+
+
+@pytest.mark.parametrize("clips", ["own", "all"])
+def test_shares_and_dominant_anchors_are_those_of_dulvos(saved, made, clips):
+    n, tau = 4, 0.2
+    saved.set(f"show: 'dominant', clips: '{clips}', n: {n}, tau: {tau}, frame: 0, y: 1, x: 1")
+    saved.state(show="dominant", n=n, clips=clips)
+    dominant = [saved.values(i, (T, *cells)) for i, cells in enumerate([(8, 12), (4, 6)])]
+    saved.set("show: 'share'")
+    saved.state(show="share")
+    for i, cells in enumerate([(8, 12), (4, 6)]):
+        features, other = made.features[i]
+        references = (features[0], other)[: 1 + (clips == "all")]
+        anchors = torch.cat([one[:, *anchor_grid(*one.shape[1:], n).T].T for one in references])
+        _, confidence = dominant_anchors(features, anchors, tau)
+        assert np.median(np.abs(dominant[i] / confidence.numpy() - 1)) < 0.1
+        share = torch.einsum("nk,tkhw->tnhw", anchors, features).div(tau).softmax(1)[:, 0].numpy()
+        assert np.median(np.abs(saved.values(i, (T, *cells)) / share - 1)) < 0.1
+
+
+KEYS = [("ArrowRight", "x", 5), ("ArrowLeft", "x", 3), ("ArrowUp", "y", 2), ("ArrowDown", "y", 4),
+        ("PageDown", "frame", 2), ("PageUp", "frame", 0), (".", "time", 2), (",", "time", 0),
+        ("s", "show", "share"), ("c", "clips", "all"), ("+", "n", 4), ("-", "n", 2),
+        ("]", "tau", 0.07), ("[", "tau", 0.03), ("Enter", "pinned", False), (" ", "playing", True)]
+
+
+def test_everything_can_be_done_with_the_keyboard(saved):
+    start = "frame: 1, y: 3, x: 4, time: 1, show: 'affinity', clips: 'own', n: 3, tau: 0.05, pinned: true"
+    saved.page.locator(".dulvos-explorer").focus()
+    for key, field, value in KEYS:
+        saved.set(start)
+        saved.page.keyboard.press(key)
+        assert saved.state(**{field: value})[field] == value, key
+    saved.page.keyboard.press("Space")
+    for _ in range(30):
+        saved.page.keyboard.press("ArrowLeft")
+    assert saved.state(playing=False, x=0)["x"] == 0  # and no further
+    saved.page.locator("select").first.focus()
+    saved.page.keyboard.press("ArrowDown")
+    state = saved.state(show="share")
+    assert (state["show"], state["y"]) == ("share", 3)  # a control that has the keyboard keeps its own keys
+
+
+def test_playing_goes_round_the_clip(saved):
+    saved.page.get_by_role("button", name="play").click()
+    seen = set()
+    for _ in range(80):
+        seen.add(saved.page.evaluate(f"{ELEMENT}.dulvos.state().time"))
+        saved.page.wait_for_timeout(25)
+    assert seen == set(range(T))
+    saved.page.get_by_role("button", name="pause").click()
+    assert not saved.state(playing=False)["playing"]
+    saved.page.get_by_role("slider", name="time").fill("3")
+    assert saved.state(time=3)["time"] == 3
+
+
+PHONE = {"has_touch": True, "viewport": {"width": 400, "height": 800}}
+
+
+@pytest.mark.parametrize("saved", [PHONE], indirect=True)
+def test_a_finger_asks_and_a_narrow_window_suffices(saved):
+    saved.page.touchscreen.tap(*saved.place(3, 2, 10, (8, 12)))
+    state = saved.state(frame=3, y=2, x=10)
+    assert (state["frame"], state["y"], state["x"], state["pinned"]) == (3, 2, 10, False)
+    assert saved.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("saved", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True)
+def test_text_can_be_read_in_light_and_dark(saved):
+    style = f"getComputedStyle({ELEMENT}.firstChild)"
+    colour, dark = saved.page.evaluate(f"[{style}.color, matchMedia('(prefers-color-scheme: dark)').matches]")
+    light = sum(map(float, colour.removeprefix("rgb(").rstrip(")").split(",")))
+    assert light > 600 if dark else light < 150
+
+
+@pytest.mark.skipif(not COMMITTED.exists(), reason="results/explorer.html is not here")
+def test_the_committed_page_works(lab):
+    shown = Shown(lab.context.new_page())
+    shown.page.goto(COMMITTED.as_uri())
+    assert shown.state()["ready"]
+    shown.page.mouse.move(*shown.place(3, 10, 20, (24, 32)))
+    state = shown.state(frame=3)
+    assert (state["frame"], state["y"], state["x"]) == (3, 10, 20)
+    assert shown.values(0, (5, 24, 32)).argmax() == (3 * 24 + 10) * 32 + 20 and shown.errors == []
+    shown.page.close()
+
+
+SMALL = {"frames": 3, "batch": 2, "checkpoint": "random", "beside": "", "shorter_side": 96, "y": 4, "x": 9}
+
+
+def test_notebook_05_in_jupyterlab(lab):
+    """From top to bottom; then mouse, keyboard and kernel act on the widget. Screenshots need all of it."""
+    source = results.ROOT / "notebooks/05_explore_anchors.ipynb"
+    with lab.open(source, source.stem, {} if SCREENSHOTS else SMALL) as notebook:
+        notebook.run(300)
+        assert notebook.red_cells() == [] and notebook.console == []
+        shown, packed = Shown(notebook.page), "next(iter(explorer.packed().values()))"
+        cells = tuple(notebook.evaluate(f"{packed}[0]['cells']"))
+        assert shown.state()["ready"]
+        shown.page.mouse.click(*shown.place(2, 5, 11, cells))
+        assert shown.state(pinned=True)["frame"] == 2
+        right = notebook.evaluate(f"{packed}[1].cosines((2 * {cells[0]} + 5) * {cells[1]} + 11)")
+        drawn = shown.values(0, (-1, *cells))
+        assert len(drawn) == notebook.evaluate("len(explorer.indices)")
+        assert np.quantile(np.abs(drawn.ravel() - right[: drawn.size]), 0.99) < 1e-5
+        assert notebook.wait_for("explorer.pinned and [explorer.frame, explorer.y, explorer.x]") == [2, 5, 11]
+        if SCREENSHOTS:
+            notebook.page.locator(".dulvos-explorer").evaluate("element => element.scrollIntoView()")
+            notebook.page.mouse.move(*shown.place(2, 12, 24, cells))
+            notebook.page.wait_for_timeout(500)
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            notebook.page.screenshot(path=str(Path(SCREENSHOTS) / "05_explore_anchors.jpg"), quality=88)
+        shown.page.keyboard.press("ArrowRight")
+        assert shown.state(x=12)["x"] == 12 and notebook.wait_for("explorer.x == 12")
+        notebook.evaluate("explorer.set_trait('layer', 'key')")  # the kernel must compute it first
+        assert shown.state(layer="key")["layer"] == "key"
+        notebook.evaluate("explorer.set_trait('show', 'dominant')")
+        assert shown.state(show="dominant")["show"] == "dominant"
+        assert notebook.console == [] and shown.errors == []
