@@ -1,0 +1,65 @@
+"""The house stays in order: lint and types are clean, imports go down the shelves only and form no circle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from dulvos.study.rows import ROOT
+
+TENSORS = ("encoder", "views", "losses", "baselines", "propagation", "tiled", "metrics", "correspondence")
+READING = ("videos", "masks", "datasets", "clips")
+FREE = ("errors", "files", "devices")  # needed everywhere, and need nothing above them
+FOREIGN = {"pathlib", "os", "cv2", "PIL", "matplotlib", "pandas", "IPython", "papermill", "psutil"}  # to the tensors
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, by their names below dulvos."""
+    found = {}
+    for path in sorted((ROOT / "dulvos").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "dulvos").with_suffix("").parts)
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "dulvos":
+                parent = node.module.partition(".")[2]
+                inner = {f"{parent}.{alias.name}".lstrip(".") for alias in node.names}
+                known = {n for n in inner if (ROOT / "dulvos" / f"{n.replace('.', '/')}.py").exists()}
+                found[name] |= known or {parent}
+    return found
+
+
+def shelf(name: str) -> int:
+    if name in FREE:
+        return 0
+    if name in TENSORS:
+        return 1
+    if name in READING:
+        return 2
+    return {"study": 4, "widgets": 5}.get(name.partition(".")[0], 3)
+
+
+def test_imports_go_down_only_and_form_no_circle():
+    graph = {name: used - {""} for name, used in imports().items() if name not in ("__init__", "__main__")}
+    up = [(name, used) for name, all_used in graph.items() for used in all_used if shelf(used) > shelf(name)]
+    assert not up
+    while graph:
+        leaves = {name for name, used in graph.items() if not used & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: used for name, used in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_the_tensors_know_no_files_devices_or_plots(name):
+    tree = ast.parse((ROOT / "dulvos" / f"{name}.py").read_text())
+    named = {node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    named |= {alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not named & (FOREIGN - ({"cv2", "os"} if name == "metrics" else set()))  # metrics works on numpy arrays
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=lambda command: command[0])
+def test_lint_and_types_are_clean(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
