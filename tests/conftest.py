@@ -23,7 +23,6 @@ SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Me
 ROOT = Path(__file__).resolve().parent.parent
 # being moved to the new house, one by one
 collect_ignore = [
-    "test_bad_input.py",
     "test_faults.py",
     "test_faults_disk.py",
     "test_faults_kill.py",

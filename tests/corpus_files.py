@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dulvos.study import results
 from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import load_davis
 from dulvos.encoder import Encoder
 from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import SUMMARY_COLUMNS
+from dulvos.study.rows import Study
 from dulvos.study.tables import summary
 from tests.corpus import Case
 from tests.corpus_masks import write_davis
@@ -141,20 +141,11 @@ released("of another shape", {"model": {"conv1.weight": torch.zeros(2)}}, r"conv
 
 
 # rows, and what an evaluation keeps
-@contextlib.contextmanager
-def results_in(folder: Path) -> Iterator[None]:
-    before, results.RESULTS = results.RESULTS, folder
-    try:
-        yield
-    finally:
-        results.RESULTS = before
-
-
 def rows_of(folder: Path) -> str:
     """The rows of study s read, and their summary."""
-    with results_in(folder):
-        results.read_rows("s")
-        return summary("s")
+    study = Study("s", folder)
+    study.rows()
+    return summary(study)
 
 
 def put_row(folder: Path, content: bytes) -> Path:

@@ -21,11 +21,12 @@ from hypothesis.extra import numpy as arrays
 
 from dulvos import datasets
 
-from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.masks import read_mask, write_mask
 from dulvos.inference import SegmentSettings, colour_features, segment
+from dulvos.study.rows import ROOT
+from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings
 from tests.corpus import Case, Target, all_cases, all_targets, damaged, judge, prepare, table
 from tests.corpus_files import put_encoder, put_row, rows_of
@@ -174,7 +175,7 @@ def test_any_inference_settings(values: dict) -> None:
 @given(notebook=st.sampled_from(["01_train", "02_evaluate", "06_your_video"]), values=st.dictionaries(
     st.sampled_from(["video", "frames", "tau", "topk", "lr", "study", "centre", "x"]), ANY, max_size=3))
 def test_any_notebook_parameters(notebook: str, values: dict) -> None:
-    survive(lambda: study.check_parameters(notebook, values))
+    survive(lambda: check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", values))
 
 
 WORDS = ["--topk", "0", "5", "--tau", "nan", "0.1", "--layer", "res3", "key", "clip", "mask.png", "absent", "out", "--fps",
