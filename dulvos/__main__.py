@@ -22,9 +22,10 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
 from dulvos.study import collections, paper_plan, plans, runs
 from dulvos.study.download import download
+from dulvos.study.evaluation import evaluate_encoders
 from dulvos.study.rows import Study, all_rows
 from dulvos.study.steps import Step, list_states, run_steps
-from dulvos.study.tables import summary
+from dulvos.study.tables import summary, to_text
 from dulvos.training import TrainSettings
 
 __all__ = ["main"]
@@ -36,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {"demo": demo_command, "davis": davis_command, "grid": grid_command, "paper": paper_command,
-                "train": partial(train_command, tuple(arguments)), "segment": segment_command, "index": index_command,
-                "download": download_command}
+                "train": partial(train_command, tuple(arguments)), "evaluate": evaluate_command,
+                "segment": segment_command, "index": index_command, "download": download_command}
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="dulvos", description=__doc__)
@@ -187,6 +188,34 @@ def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study
         settings = TrainSettings.from_dict(chosen)
     row = runs.training_run(Study(study), name, data, settings, device=device)
     print(f"{row['encoder']}: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min, L = {row['loss']:.3f}")
+    return 0
+
+
+def evaluate_command(*, encoder: tuple[str, ...], davis: Path | None = None, youtube_vos: Path | None = None,
+                     split: Literal["valid", "local"] = "valid", study: str = "encoders", processes: int = 0,
+                     device: str | None = None,
+                     settings: OmitArgPrefixes[SegmentSettings] = SegmentSettings()) -> int:
+    """Evaluate encoders by label propagation: dulvos evaluate --encoder timm:vit_small_patch16_224.dino --davis DIR.
+
+    Prints one table, the best encoder first, and leaves masks, DAVIS's official csv files and a row for each encoder
+    in results/STUDY. The same command continues after a stop.
+
+    Args:
+        encoder: timm:MODEL, timm:MODEL@LAYER, timm:MODEL=FILE (weights of your own), davis2016, random, a
+            .safetensors file, weights that the authors released; or copy and colour, two baselines without a network.
+        davis: folder of DAVIS-2016 or -2017, or of your own data in its layout.
+        youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
+        split: of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
+        study: folder below results/.
+        processes: that share the videos; by default one for each GPU, or one without a GPU.
+        device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
+    """
+    if (davis is None) == (youtube_vos is None):
+        raise InputError("give --davis DIR or --youtube-vos DIR")
+    table = evaluate_encoders(encoder, str(davis or youtube_vos), settings, split="val" if davis else split,
+                              study=Study(study), device=device, processes=processes)
+    table["s / frame"] = table["s / frame"].map("{:.2f}".format)
+    print(to_text(table).to_string(index=False))
     return 0
 
 

@@ -18,7 +18,8 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode
 from dulvos.masks import read_mask, write_mask
 from dulvos.metrics import SequenceScores, score_sequence, summarise
-from dulvos.study.evaluation import evaluate, evaluation_run, object_table, open_split, write_official
+from dulvos.study.evaluation import evaluate, evaluate_encoders, evaluation_run, object_table, open_split
+from dulvos.study.evaluation import write_official
 from dulvos.study.rows import TRAINING_VERSION, Study
 from dulvos.study.runs import find_features, trained_encoder
 from dulvos.study.selection import draw_sequences, selection_run
@@ -59,7 +60,7 @@ def test_the_masks_that_are_written_give_the_scores(dataset, tmp_path, features)
 def test_a_killed_evaluation_continues_with_the_unfinished_sequence(dataset, tmp_path):
     whole, _ = evaluate(dataset, "colour", tmp_path)
     finished, half = tmp_path / "translation/00003.png", tmp_path / "late-entry/00003.png"
-    for broken in (None, "", "[]", '{"seconds": 1'):  # of the second sequence's JSON, as kills and power cuts leave it
+    for broken in (None, "", "[]", '{"seconds": 1', '{"seconds": 1}'):  # of the second sequence's JSON, as kills and power cuts leave it
         (tmp_path / "late-entry.json").unlink() if broken is None else (tmp_path / "late-entry.json").write_text(broken)
         before = [path.stat().st_mtime_ns for path in (finished, half)]
         again, _ = evaluate(dataset, "colour", tmp_path)
@@ -162,6 +163,34 @@ def test_weights_are_known_by_their_bytes(study, tmp_path, monkeypatch):
     assert source == other == "davis2016" and len(told["weights"]) == 12 and told["weights"] != changed["weights"]
 
 
+def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, study):
+    encoders = ("copy", "timm:resnet10t@layer2=random", "random", "timm:resnet10t@layer1=random", "colour")
+    table = evaluate_encoders(encoders, str(tiny), SETTINGS, study=study, device="cpu")
+    channels = {"copy": 0, "colour": 4, "random": 512, "timm:resnet10t@layer1=random": 64,
+                "timm:resnet10t@layer2=random": 128}
+    assert dict(zip(table["encoder"], table["channels"], strict=True)) == channels
+    assert table["J&F-Mean"].is_monotonic_decreasing and (table["s / frame"] > 0).all()
+    rows = study.rows().set_index("features")
+    assert table["J&F-Mean"].tolist() == [100 * rows.loc[name, "scores.J&F-Mean"] for name in table["encoder"]]
+    before = times(study.folder)
+    again = evaluate_encoders(encoders, str(tiny), SETTINGS, study=study, device="cpu")
+    assert again.equals(table) and times(study.folder) == before
+    with pytest.raises(InputError, match="nothing.safetensors"):
+        evaluate_encoders(("random", "nothing.safetensors"), str(tiny), SegmentSettings(topk=2), study=study)
+    assert times(study.folder) == before, "an unknown encoder is found before the first is evaluated"
+    packed = evaluate_encoders(("copy",), str(youtube_vos), SETTINGS, split="valid", study=study)
+    assert (study.folder / packed.loc[0, "submission"]).is_file()
+
+
+def test_weights_for_a_network_of_timm_are_known_by_file_and_layer(study, tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(b"weights")
+    told = [find_features(study, f"timm:resnet10t@{layer}={path}")[1]["weights"] for layer in ("layer1", "layer2")]
+    path.write_bytes(b"others")
+    told.append(find_features(study, f"timm:resnet10t@layer1={path}")[1]["weights"])
+    assert len(set(told)) == 3 and not any(str(tmp_path) in weights for weights in told)
+
+
 # YouTube-VOS
 
 def test_every_frame_is_carried_and_the_annotated_ones_are_handed_in(youtube_vos, tmp_path):
@@ -191,6 +220,7 @@ def test_objects_are_scored_from_the_frame_after_they_enter(youtube_vos, tmp_pat
             masks = [np.stack([read_mask(folder / f"{t:05d}.png") for t in range(0, FRAMES, STEP)])
                      for folder in (sequence.masks[0].parent, tmp_path / features / sequence.name)]
             np.testing.assert_array_equal(got.stats, score_sequence(*masks, first_frame={1: 0, 5: 2}).stats)
+            assert {1, 5} <= set(np.unique(masks[1][3])), "both objects are carried"
 
 
 def test_an_object_that_enters_at_the_end_is_not_scored(youtube_vos, tmp_path):

@@ -95,13 +95,24 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
     ["grid", "--study", "davis", "--run"], ["grid", "--only", "N5-0"], ["paper", "--rows", "crw"],
     ["paper", "--data", "absent"], ["paper", "--data", "clip", "--rows", "mast"], ["index", "--data", "clip"],
     ["index", "absent"], ["train", "absent", "--study", "s"], ["train", "clip", "--study", "../s"],
-    ["train", "clip", "--study", "s", "--batch", "0"], ["train", "youtube-vos", "--study", "s"]])
+    ["train", "clip", "--study", "s", "--batch", "0"], ["train", "youtube-vos", "--study", "s"],
+    ["evaluate", "--encoder", "random"], ["evaluate", "--encoder", "random", "--davis", "absent"],
+    ["evaluate", "--encoder", "random", "--davis", "clip", "--youtube-vos", "clip"],
+    ["evaluate", "--encoder", "random", "--davis", "clip", "--study", "../s"]])
 def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, arguments):
     for variable in ("DULVOS_DAVIS", "DULVOS_DATA_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("DULVOS_RESULTS", str(clip / "results"))
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ") and not (clip / "results").exists()
+
+
+def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
+    assert main(["evaluate", "--encoder", "copy", "colour", "--davis", str(tiny), "--context", "2"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("copy", "colour", "J&F-Mean", "s / frame"))
+    assert len(list((tmp_path / "encoders/rows").glob("evaluate-*.json"))) == 2
 
 
 @pytest.mark.parametrize("arguments", [["segmen"], ["segment"], ["demo", "--davis", "x"], ["davis", "--setting", "gpu"],
@@ -112,14 +123,16 @@ def test_words_that_are_no_command_or_option_end_with_status_2(arguments, capsys
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["demo", "davis", "grid", "paper", "train", "segment", "index", "download"])
+@pytest.mark.parametrize("command", ["demo", "davis", "grid", "paper", "train", "evaluate", "segment", "index",
+                                     "download"])
 def test_help_names_every_option(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     wanted = {"segment": ["--tau", "0.05", "--shorter-side", "FRAME=PNG"], "train": ["--lam", "0.1", "--study"],
-              "davis": ["--davis", "--setting"], "grid": ["--run", "--scheduler"], "paper": ["--dry-run", "--selected"]}
+              "evaluate": ["--encoder", "timm:MODEL", "--processes", "--topk"], "davis": ["--davis", "--setting"],
+              "grid": ["--run", "--scheduler"], "paper": ["--dry-run", "--selected"]}
     assert all(word in text for word in wanted.get(command, []))
 
 

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +34,8 @@ from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_jso
 from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
 
 __all__ = [
-    "BASELINES", "evaluate", "evaluate_once", "evaluation_run", "find_selected", "object_table", "open_split",
-    "write_official",
+    "BASELINES", "evaluate", "evaluate_encoders", "evaluate_once", "evaluation_run", "find_selected",
+    "object_table", "open_split", "write_official",
 ]  # fmt: skip
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
@@ -61,11 +62,12 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
         folder: used for this run only; another checkpoint or setting needs another folder.
         device: for the encoder and the propagation, such as "cpu" or "cuda".
         seed: of random features.
-        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores. 0 means
-            one for each GPU, or one without a GPU. The masks do not depend on it.
+        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores.
+            0 means one for each GPU, or one without a GPU. The masks do not depend on it.
 
     Returns:
-        scores in the dataset's order; and seconds, frames, saved (masks written), peak_memory_mb, device.
+        scores in the dataset's order; and seconds, frames, saved (masks written), channels (K of the features),
+        peak_memory_mb, device.
 
     Raises:
         InputError: bad input, by name; all videos are checked before the first is propagated.
@@ -91,8 +93,8 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
               for item in finished]
     outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
-    memory = max(item["peak_memory_mb"] for item in finished)
-    return scores, {**outcome, "peak_memory_mb": memory, "device": device}
+    outcome |= {name: max(item[name] for item in finished) for name in ("channels", "peak_memory_mb")}
+    return scores, {**outcome, "device": device}
 
 
 def _share(todo: list[Sequence], source: object, folder: Path, settings: SegmentSettings, device: str,
@@ -138,27 +140,34 @@ def _check(sequence: Sequence, truth: bool) -> None:
 def _carry(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str,
            truth: bool, tell: Callable[[], object]) -> None:
     """Write the masks and the JSON of one sequence; `tell` is called after each frame."""
-    started, saved = time.monotonic(), set(sequence.handed_in)
+    started, saved, channels = time.monotonic(), set(sequence.handed_in), 0
     if isinstance(source, nn.Module):
         source = partial(encode, source.to(device, memory_format=torch.channels_last))
-    for index, ids in enumerate(_masks(sequence, source, settings)):
+
+    def features(frames: Iterable[np.ndarray], settings: SegmentSettings) -> Iterator[torch.Tensor]:
+        nonlocal channels
+        for maps in (colour_features if source == "colour" else source)(frames, settings):
+            channels = len(maps)
+            yield maps
+
+    given = sequence.first_masks()
+    masks = _copies(sequence, given) if source == "copy" else segment(
+        sequence.video.frames(), given, features, settings)
+    for index, ids in enumerate(masks):
         if index in saved:
             write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
         tell()
     item = {"seconds": time.monotonic() - started, "frames": len(sequence.video), "saved": len(saved),
-            "peak_memory_mb": devices.peak_memory(torch.device(device)), "ids": [], "j": [], "f": []}
+            "peak_memory_mb": devices.peak_memory(torch.device(device)), "channels": channels,
+            "ids": [], "j": [], "f": []}
     if truth and (entry := _entries(sequence)) != {}:
         scores = score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
         item |= {"ids": scores.ids, "j": scores.j, "f": scores.f}
     write_json(folder / f"{sequence.name}.json", item)
 
 
-def _masks(sequence: Sequence, source: str | MakeFeatures, settings: SegmentSettings) -> Iterator[np.ndarray]:
-    given = sequence.first_masks()
-    if source != "copy":
-        make = colour_features if source == "colour" else source
-        yield from segment(sequence.video.frames(), given, make, settings)
-        return
+def _copies(sequence: Sequence, given: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+    """The first mask of each object, in every frame from there on."""
     ids = np.zeros(sequence.video.size, np.uint8)
     for t in range(len(sequence.video)):
         ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
@@ -184,7 +193,7 @@ def _finished(folder: Path, sequence: Sequence) -> dict | None:
         item = json.loads((folder / f"{sequence.name}.json").read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    fields = {"seconds", "frames", "saved", "peak_memory_mb", "ids", "j", "f"}
+    fields = {"seconds", "frames", "saved", "channels", "peak_memory_mb", "ids", "j", "f"}
     return item if isinstance(item, dict) and item.keys() >= fields else None
 
 
@@ -290,6 +299,42 @@ def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features
         return row | {"scores": summarise(scores)}
 
     return once(study, kind, name, wanted, compute, whole=whole)
+
+
+def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSettings = DEFAULT, *,
+                      split: str = "val", study: Study | None = None, device: str | None = None,
+                      processes: int = 0) -> pd.DataFrame:
+    """Evaluate encoders on the same videos by the same protocol: one table, the best encoder first.
+
+    Each leaves its masks, official csv files and row in the study. A later call skips what is finished.
+
+    Arguments:
+        encoders: as `load_encoder` takes them; also "copy" and "colour".
+        data, split: as `open_split` takes them.
+        study: "encoders" by default.
+        device, processes: as `evaluate` takes them; None chooses a CUDA GPU if there is one.
+
+    Returns:
+        a line for each encoder: encoder, channels, its scores in percent, and s / frame.
+
+    Raises:
+        InputError: an unknown or damaged encoder, or bad data, before anything is propagated.
+    """
+    study, lines = study or Study("encoders"), []
+    for encoder in encoders:
+        if encoder not in BASELINES:
+            load_encoder(find_features(study, encoder)[0])
+    for encoder in encoders:
+        name = re.sub(r"[^\w.=@-]+", "-", Path(encoder).stem if "/" in encoder else encoder)[-100:]
+        row = evaluation_run(study, name, data, encoder, settings, split=split, device=device,
+                             processes=processes)
+        scores = {key.removeprefix("scores."): 100 * row[key] for key in row if key.startswith("scores.")}
+        scores = scores or {"submission": row["submission"]}
+        lines.append({"encoder": encoder, "channels": row["channels"], **scores,
+                      "s / frame": row["seconds_per_frame"]})
+    table = pd.DataFrame(lines)
+    best = next((column for column in ("J&F-Mean", "mean") if column in table), "encoder")
+    return table.sort_values(best, ascending=best == "encoder", ignore_index=True, kind="stable")
 
 
 def find_selected(study: Study, name: str) -> tuple[str, str, str]:

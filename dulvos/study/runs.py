@@ -180,14 +180,15 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     """
     trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
     path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
-    source = features if features == "davis2016" or features.startswith("timm:") else str(path)
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else source
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else features
+    if features.startswith("timm:") and path.is_file():  # one file may serve several layers
+        weights = f"{features.partition('=')[0]}={weights}"
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
     if trained:
         run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
         said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
         said["trained_key"], said["snapshot"] = run.name.rpartition("-")[2], int(iteration) if iteration else None
-    return source, said
+    return str(path) if trained else features, said
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -45,7 +45,7 @@ def list_snapshots(study: Study, features: str) -> dict[int, str]:
         raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
                          "snapshot_every > 0")
     last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
-    return {i: f"trained:{key}@{i}" for i in kept if i != last} | {last: f"trained:{key}"}
+    return {i: f"trained:{key}@{i}" for i in kept} | {last: f"trained:{key}"}
 
 
 def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
