@@ -141,7 +141,7 @@ def _slope(x: pd.Series, y: pd.Series, most: int = 500) -> float:
 def _train(folder: Path, workers: int) -> None:
     from PIL import Image
 
-    from dulvos.trainer import train
+    from dulvos.training import train
     from dulvos.training import TrainSettings
     from dulvos.videos import find_videos
 

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dulvos.checkpoints import TrainingState, is_whole, load_encoder, save_encoder
+from dulvos.checkpoints import is_whole, load_encoder, save_encoder
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
@@ -88,12 +88,3 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
         load_encoder("imagenet")
-
-
-def test_a_value_too_many_names_the_columns(tmp_path: Path) -> None:
-    """A further loss term meets this at the first iteration, not at the first save."""
-    state = TrainingState(tmp_path / "checkpoint.pt", {}, "", 2, {})
-    state.add(1, 2.0, 1.0, 1.0, 1e-4, 3.0)
-    with pytest.raises(ValueError, match="7 values for the columns iteration, loss, .*TrainingState.COLUMNS"):
-        state.add(2, 2.0, 1.0, 1.0, 0.5, 1e-4, 3.0)
-    assert len(state.table()) == 1

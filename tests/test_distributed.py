@@ -23,7 +23,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
 from dulvos.losses import LossOutput
-from dulvos.trainer import train
+from dulvos.training import train
 from dulvos.training import TrainSettings, training_loss
 from dulvos.videos import find_videos
 from tests.oracles import write_textures

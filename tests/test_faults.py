@@ -30,7 +30,7 @@ from dulvos.study.evaluation import evaluate
 from dulvos.study.collections import index_videos
 from dulvos.inference import SegmentSettings
 from dulvos.study.runs import evaluation_run, training_run
-from dulvos.trainer import train
+from dulvos.training import train
 from dulvos.training import training_loss
 from dulvos.videos import find_videos
 from tests.oracles import write_textures

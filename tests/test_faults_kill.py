@@ -21,7 +21,7 @@ import pytest
 from dulvos.study import results, runs
 from dulvos.study import download
 from dulvos.inference import SegmentSettings
-from dulvos.trainer import train
+from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 from tests.test_download import Handler, Server, archive, server  # noqa: F401

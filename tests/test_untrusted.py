@@ -21,7 +21,7 @@ from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.study.download import unpack
-from dulvos.trainer import train
+from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 from tests.test_training import SMALL

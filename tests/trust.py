@@ -26,10 +26,10 @@ MODULES = ("test_files.py", "test_faults.py", "test_faults_disk.py", "test_fault
            "test_numbers.py", "test_untrusted.py", "test_soak.py")
 # faults in tests of single modules, which say nothing of them
 ELSEWHERE = {
-    "test_trainer.py::test_a_run_that_was_killed_goes_on_to_the_bit": ("kill -9: training", 1),
-    "test_trainer.py::test_a_frame_that_vanishes_ends_the_run_in_one_line": ("vanished frame: training", 1),
-    "test_trainer.py::test_truncated_checkpoint": ("truncated: checkpoint.pt", 1),
-    "test_trainer.py::test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint": ("NaN: loss", 1),
+    "test_training.py::test_a_run_that_was_killed_goes_on_to_the_bit": ("kill -9: training", 1),
+    "test_training.py::test_a_frame_that_vanishes_ends_the_run_in_one_line": ("vanished frame: training", 1),
+    "test_training.py::test_truncated_checkpoint": ("truncated: checkpoint.pt", 1),
+    "test_training.py::test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint": ("NaN: loss", 1),
     "test_grid_work.py::test_killed_workers_and_a_killed_command_end_in_the_same_rows": ("kill -9: grid", 2),
     "test_grid_work.py::test_a_running_scheduler_is_used_and_may_be_killed": ("kill -9: grid", 1),
     "test_main.py::test_killed_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_well": ("kill -9: segment", 1),
