@@ -1,7 +1,9 @@
-"""A training iteration at the paper's setting, ours beside the plain way: `python -m benchmarks.training DAVIS [--runs 2]`.
+"""A training iteration at the paper's setting, ours beside the plain way:
 
-B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last, the losses on warped features. Plain: float32,
-NCHW, the losses on warped affinities. Each runs in a process of its own, so that each has its own peak memory.
+    python -m benchmarks.training DAVIS [--runs 2]
+
+B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last, losses on warped features.
+Plain: float32, NCHW, losses on warped affinities. Each way runs in its own process, with its own peak memory.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -37,18 +40,21 @@ def iteration(way: str, davis: str) -> dict:
         generator = torch.Generator().manual_seed(number)
         optimiser.zero_grad()
         if way != "plain":
-            training_loss(net, frames, settings, generator, lambda: devices.autocast(device, "bf16")).total.backward()
+            autocast = partial(devices.autocast, device, "bf16")
+            training_loss(net, frames, settings, generator, autocast).total.backward()
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE
-            grids = [losses.sample_grid(len(frames), cells, cells, n, generator) for n in (settings.grid, settings.cross_grid)]
+            grids = [losses.sample_grid(len(frames), cells, cells, n, generator)
+                     for n in (settings.grid, settings.cross_grid)]
             view2 = similarity.frames(frames)
             key = net(torch.cat([frames.flatten(0, 1), view2[:, 0]]).contiguous(), ("key",)).key
             count = frames.shape[0] * frames.shape[1]
             features = key[:count].unflatten(0, frames.shape[:2])
             with torch.no_grad():
-                rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key.unflatten(0, (len(frames), -1))
-            plain_loss(features, torch.cat([key[count:, None], rest], 1), similarity.theta(), *grids).backward()
+                rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key
+            features2 = torch.cat([key[count:, None], rest.unflatten(0, (len(frames), -1))], 1)
+            plain_loss(features, features2, similarity.theta(), *grids).backward()
         optimiser.step()
         times.append(time.perf_counter() - started)
     return {"seconds": times[-1], "mb": peak()}

@@ -108,8 +108,8 @@ class Encoder(nn.Module):
 def prepare_frames(frames: Tensor, mean: tuple[float, ...] = IMAGE_MEAN,
                    std: tuple[float, ...] = IMAGE_STD) -> Tensor:
     """(..., 3, H, W) uint8 RGB to float32, normalised by a mean and a deviation of RGB in [0, 1]."""
-    mean, std = (frames.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    return (frames.float() / 255 - mean) / std
+    centre, scale = _statistics(frames, mean, std)
+    return (frames.float() / 255 - centre) / scale
 
 
 def restore_rgb(images: Tensor) -> Tensor:
@@ -118,9 +118,9 @@ def restore_rgb(images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-def _statistics(images: Tensor) -> list[Tensor]:
-    return [images.new_tensor(values, dtype=torch.float32)[:, None, None]
-            for values in (IMAGE_MEAN, IMAGE_STD)]
+def _statistics(images: Tensor, *values: tuple[float, ...]) -> list[Tensor]:
+    return [images.new_tensor(value, dtype=torch.float32)[:, None, None]
+            for value in values or (IMAGE_MEAN, IMAGE_STD)]
 
 
 def _seen(images: Tensor, colour: str) -> Tensor:

@@ -209,7 +209,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         distributed.barrier()  # the encoder is there when any process returns
     means = state.table().tail(100).mean()
     return {"encoder": path, "iterations": state.iteration,
-            **{name: None if math.isnan(means[name]) else means[name] for name in COLUMNS[1:4]},
+            **{name: None if math.isnan(means[name]) else float(means[name]) for name in COLUMNS[1:4]},
             "seconds": state.seconds, "cpu_seconds": state.cpu_seconds,
             "seconds_per_iteration": state.seconds / state.iteration, "peak_memory_mb": state.peak,
             "device": str(place), "computed_in": devices.computed_in(place.type, settings.precision),
