@@ -33,7 +33,6 @@ from dulvos.study.download import ARCHIVES, download
 from dulvos.study.evaluation import evaluate, evaluation_run
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import training_run
-
 from dulvos.training import TrainSettings, train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.backend_bases import MouseButton, MouseEvent
 from PIL import Image
 
-from dulvos.masks import PALETTE
 from dulvos.errors import InputError
 from dulvos.interactive.painter import MaskEditor, Painter
+from dulvos.masks import PALETTE
 
 
 def editor(height=40, width=60):

@@ -17,9 +17,9 @@ import nbformat
 import pytest
 import torch
 
-from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
+from dulvos.study import steps as study
 from dulvos.study.download import unpack
 from dulvos.training import train
 from dulvos.videos import find_videos

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import PolygonSelector
 
 from dulvos.errors import InputError
-from dulvos.masks import OBJECT_COLOURS, overlay
 from dulvos.interactive.player import fit, jpeg
-from dulvos.masks import own_mask
+from dulvos.masks import OBJECT_COLOURS, overlay, own_mask
 
 __all__ = ["MaskEditor", "Painter"]
 

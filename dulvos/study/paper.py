@@ -15,8 +15,19 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import (NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state,
-                               training)
+from dulvos.study.rows import (
+    NOT_RUN,
+    Study,
+    frame,
+    has,
+    kind,
+    label,
+    newest,
+    percent,
+    remark,
+    state,
+    training,
+)
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON",
