@@ -30,7 +30,7 @@ class TimmEncoder(nn.Module):
         seed: of the random weights.
 
     Attributes:
-        stride: pixels a cell. channels: K.
+        stride: pixels a cell. offset: the pixel at the centre of the first cell. channels: K.
         multiple: frames are resized to sides that are multiples of this (a transformer's patches).
         mean, std: of the RGB in [0, 1] that the network was trained with.
 
@@ -54,7 +54,8 @@ class TimmEncoder(nn.Module):
         info, config = self.network.feature_info[self.index], self.network.pretrained_cfg
         self.stride, self.channels = info["reduction"], info["num_chs"]
         strides = [other["reduction"] for other in self.network.feature_info]
-        self.multiple = max(strides) if hasattr(self.network, "patch_embed") else 1
+        patches = hasattr(self.network, "patch_embed")
+        self.multiple, self.offset = (max(strides), (self.stride - 1) / 2) if patches else (1, 0)
         self.mean, self.std = config["mean"], config["std"]
         self.eval()
 

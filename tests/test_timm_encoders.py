@@ -50,6 +50,7 @@ def test_every_stride_gives_unit_features_that_carry_masks(
     encoder = load_encoder(f"timm:{name}=random")
     found = list(encode(encoder, frames, EXACT))
     assert encoder.stride == stride and not encoder.training
+    assert encoder.offset == ((stride - 1) / 2 if name.startswith(("vit", "swin")) else 0)
     assert {tuple(features.shape) for features in found} == {(encoder.channels, *cells)}
     assert torch.allclose(found[0].norm(dim=0), torch.ones(cells), atol=1e-5)
     masks = list(segment(frames, mask, partial(encode, encoder)))
