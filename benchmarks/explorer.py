@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from torch import nn
 
 from benchmarks.measure import report
-from dulvos.encoder import STRIDE, Features
+from dulvos.encoder import STRIDE
 from dulvos.widgets import Explorer
 from tests.browser import FLAGS, find_browser
 
@@ -55,10 +54,9 @@ class Noise(nn.Module):
         super().__init__()
         self.unused, self.generator = nn.Parameter(torch.zeros(1)), torch.Generator().manual_seed(seed)
 
-    def forward(self, images: torch.Tensor, layers: tuple[str, ...]) -> Features:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         cells = [-(-side // STRIDE) for side in images.shape[2:]]
-        features = torch.randn(len(images), 512, *cells, generator=self.generator)
-        return Features(res4=F.normalize(features, dim=1))
+        return torch.randn(len(images), 512, *cells, generator=self.generator)
 
 
 class OtherNoise(Noise):

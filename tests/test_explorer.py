@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,16 +36,12 @@ def write_clip(folder: Path, frames: int, size: tuple[int, int]) -> Path:
 class Patches(nn.Module):
     """An encoder without training: random projections of patches, as a vision transformer cuts them."""
 
-    layers = ("res3",)
-
     def __init__(self, stride: int, channels: int = 40):
         super().__init__()
-        self.stride, self.offset = stride, (stride - 1) / 2
-        self.project = nn.Conv2d(3, channels, stride, stride)
+        self.multiple, self.project = stride, nn.Conv2d(3, channels, stride, stride)
 
-    def forward(self, images: torch.Tensor, layers: tuple[str, ...]) -> SimpleNamespace:
-        features = F.normalize(self.project(images).float(), dim=1)
-        return SimpleNamespace(**dict.fromkeys(layers, features))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.project(images)
 
 
 def low_rank(cells: int, channels: int, rank: int = 24) -> torch.Tensor:
@@ -84,13 +79,21 @@ def clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clips") / "clip", frames=9, size=(56, 70))
 
 
-@pytest.mark.parametrize("stride", [4, 8, 14])
-def test_the_geometry_is_the_encoder_s(clip, stride):
+@pytest.mark.parametrize("stride, cells", [(4, (14, 18)), (8, (7, 9)), (14, (4, 5)), (16, (4, 4))])
+def test_the_geometry_is_the_encoder_s(clip, stride, cells):
+    """Patches tile the frame, whose sides of 56 and 70 become multiples of theirs."""
     explorer = widgets.Explorer(clip, ["random", Patches(stride)], layer="res3", frames=2)
     (own, _), (patches, packed) = explorer.packed().values()
-    assert (own["cells"], own["stride"], own["offset"]) == ((7, 9), 8, 0)
-    assert patches["cells"] == (56 // stride, 70 // stride) and patches["stride"] == stride
-    assert patches["offset"] == (stride - 1) / 2 and len(packed.codes) == 2 * (56 // stride) * (70 // stride)
+    assert (own["cells"], own["stride"], own["offset"]) == ((7, 9), [8, 8], [0, 0])
+    assert patches["cells"] == cells and len(packed.codes) == 2 * cells[0] * cells[1]
+    assert patches["stride"] == [56 / cells[0], 70 / cells[1]]
+    assert patches["offset"] == [(56 / cells[0] - 1) / 2, (70 / cells[1] - 1) / 2]
+
+
+def test_an_untrained_network_of_timm_beside_ours(clip):
+    explorer = widgets.Explorer(clip, ["random", "timm:vit_tiny_patch16_224=random"], layer="key", frames=2)
+    (_, ours), (head, theirs) = explorer.packed().values()
+    assert head["cells"] == (4, 4) and len(theirs.codes) == 2 * 16 and len(ours.codes) == 2 * 63
 
 
 def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_path):
@@ -101,10 +104,10 @@ def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_pat
     assert explorer.indices == (0, 3, 6) and head["others"] == [(4, 6)]
     again = widgets.Explorer(clip, encoder, frames=1, start=3, layer="res3")
     [(_, alone)] = again.packed().values()
-    assert np.abs(packed.cosines(56)[56: 112] - alone.cosines(0)).max() < 0.02  # of the second frame
+    assert np.abs(packed.cosines(63)[63: 126] - alone.cosines(0)).max() < 0.02  # of the second frame
     whole = widgets.Explorer(other, encoder, frames=1, layer="res3")
     [(_, alone)] = whole.packed().values()
-    assert np.abs(packed.cosines(3 * 56)[3 * 56:] - alone.cosines(0)).max() < 0.02
+    assert np.abs(packed.cosines(3 * 63)[3 * 63:] - alone.cosines(0)).max() < 0.02
 
 
 @pytest.mark.parametrize("options, line", [
@@ -126,7 +129,7 @@ def test_a_layer_is_computed_when_the_browser_asks_for_it(clip):
     for want in ("clip", "key", "res9"):
         explorer._handle_custom_msg({"want": want}, [])
     (head, files), (features, (codes, bias)), (failure, _) = sent
-    assert head["layers"] == list(LAYERS) and head["numbers"] == (0, 4) and len(files) == 2 + 2
+    assert head["layers"] == LAYERS and head["numbers"] == (0, 4) and len(files) == 2 + 2
     assert features["layer"] == "key"
     assert len(codes) == 2 * 63 * features["channels"] and len(bias) == 2 * 63 * 4
     assert failure["kind"] == "error" and "res9" in failure["text"]
@@ -171,8 +174,8 @@ class Case:
     features = low_rank(T * CELLS[0] * CELLS[1] + sum(h * w for h, w in OTHERS), 60)
     packed = widgets.pack(features, 48)
     own = T * CELLS[0] * CELLS[1]
-    head = {"cells": CELLS, "frames": T, "others": OTHERS, "channels": packed.codes.shape[1], "stride": 8,
-            "offset": 0, "scale": packed.scale}
+    head = {"cells": CELLS, "frames": T, "others": OTHERS, "channels": packed.codes.shape[1],
+            "stride": [8, 8], "offset": [0, 0], "scale": packed.scale}
     data = {"head": head, "codes": packed.codes.tolist(), "bias": packed.bias.tolist()}
     clip = features[:own].view(T, *CELLS, -1).movedim(3, 1)  # [T, K, h, w]
     LOAD = "const f = new js.Features(head, Int8Array.from(codes.flat()), Float32Array.from(bias));"
@@ -251,12 +254,12 @@ def test_best_matches_and_the_ends_of_the_scale(node):
     assert alone["high"] == pytest.approx(float(values[0].max()))
 
 
-@pytest.mark.parametrize("stride, offset", [(8, 0), (14, 6.5), (4, 1.5), (16, 7.5)])
+@pytest.mark.parametrize("stride, offset", [((8, 8), (0, 0)), ((14, 15), (6.5, 7)), ((4, 4), (1.5, 1.5))])
 def test_cells_and_pixels_are_each_other_s_inverse(node, stride, offset):
     body = """const head = {cells: [5, 6], frames: 1, others: [], channels: 16, scale: 1, stride, offset};
         const f = new js.Features(head, new Int8Array(480), new Float32Array(30));
         const there = (cell) => [f.pixelOf(cell), f.cellAt(...f.pixelOf(cell)), f.cellAt(-99, 999)];
         return Array.from({length: 30}, (_, cell) => there(cell));"""
     for cell, (pixel, again, outside) in enumerate(node(body, stride=stride, offset=offset)):
-        assert pixel == [offset + stride * (cell // 6) + 0.5, offset + stride * (cell % 6) + 0.5]
+        assert pixel == [offset[0] + stride[0] * (cell // 6) + 0.5, offset[1] + stride[1] * (cell % 6) + 0.5]
         assert (again, outside) == (cell, 5)

@@ -95,7 +95,7 @@ def exact(encoder, video, indices) -> torch.Tensor:
     """Features (T, K, h, w) that are not rounded."""
     frames = torch.from_numpy(np.stack([video.read(t) for t in indices])).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        return encoder(prepare_frames(frames), ("res3",)).res3
+        return torch.nn.functional.normalize(encoder(prepare_frames(frames)), dim=1)
 
 
 class Coarse(Patches):
@@ -277,12 +277,6 @@ def test_notebook_05_in_jupyterlab(lab):
         assert len(drawn) == notebook.evaluate("len(explorer.indices)")
         assert np.quantile(np.abs(drawn.ravel() - right[: drawn.size]), 0.99) < 1e-5
         assert notebook.wait_for("explorer.pinned and [explorer.frame, explorer.y, explorer.x]") == [2, 5, 11]
-        if SCREENSHOTS:
-            notebook.page.locator(".dulvos-explorer").evaluate("element => element.scrollIntoView()")
-            notebook.page.mouse.move(*shown.place(2, 12, 24, cells))
-            notebook.page.wait_for_timeout(500)
-            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-            notebook.page.screenshot(path=str(Path(SCREENSHOTS) / "05_explore_anchors.jpg"), quality=88)
         shown.page.keyboard.press("ArrowRight")
         assert shown.state(x=12)["x"] == 12 and notebook.wait_for("explorer.x == 12")
         notebook.evaluate("explorer.set_trait('layer', 'key')")  # the kernel must compute it first
@@ -290,3 +284,10 @@ def test_notebook_05_in_jupyterlab(lab):
         notebook.evaluate("explorer.set_trait('show', 'dominant')")
         assert shown.state(show="dominant")["show"] == "dominant"
         assert notebook.console == [] and shown.errors == []
+        if SCREENSHOTS:
+            shown.set("layer: 'res4', show: 'affinity', frame: 0, y: 11, x: 26, time: 2, pinned: false")
+            shown.state(layer="res4")
+            notebook.page.locator(".dulvos-explorer").evaluate("element => element.scrollIntoView()")
+            notebook.page.wait_for_timeout(500)
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            notebook.page.screenshot(path=str(Path(SCREENSHOTS) / "05_explore_anchors.jpg"), quality=88)

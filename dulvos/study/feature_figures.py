@@ -36,7 +36,7 @@ class Row:
         marks: of each column: positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
         frames: (H, W, 3) uint8 pictures under the maps, where they are not those of all rows.
         limits: of the scale; None takes the least and the greatest value.
-        stride, offset: of the cells, in pixels: cell i has its middle at offset + stride·i.
+        stride, offset: of the cells, in pixels, or (y, x) each: cell i has its middle at offset + stride·i.
     """
 
     title: str
@@ -46,8 +46,8 @@ class Row:
     marks: Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
     frames: Sequence[np.ndarray] | None = None
     limits: tuple[float, float] | None = None
-    stride: float = STRIDE
-    offset: float = 0.0
+    stride: float | tuple[float, float] = STRIDE
+    offset: float | tuple[float, float] = 0.0
 
 
 def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
@@ -116,9 +116,10 @@ def clip_rows(frames: Sequence[np.ndarray], rows: Sequence[Row], titles: Sequenc
             if cells is None:
                 continue
             opacity = row.opacity if np.isscalar(row.opacity) else row.opacity[column]
-            left = row.offset - row.stride / 2
-            bottom, right = np.multiply(cells.shape[:2], row.stride) + left
-            axis.imshow(cells, "viridis", scale, alpha=opacity, interpolation="nearest", extent=(left, right, bottom, left))
+            top, left = np.subtract(row.offset, np.divide(row.stride, 2)) * np.ones(2)
+            bottom, right = np.multiply(cells.shape[:2], row.stride) + (top, left)
+            extent = (left, right, bottom, top)
+            axis.imshow(cells, "viridis", scale, alpha=opacity, interpolation="nearest", extent=extent)
         for axis, mark in zip(line, row.marks):
             if mark is not None:
                 _dots(axis, np.reshape(mark[0], (-1, 2)) * row.stride + row.offset, mark[1])

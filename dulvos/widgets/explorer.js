@@ -53,13 +53,15 @@ export class Features {
 
   /** The cell of a frame nearest to a point (y, x), in pixels; the first pixel reaches from 0 to 1. */
   cellAt(y, x) {
-    const index = (pixel, count) => clamp((pixel - 0.5 - this.offset) / this.stride, count - 1);
-    return index(y, this.height) * this.width + index(x, this.width);
+    const [row, column] = [y, x].map((pixel, i) =>
+      clamp((pixel - 0.5 - this.offset[i]) / this.stride[i], this.cells[i] - 1));
+    return row * this.width + column;
   }
 
   /** The pixel (y, x) in the middle of a frame's cell. */
   pixelOf(cell) {
-    return [Math.floor(cell / this.width), cell % this.width].map((i) => this.offset + this.stride * i + 0.5);
+    const place = [Math.floor(cell / this.width), cell % this.width];
+    return place.map((at, i) => this.offset[i] + this.stride[i] * at + 0.5);
   }
 
   /** Number of a cell's anchor: in the first frame the nearest one, elsewhere the dominant one. */
@@ -81,9 +83,9 @@ export function grid(height, width, n) {
 
 /**
  * How anchors q compete for each cell k: `sum` of exp((k·q − 1) / τ) (Eq. 1's denominator but for a factor),
- * `label` of the dominant one (Eq. 2), its cosine `best`. It goes on after the anchors of `before`.
+ * `label` of the dominant one (Eq. 2), its cosine `best`; goes on after the anchors of `before` until `stop`.
  */
-export async function compete(features, anchors, tau, before = null, pause = () => {}) {
+export async function compete(features, anchors, tau, before = null, stop = () => false) {
   const n = features.own, label = before ? before.label.slice() : new Int32Array(n);
   const sum = before ? before.sum.slice() : new Float64Array(n);
   const best = before ? before.best.slice() : new Float32Array(n).fill(-Infinity);
@@ -93,7 +95,7 @@ export async function compete(features, anchors, tau, before = null, pause = () 
       sum[i] += Math.exp((cosine[i] - 1) / tau);
       if (cosine[i] > best[i]) { best[i] = cosine[i]; label[i] = a; }
     }
-    await pause();
+    if (await stop()) return null;
   }
   return {sum, best, label, count: anchors.length};
 }
@@ -183,8 +185,8 @@ class Page {
     const bytes = buffers.map((at) => new Uint8Array(at.buffer, at.byteOffset, at.byteLength).slice());
     this.failure = head.text; // what went wrong in the kernel
     if (head.kind === "features") {
-      const [codes, bias] = [new Int8Array(bytes[0].buffer), new Float32Array(bytes[1].buffer)];
-      (this.layers[head.layer] ??= {})[head.encoder] ??= new Features(head, codes, bias);
+      const of = (this.layers[head.layer] ??= {}), [codes, bias] = bytes.map(({buffer}) => buffer);
+      of[head.encoder] ??= new Features(head, new Int8Array(codes), new Float32Array(bias));
     } else if (head.kind === "clip" && !this.clip) {
       const [viridis, anchors, ...jpegs] = bytes;
       const abgr = (table, alpha) => Uint32Array.from({length: table.length / 3}, (_, i) =>
@@ -214,8 +216,7 @@ class Page {
       const options = list.map((value) => node("option", {value}, TEXTS[value] ?? value));
       const input = node("select", {}, ...options);
       input.onchange = () => this.set({[field]: list[input.selectedIndex]});
-      this.controls[field] = input;
-      this.lists[field] = list;
+      [this.controls[field], this.lists[field]] = [input, list];
       return node("label", {}, label, input);
     };
     this.contenders = [choose("clips", "anchors of", ["own", "all"]),
@@ -235,14 +236,13 @@ class Page {
     const all = (className, tiles) => node("div", {className}, ...tiles.map(({whole}) => whole));
     this.root.append(
       node("div", {className: "bar"}, choose("show", "show", ["affinity", "share", "dominant"]),
-        choose("layer", "layer", layers), ...this.contenders),
+        ...[choose("layer", "layer", layers)].filter(() => layers.length > 1), ...this.contenders),
       all("large", this.large),
       node("div", {className: "bar"}, this.button, this.slider),
       ...encoders.flatMap((name, i) => [node("div", {}, name, ", all frames"), all(strip, this.strips[i])]),
       this.note, node("div", {className: "small"}, HELP));
-    for (const type of ["pointermove", "click", "keydown"]) {
-      this.root.addEventListener(type, (event) => this[type](event));
-    }
+    const listen = (type) => this.root.addEventListener(type, (event) => this[type](event));
+    ["pointermove", "click", "keydown"].forEach(listen);
     this.watcher = new ResizeObserver(() => { this.pictures.clear(); this.schedule(); });
     this.watcher.observe(this.root);
   }
@@ -315,28 +315,23 @@ class Page {
     if (contests.size > 8) contests.delete(contests.keys().next().value);
     contests.set(this.running = key, null);
     let since = performance.now();
-    const pause = async () => {
-      if (performance.now() - since < 12) return;
-      await new Promise((go) => setTimeout(go)); // lets the page live
-      since = performance.now();
-      if (this.running !== key) throw key; // the user has asked for another one
+    const stop = async () => {
+      const late = performance.now() - since > 12; // lets the page live now and then
+      if (late) since = await new Promise((go) => setTimeout(() => go(performance.now())));
+      return this.running !== key; // the user has asked for another one
     };
-    try {
-      for (const [i, one] of features.entries()) {
-        const own = await compete(one, one.anchors(n, false), tau, null, pause);
-        const all = clips === "own" ? own : await compete(one, one.anchors(n, true), tau, own, pause);
-        const values = shares(all.best, all.sum, tau), kept = percent(all.label, (label) => label < n * n);
-        each.push({own, ...all, values});
-        notes.push(`${encoders[i]}: the dominant anchor's share is ${mean(values).toFixed(2)} on average` +
-          (clips === "all" ? `, ${kept} of the cells keep to this clip's anchors (grey: the others)` : ""));
-      }
-      const [a, b] = each.map(({own}) => own.label), agree = (label, i) => label === b[i];
-      if (a.length === b?.length) notes.push(`both choose the same one of this clip in ${percent(a, agree)}`);
-      contests.set(key, {each, notes});
-    } catch (reason) {
-      contests.delete(key);
-      if (reason !== key) throw reason;
+    for (const [i, one] of features.entries()) {
+      const own = await compete(one, one.anchors(n, false), tau, null, stop);
+      const all = own && clips === "all" ? await compete(one, one.anchors(n, true), tau, own, stop) : own;
+      if (!all) { contests.delete(key); this.schedule(); return; }
+      const values = shares(all.best, all.sum, tau), kept = percent(all.label, (label) => label < n * n);
+      each.push({own, ...all, values});
+      notes.push(`${encoders[i]}: the dominant anchor's share is ${mean(values).toFixed(2)} on average` +
+        (clips === "all" ? `, ${kept} of the cells keep to this clip's anchors (grey: the others)` : ""));
     }
+    const [a, b] = each.map(({own}) => own.label), agree = (label, i) => label === b[i];
+    if (a.length === b?.length) notes.push(`both choose the same one of this clip in ${percent(a, agree)}`);
+    contests.set(key, {each, notes});
     this.schedule();
   }
 
@@ -408,16 +403,17 @@ class Page {
 
   paint({canvas, encoder, large, shows, whole}, here, anchor) {
     const {view, clip} = this, frame = frameOf({shows}, view), one = this.features[Math.max(0, encoder)];
-    const ratio = window.devicePixelRatio, {stride, cells: [h, w]} = one;
+    const ratio = window.devicePixelRatio, {stride, offset, cells: [h, w]} = one;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.round(side * ratio));
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
     if (!width || !height) return;
     const context = canvas.getContext("2d"), sy = height / clip.size[0], sx = width / clip.size[1];
     context.drawImage(this.picture(frame, width, height, encoder >= 0), 0, 0);
     if (encoder >= 0) {
-      const edge = one.pixelOf(0)[0] - stride / 2, size = [w * stride * sx, h * stride * sy];
+      const [top, left] = [0, 1].map((i) => offset[i] + 0.5 - stride[i] / 2);
       context.imageSmoothingEnabled = false;
-      context.drawImage(one.canvas, 0, frame * h, w, h, edge * sx, edge * sy, ...size);
+      context.drawImage(one.canvas, 0, frame * h, w, h,
+        left * sx, top * sy, w * stride[1] * sx, h * stride[0] * sy);
     }
     const mark = (colour, wide, places, draw) => { // on a dark rim, so that it shows on any ground
       const path = new Path2D(places.map(([y, x]) => draw(x * sx, y * sy)).join(""));
@@ -426,7 +422,7 @@ class Page {
         context.stroke(path);
       }
     };
-    const r = Math.max(2.5 * ratio, 0.45 * stride * sx), arm = (large ? 9 : 5) * ratio;
+    const r = Math.max(2.5 * ratio, 0.45 * stride[1] * sx), arm = (large ? 9 : 5) * ratio;
     const ring = (x, y) => `M${x + r} ${y}a${r} ${r} 0 1 0 ${-2 * r} 0a${r} ${r} 0 1 0 ${2 * r} 0`;
     const box = (half) => (x, y) => `M${x - half} ${y - half}h${2 * half}v${2 * half}h${-2 * half}z`;
     const cross = (x, y) => `M${x - arm} ${y}h${2 * arm}M${x} ${y - arm}v${2 * arm}`;
@@ -478,8 +474,7 @@ export async function openSaved(el, text) {
   const send = ({want}) => messages.filter(({head}) => (head.layer ?? head.kind) === want)
     .forEach(({head, buffers}) => setTimeout(() => listen(head, buffers)));
   const on = (event, act) => { if (event === "msg:custom") listen = act; };
-  const [get, set] = [(name) => view[name], (name, value) => { view[name] = value; }];
-  render({el, model: {send, on, get, set, save_changes() {}, off() {}}});
+  render({el, model: {send, on, get: (name) => view[name], set() {}, save_changes() {}, off() {}}});
 }
 
 export default {render};

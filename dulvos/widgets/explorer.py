@@ -8,7 +8,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
-from dulvos.encoder import LAYERS, STRIDE
+from dulvos.encoder import LAYERS, STRIDE, Encoder
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, encode
 from dulvos.study.figures import anchor_colours
-from dulvos.videos import Video, open_video, shrink
+from dulvos.videos import Video, open_video, shrink, shrunk_size
 
 __all__ = ["Explorer", "Packed", "clip_indices", "pack"]
 
@@ -125,7 +125,7 @@ class Explorer(anywidget.AnyWidget):
 
     Arguments:
         video: a folder of frames, a video file, or a `Video`.
-        encoders: one or two, each a name that `dulvos.load_encoder` takes, or an encoder.
+        encoders: one or two, each a name that `dulvos.load_encoder` takes, or what `dulvos.encode` takes.
         others: videos whose first frames give the anchors of other clips.
         frames: T. start: first frame. gap: between frames.
         shorter_side: to which frames are reduced for the encoder; 0 keeps them.
@@ -136,7 +136,7 @@ class Explorer(anywidget.AnyWidget):
     Fields:
         frame, y, x: the cell; `frame` counts in the clip, y and x are cells of the first encoder.
         time: the frame shown large, in the clip.
-        layer: res3, res4 or key. tau: τ. n: N.
+        layer: res3, res4 or key, where an encoder has a choice. tau: τ. n: N.
         show: "affinity" (cosine with the cell), "share" (of the cell's anchor, in every cell, Eq. 1) or
             "dominant" (every cell's dominant anchor, Eq. 2).
         clips: whose anchors compete: "own" (N²), or "all" (B·N², as in Eq. 3).
@@ -157,11 +157,11 @@ class Explorer(anywidget.AnyWidget):
     pinned = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, video: str | os.PathLike | Video,
-                 encoders: str | nn.Module | Sequence[str | nn.Module] = ("davis2016", "random"), *,
+                 encoders: str | Callable | Sequence[str | Callable] = ("davis2016", "random"), *,
                  others: Sequence[str | os.PathLike | Video] = (), frames: int = 5, start: int = 0,
                  gap: int = 4, shorter_side: int = 256, channels: int = 128, device: str | None = None,
                  seed: int = 0, **view: object) -> None:
-        encoders = [encoders] if isinstance(encoders, (str, nn.Module)) else list(encoders)
+        encoders = [encoders] if isinstance(encoders, str) or callable(encoders) else list(encoders)
         if not 1 <= len(encoders) <= 2:
             raise InputError(f"the explorer shows one or two encoders, not {len(encoders)}")
         if unknown := set(view) - set(self.FIELDS):
@@ -175,8 +175,10 @@ class Explorer(anywidget.AnyWidget):
         self._encoders = {}
         for encoder in encoders:
             network = load_encoder(encoder, seed=seed) if isinstance(encoder, str) else encoder
-            self._encoders[_label(encoder)] = network.to(find_device(device))
-        self._layers = list(dict.fromkeys(sum(map(_layers, self._encoders.values()), ())))
+            on_device = network.to(find_device(device)) if isinstance(network, nn.Module) else network
+            self._encoders[_label(encoder)] = on_device
+        choice = any(isinstance(network, Encoder) for network in self._encoders.values())
+        self._layers = LAYERS if choice else (self.layer,)  # other encoders give one layer, whatever its name
         self._side, self._channels, self._packed = shorter_side, channels, {}
         self.packed()  # what is wrong is found here, not by the browser
         self.on_msg(lambda _, content, __: self._answer(content["want"]))
@@ -185,21 +187,20 @@ class Explorer(anywidget.AnyWidget):
         """For each encoder its features of a layer, "" being the one shown; computed when first asked for.
 
         Cells are those of the clip's frames, row by row, then those of the others' first frames. The
-        dictionary has `cells`, (h, w); `others`, [(h, w), …]; `stride`, pixels from cell to cell; `offset`,
-        the pixel of the first cell's middle.
+        dictionary has `cells`, (h, w), `others`, [(h, w), …], and, in pixels of the reduced frame, (y, x):
+        `stride`, from cell to cell, and `offset`, the first cell's middle.
         """
         layer = layer or self.layer
         if layer not in self._layers:
             raise InputError(f"layer must be one of {', '.join(self._layers)}, not {layer!r}")
         for name, encoder in self._encoders.items():
             if (name, layer) not in self._packed:
-                own = _layers(encoder)
-                settings = SegmentSettings(layer if layer in own else own[-1], shorter_side=self._side)
+                settings = SegmentSettings(layer if layer in LAYERS else "res4", shorter_side=self._side)
                 frames = [*map(self.video.read, self.indices), *(other.read(0) for other in self.others)]
                 maps = [next(encode(encoder, [frame], settings)) for frame in frames]  # sizes may differ
                 cells = [tuple(features.shape[1:]) for features in maps]
                 head = {"cells": cells[0], "others": cells[len(self.indices):],
-                        "stride": getattr(encoder, "stride", STRIDE), "offset": getattr(encoder, "offset", 0)}
+                        **_geometry(encoder, shrunk_size(self.video.size, self._side), cells[0])}
                 packed = pack(torch.cat([features.flatten(1).T.float() for features in maps]), self._channels)
                 self._packed[name, layer] = head, packed
         return {name: self._packed[name, layer] for name in self._encoders}
@@ -248,10 +249,16 @@ class Explorer(anywidget.AnyWidget):
         return [(head, [part.tobytes() for part in (viridis, anchors, *jpegs)])]
 
 
-def _layers(encoder: nn.Module) -> tuple[str, ...]:
-    return tuple(getattr(encoder, "layers", LAYERS))
+def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) -> dict[str, list[float]]:
+    """Where cells lie in a frame: convolutions centre them at multiples of the stride, patches tile it."""
+    if isinstance(encoder, Encoder) or hasattr(encoder, "stride") and getattr(encoder, "multiple", 1) == 1:
+        return {"stride": [getattr(encoder, "stride", STRIDE)] * 2, "offset": [0, 0]}
+    stride = [side / count for side, count in zip(size, cells)]
+    return {"stride": stride, "offset": [(step - 1) / 2 for step in stride]}
 
 
-def _label(encoder: str | nn.Module) -> str:
-    path = Path(encoder if isinstance(encoder, str) else type(encoder).__name__)
-    return f"{path.parent.name}/{path.stem}" if path.suffix in (".safetensors", ".pth") else str(path)
+def _label(encoder: str | Callable) -> str:
+    if not isinstance(encoder, str):
+        return getattr(encoder, "name", getattr(encoder, "__name__", type(encoder).__name__))
+    path = Path(encoder)
+    return f"{path.parent.name}/{path.stem}" if path.suffix in (".safetensors", ".pth") else encoder
