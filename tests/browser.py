@@ -31,45 +31,13 @@ from papermill.parameterize import parameterize_notebook
 
 from dulvos.study import results
 
-__all__ = ["Lab", "Notebook", "canvas", "find_browser", "lacking", "serve"]
+__all__ = ["Lab", "Notebook", "find_browser", "lacking", "serve"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")
 SIZE = {"width": 1280, "height": 1080}  # of the window, in CSS pixels
 SESSION = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
-
-# resolves to [first, last]: milliseconds from the next mouse button pressed on the page to the first and to the last change of
-# the pixels of an element, once they have rested for `rest` ms; null if they never change
-WATCH = """([element, rest, limit]) => {
-  const small = new OffscreenCanvas(160, 120).getContext("2d", {willReadFrequently: true});
-  const look = () => {
-    small.clearRect(0, 0, 160, 120);
-    small.drawImage(element, 0, 0, 160, 120);
-    return small.getImageData(0, 0, 160, 120).data.join();
-  };
-  window.watched = new Promise((resolve) => {
-    let pressed = null, first = null, last = null, before = null;
-    const press = () => { before = look(); pressed = performance.now(); };
-    document.addEventListener("mousedown", press, {capture: true, once: true});
-    const check = () => {
-      const now = performance.now();
-      if (pressed !== null) {
-        const pixels = look();
-        if (pixels !== before) { before = pixels; last = now - pressed; first ??= last; }
-        if (first !== null && now - pressed - last > rest) return resolve([first, last]);
-        if (now - pressed > limit) return resolve(null);
-      }
-      requestAnimationFrame(check);
-    };
-    check();
-  });
-}"""
-
-
-def canvas(cell: str) -> str:
-    """Selector of ipympl's canvases below the code cell that contains a text."""
-    return f".jp-CodeCell:has-text({json.dumps(cell)}) .jupyter-matplotlib-canvas-div canvas"
 
 
 @functools.cache
@@ -258,39 +226,6 @@ class Notebook:
         while not (value := self.evaluate(expression)) and time.monotonic() < deadline:
             self.page.wait_for_timeout(50)  # lets the page work, as time.sleep would not
         return value
-
-    def click(self, selector: str, x: float, y: float, *, rest: float = 700,
-              limit: float = 10_000) -> tuple[float, float] | None:
-        """Click an element at (x, y), in CSS pixels from its top left, and watch its pixels.
-
-        Returns:
-            milliseconds to the first and to the last change, at rest for `rest` ms after it; None without any in `limit` ms.
-        """
-        left, top = self._place(selector, x, y)
-        self.page.mouse.move(left, top)
-        self.page.wait_for_timeout(200)  # what hovering draws is no answer to the click
-        picture = self.page.locator(selector).first.element_handle()
-        self.page.evaluate(WATCH, [picture, rest, limit])
-        self.page.mouse.click(left, top)
-        times = self.page.evaluate("window.watched")
-        return tuple(times) if times else None
-
-    def drag(self, selector: str, points: list[tuple[float, float]]) -> None:
-        """Press the button at an element's first point (x, y), in CSS pixels, draw through all of them, let go at the last."""
-        places = [self._place(selector, x, y) for x, y in points]
-        self.page.mouse.move(*places[0])
-        self.page.mouse.down()
-        for place in places[1:]:
-            self.page.mouse.move(*place, steps=4)
-            self.page.wait_for_timeout(100)  # ipympl leaves out moves that follow each other faster than a hand's
-        self.page.mouse.up()
-
-    def _place(self, selector: str, x: float, y: float) -> tuple[float, float]:
-        """The page's coordinates of an element's point (x, y), after it was scrolled to where it can be seen."""
-        element = self.page.locator(selector).last
-        element.scroll_into_view_if_needed()
-        box = element.bounding_box()
-        return box["x"] + x, box["y"] + y
 
     def close(self) -> None:
         """End the kernel, so that the next notebook has the memory, and close the page."""

@@ -11,17 +11,7 @@ import pytest
 
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.study.ablation import (
-    EDGES,
-    SCALES,
-    Scale,
-    claims,
-    effects,
-    figure_table,
-    find_scale,
-    points,
-    write_tables,
-)
+from dulvos.study.ablation import EDGES, SCALES, Scale, claims, effects, figure_table, find_scale, points, write_tables
 from dulvos.study.rows import NOT_RUN, Study, flat, version
 from dulvos.training import TrainSettings
 

@@ -69,12 +69,6 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with browser.serve(tmp_path_factory.mktemp("lab") / "served") as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The saved page of an explorer of frames of 64x96, two encoders of different strides, and their data."""
     explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dulvos.errors import InputError
 from dulvos.study import feature_figures as pictures
 from dulvos.study import figures
+from dulvos.errors import InputError
 
 RNG = np.random.default_rng(0)
 FRAMES = list(RNG.integers(0, 256, (3, 48, 72, 3), np.uint8))

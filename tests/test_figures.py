@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from dulvos.errors import InputError
 from dulvos.study import figures
+from dulvos.errors import InputError
 
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
 

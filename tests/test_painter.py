@@ -1,234 +1,216 @@
-"""Painting masks: every edit does what it says and can be undone; the widget's clicks land where they were made."""
+"""The painter without a page: its JavaScript functions under node, and what the kernel makes of the browser's messages."""
 
 from __future__ import annotations
 
-import datetime
-import io
-import sys
+import json
+import shutil
+import subprocess
+import time
+import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from matplotlib.backend_bases import MouseButton, MouseEvent
-from PIL import Image
+from matplotlib.path import Path as Outline
 
+from dulvos import widgets
 from dulvos.errors import InputError
-from dulvos.interactive.painter import MaskEditor, Painter
-from dulvos.masks import PALETTE
+from dulvos.masks import PALETTE, read_mask, write_mask
+from dulvos.session import Session
+from dulvos.videos import open_video
+from dulvos.widgets import Painter
+from tests.test_session import LENGTH, SETTINGS, SIZE, Counted, block, write_clip
+
+HEIGHT, WIDTH = 40, 60
+CALL = """
+import { readFileSync } from "node:fs";
+const { mask, rest } = JSON.parse(readFileSync(0)), ids = Uint8Array.from(mask.flat());
+const found = await NAME(ids, mask[0].length, mask.length, ...rest);
+console.log(JSON.stringify([[...ids], found?.length > 4 ? [...found] : found ?? null]));
+"""
 
 
-def editor(height=40, width=60):
-    return MaskEditor(np.zeros((height, width), np.uint8))
+def javascript(name, mask, *rest):
+    """The mask after a function of painter.js drew on it, and what it returned."""
+    if not shutil.which("node"):
+        pytest.skip("node is not installed: apt-get install nodejs")
+    script = Path(widgets.__file__).with_name("painter.js").read_text()
+    done = subprocess.run(["node", "--input-type=module", "-e", script + CALL.replace("NAME", name)], text=True,
+                          input=json.dumps({"mask": mask.tolist(), "rest": rest}), capture_output=True, check=True)
+    ids, found = json.loads(done.stdout)
+    return np.array(ids, np.uint8).reshape(mask.shape), found
 
 
-def test_a_dot_is_a_disk_around_its_point():
-    edit = editor()
-    edit.stroke([(10, 30)], 5, 3)
-    y, x = np.mgrid[:40, :60]
-    distance = np.hypot(y - 10, x - 30)
-    assert (edit.ids[distance <= 4.5] == 3).all() and not edit.ids[distance > 6].any()
+def empty():
+    return np.zeros((HEIGHT, WIDTH), np.uint8)
 
 
-def test_radius_zero_is_one_pixel_at_row_and_column():
-    edit = editor()
-    edit.stroke([(7, 21)], 0, 254)
-    assert edit.ids[7, 21] == 254 and np.count_nonzero(edit.ids) == 1
+@pytest.mark.parametrize(("points", "radius"), [
+    ([[30, 10]], 5), ([[21, 7]], 0.5), ([[10, 20], [50, 20]], 3), ([[5.3, 4.2], [40.7, 33.1], [55.5, 12]], 2.5),
+    ([[-30, -30], [5, 5], [500, 5]], 1.5), ([[-20, 10], [-9, 10]], 4)])
+def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(points, radius):
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    distance = np.full((HEIGHT, WIDTH), np.inf)
+    for a, b in zip(np.array(points, float), np.array(points[1:] or points, float)):
+        along = np.clip(((x - a[0]) * (b - a)[0] + (y - a[1]) * (b - a)[1]) / max(1e-9, ((b - a) ** 2).sum()), 0, 1)
+        distance = np.minimum(distance, np.hypot(x - a[0] - along * (b - a)[0], y - a[1] - along * (b - a)[1]))
+    ids, box = javascript("stroke", empty() + 9, points, radius, 3)
+    assert np.array_equal(ids == 3, distance <= radius) and set(np.unique(ids)) <= {3, 9}
+    if not (ids == 3).any():
+        assert box is None
+    else:
+        rows, columns = (ids == 3).any(1).nonzero()[0], (ids == 3).any(0).nonzero()[0]
+        left, top, right, bottom = box
+        assert left <= columns[0] and columns[-1] < right <= WIDTH and top <= rows[0] and rows[-1] < bottom <= HEIGHT
 
 
-@pytest.mark.parametrize("radius", [1, 2, 6])
-def test_a_stroke_joins_its_points_at_one_thickness(radius):
-    edit = editor()
-    edit.stroke([(20, 10), (20, 50)], radius, 1)
-    assert (edit.ids[20, 10:51] == 1).all()
-    assert set((edit.ids[:, 20:41] > 0).sum(0).tolist()) == {2 * radius + 1}
+@pytest.mark.parametrize("corners", [
+    [[10, 5], [30, 5], [30, 25], [10, 25]], [[2.8, 3.1], [55, 10], [20.2, 38]], [[-9, -9], [70, 20], [-9, 60]],
+    [[10, 5], [50, 35], [50, 5], [10, 35]]])  # the last one crosses itself
+def test_a_polygon_is_filled_with_its_rim(corners):
+    ids, _ = javascript("polygon", empty(), corners, 7)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    inside = Outline([*corners, corners[0]], closed=True).contains_points(np.stack([x.ravel(), y.ravel()], 1))
+    rim = np.zeros((HEIGHT + 200, WIDTH + 200), np.uint8)
+    cv2.polylines(rim, [np.rint(corners).astype(np.int32) + 100], True, 1, 3)
+    sure = rim[100:-100, 100:-100] == 0
+    assert np.array_equal((ids == 7)[sure], inside.reshape(HEIGHT, WIDTH)[sure]) and set(np.unique(ids)) <= {0, 7}
+    assert all(ids[round(y), round(x)] == 7 for x, y in corners if 0 <= x < WIDTH and 0 <= y < HEIGHT)
 
 
-def test_strokes_outside_the_frame_are_cut():
-    edit = editor()
-    edit.stroke([(-30, -30), (5, 5), (5, 500)], 1, 2)
-    assert edit.ids[5, 59] == 2 and edit.ids.shape == (40, 60)
+@pytest.mark.parametrize("place", [(0, 0), (30, 20), (59, 39), (-1, 5), (60, 5), (5, -1), (5, 40)])
+def test_a_fill_is_the_connected_area_of_one_id(place):
+    mask = (np.random.default_rng(3).random((HEIGHT, WIDTH)) < 0.35).astype(np.uint8) * 5
+    mask[39, 59] = mask[20, 30] = mask[0, 0] = 0
+    expected = mask.copy()
+    if 0 <= place[0] < WIDTH and 0 <= place[1] < HEIGHT:
+        cv2.floodFill(expected, None, place, 9)
+    assert np.array_equal(javascript("fill", mask, *place, 9)[0], expected)
+    assert np.array_equal(javascript("fill", mask, *place, 0)[0], mask) or mask[place[::-1]] == 5
 
 
-def test_a_polygon_is_filled_with_its_rim():
-    edit = editor()
-    edit.polygon([(5, 10), (5, 30), (25, 30), (25, 10)], 7)
-    expected = np.zeros((40, 60), np.uint8)
-    expected[5:26, 10:31] = 7
-    assert np.array_equal(edit.ids, expected)
+def test_masks_travel_as_palette_pngs_and_come_back_compressed(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 255, (258, 513), np.uint8)
+    _, png = javascript("encodePng", mask, PALETTE.ravel().tolist())
+    write_mask(tmp_path / "ours.png", mask)
+    (tmp_path / "theirs.png").write_bytes(bytes(png))
+    ours, theirs = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("ours", "theirs"))
+    assert np.array_equal(read_mask(tmp_path / "theirs.png"), mask) and np.array_equal(ours, theirs)
+    packed = np.frombuffer(zlib.compress(mask.tobytes()), np.uint8)[None]
+    assert bytes(javascript("inflate", packed)[1]) == mask.tobytes()
 
 
-def test_objects_paint_over_each_other_and_zero_erases():
-    edit = editor()
-    edit.polygon([(5, 10), (5, 30), (25, 30), (25, 10)], 1)
-    edit.stroke([(15, 20)], 3, 2)
-    assert edit.ids[15, 20] == 2 and edit.ids[6, 11] == 1
-    edit.stroke([(15, 20)], 1, 0)
-    assert edit.ids[15, 20] == 0 and edit.ids[15, 17] == 2
-    edit.clear(1)
-    assert set(np.unique(edit.ids)) == {0, 2}
-    edit.clear()
-    assert not edit.ids.any()
+class Quiet(Painter):
+    """Keeps what it sends to the browser."""
+
+    def __init__(self, *arguments, **options):
+        self.sent = []
+        super().__init__(*arguments, **options)
+
+    def send(self, content, buffers=None):
+        self.sent.append((content, buffers))
 
 
-def test_undo_and_redo_walk_through_every_state():
-    edit, states = editor(), []
-    states.append(edit.ids.copy())
-    for name in (1, 2, 3):
-        edit.stroke([(10 * name, 10 * name)], 3, name)
-        edit.stroke([(10 * name, 10 * name), (5, 50)], 3, name, goes_on=True)
-        states.append(edit.ids.copy())
-    for state in states[-2::-1]:
-        assert edit.undo() and np.array_equal(edit.ids, state)
-    assert not edit.undo()
-    for state in states[1:]:
-        assert edit.redo() and np.array_equal(edit.ids, state)
-    assert not edit.redo()
-    edit.undo()
-    edit.stroke([(1, 1)], 1, 4)  # a new edit closes the way forward
-    assert not edit.redo()
-    edit.undo()
-    assert np.array_equal(edit.ids, states[2])
-
-
-def test_undo_remembers_a_bounded_number_of_edits():
-    edit = editor()
-    for number in range(70):
-        edit.stroke([(number % 40, number % 60)], 1, 1)
-    assert sum(edit.undo() for _ in range(70)) == 50
-
-
-def test_wrong_edits_change_nothing_and_are_named():
-    edit = editor()
-    edit.stroke([(5, 5)], 2, 1)
-    before = edit.ids.copy()
-    for wrong, match in ((lambda: edit.stroke([(5, 5)], 2, 255), "1 to 254"), (lambda: edit.stroke([(5, 5)], -1, 1), "radius"),
-                         (lambda: edit.polygon([(1, 1), (2, 2)], 1), "3 points"),
-                         (lambda: edit.polygon([(1, 1)] * 3, -1), "1 to 254"),
-                         (lambda: edit.replace(np.zeros((60, 40), np.uint8)), "40x60 .*60x40")):
-        with pytest.raises(InputError, match=match):
-            wrong()
-    assert np.array_equal(edit.ids, before) and edit.undo() and not edit.undo()
-    with pytest.raises(InputError, match="uint8"):
-        MaskEditor(np.zeros((4, 4)))
-
-
-def test_the_given_array_is_not_painted_on():
-    given = np.zeros((40, 60), np.uint8)
-    edit = MaskEditor(given)
-    edit.stroke([(5, 5)], 2, 1)
-    edit.replace(given)
-    edit.stroke([(5, 5)], 2, 1)
-    assert not given.any()
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
-def painter():
-    pytest.importorskip("ipympl", reason="drawing needs ipympl")
-    frame = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
-    return Painter(frame)
+def painter(video, tmp_path):
+    (tmp_path / "out").mkdir()
+    return Quiet(Session(video, Counted(), SETTINGS), tmp_path / "out", 12)
 
 
-def mouse(painter, kind, y, x):
-    canvas = painter.figure.canvas
-    left, bottom = painter.axes.transData.transform((x, y))
-    buttons = [MouseButton.LEFT] if kind == "motion_notify_event" else ()
-    button = None if kind == "motion_notify_event" else MouseButton.LEFT
-    canvas.callbacks.process(kind, MouseEvent(kind, canvas, left, bottom, button, buttons=buttons))
+def png(ids, path):
+    write_mask(path, ids)
+    return [path.read_bytes()]
 
 
-def drag(painter, *points):
-    mouse(painter, "button_press_event", *points[0])
-    for point in points[1:]:
-        mouse(painter, "motion_notify_event", *point)
-    mouse(painter, "button_release_event", *points[-1])
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*.*"))
 
 
-def test_a_drag_paints_along_its_way_and_is_one_edit(painter):
-    painter.object.value, painter.size.value = 4, 3
-    drag(painter, (60, 20), (60, 100), (90, 100))
-    assert (painter.ids[60, 20:101] == 4).all() and (painter.ids[60:91, 100] == 4).all()
-    assert not painter.ids[30].any() and not painter.ids[100].any()
-    mouse(painter, "motion_notify_event", 10, 10)  # the button is up
-    assert not painter.ids[10].any()
-    painter.tool.value = "erase"
-    drag(painter, (60, 50))
-    assert painter.ids[60, 50] == 0
-    painter.editor.undo()
-    assert painter.editor.undo() and not painter.editor.undo() and not painter.ids.any()
+def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painter, tmp_path):
+    painter.receive({"kind": "paint", "frame": 0, "ended": []}, png(block(1), tmp_path / "a.png"))
+    assert painter.state["given"] == [0] and painter.state["objects"] == [1] and not painter.state["done"]
+    for count, t in enumerate(painter.carry(), 1):
+        assert t == count - 1 and painter.state["running"] and painter.state["done"] == count
+        content, (packed,) = painter.sent[-1]
+        assert (content["kind"], content["frame"]) == ("mask", t)
+        assert zlib.decompress(packed) == painter.session.labels(t).tobytes()
+        assert names(painter.out) == [*(f"{i:05d}.png" for i in range(count)), "given/00000.png"]
+    assert painter.state["done"] == LENGTH and not painter.state["running"]
+    movie = open_video(painter.out / "overlay.mp4")
+    assert len(movie) == LENGTH and movie.size == SIZE
+
+    kept = (painter.out / "00004.png").stat().st_mtime_ns
+    ids = painter.session.labels(5) | block(2, 60, 30)
+    painter.receive({"kind": "paint", "frame": 5, "ended": [1]}, png(np.where(ids == 1, 0, ids), tmp_path / "a.png"))
+    assert painter.state["done"] == 5 and painter.state["ended"] == {"5": [1]}
+    assert next(carried := painter.carry()) == 5
+    assert names(painter.out) == [*(f"{i:05d}.png" for i in range(6)), "given/00000.png", "given/00005.png"]
+    assert list(carried) == [6, 7, 8] and (painter.out / "00004.png").stat().st_mtime_ns == kept
+    assert all(np.array_equal(read_mask(painter.out / f"{t:05d}.png"), painter.session.labels(t)) for t in range(LENGTH))
+    painter.receive({"kind": "paint", "frame": 5, "ended": []}, png(ids, tmp_path / "a.png"))
+    list(painter.carry())
+    assert not list(painter.out.glob("given/earlier*")), "corrections of this session replace each other"
 
 
-def test_clicks_make_a_polygon_that_closes_on_its_first_corner(painter):
-    painter.tool.value, painter.object.value = "polygon", 2
-    corners = [(20, 30), (20, 150), (100, 150), (100, 30)]
-    for point in (*corners, corners[0]):
-        mouse(painter, "motion_notify_event", *point)
-        drag(painter, point)
-    expected = np.zeros((120, 200), np.uint8)
-    expected[20:101, 30:151] = 2
-    assert np.count_nonzero(painter.ids != expected) < 300  # a pixel of rim at most
-    for point in ((5, 5), (5, 20), (15, 20), (5, 5)):  # and the next one
-        mouse(painter, "motion_notify_event", *point)
-        drag(painter, point)
-    assert painter.ids[7, 16] == 2 and painter.ids[60, 90] == 2
-    painter.tool.value = "brush"
-    drag(painter, (110, 190))
-    assert painter.ids[110, 190] == 2
+def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(painter, tmp_path):
+    painter.session.given[0] = block(1)
+    carried = painter.carry()
+    assert [next(carried), next(carried), list(painter.carry())] == [0, 1, []]
+    painter.receive({"kind": "stop"})
+    assert list(carried) == [] and painter.state["done"] == 2 and not painter.state["running"]
+    carried = painter.carry()
+    assert next(carried) == 2
+    painter.receive({"kind": "paint", "frame": 1, "ended": []}, png(block(3, 60), tmp_path / "a.png"))
+    assert list(carried) == [] and painter.state["done"] == 1
+    assert list(painter.carry()) == [*range(1, LENGTH)] and painter.state["start"] == 1
+    assert painter.state["run"] == 3, "what a view paints is told from the masks of an earlier search"
+    painter.session.given[4] = block(2, 60, 30)
+    for t in painter.carry():
+        if t == LENGTH - 1:
+            painter.receive({"kind": "stop"})  # before the movie
+    assert painter.state["done"] == LENGTH and not (painter.out / "overlay.mp4").exists()
 
 
-def test_zoom_enlarges_what_is_dragged_and_paints_nothing(painter):
-    painter.tool.value = "zoom"
-    drag(painter, (40, 50), (60, 80), (80, 130))
-    left, right = painter.axes.get_xlim()
-    assert 40 < left < right < 140 and not painter.ids.any()
-    painter.tool.value = "brush"
-    drag(painter, (60, 90))
-    assert painter.ids[60, 90] == 1 and painter.axes.get_xlim() == (left, right)
-    painter.tools.children[1].children[4].click()  # the whole picture
-    assert painter.axes.get_xlim() == (-0.5, 199.5)
+def test_a_new_view_gets_what_is_known(painter):
+    painter.session.given[6] = block(2)
+    painter.receive({"kind": "hello"})
+    assert [content["frame"] for content, _ in painter.sent] == [6]
+    painter.receive({"kind": "frame", "frame": 3})
+    content, (jpeg,) = painter.sent[-1]
+    frame = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert content == {"kind": "frame", "frame": 3} and np.abs(frame[20, 21].astype(int) - (250, 60, 60)).max() < 25
 
 
-def test_pixel_of_is_where_the_mouse_hits_the_point(painter):
-    left, top = painter.pixel_of(30, 70)
-    height = painter.figure.bbox.height
-    assert painter.axes.transData.inverted().transform((left, height - top)) == pytest.approx((70, 30))
-    assert painter.pixel_of(0, 0)[0] < painter.pixel_of(0, 100)[0] and painter.pixel_of(0, 0)[1] < painter.pixel_of(50, 0)[1]
+def test_frames_of_4k_are_reduced_for_the_browser(tmp_path):
+    (tmp_path / "wide").mkdir()
+    cv2.imwrite(str(tmp_path / "wide" / "0.png"), np.zeros((100, 3840, 3), np.uint8))
+    painter = Quiet(Session(open_video(tmp_path / "wide"), Counted()))
+    painter.receive({"kind": "frame", "frame": 0})
+    assert cv2.imdecode(np.frombuffer(painter.sent[-1][1][0], np.uint8), 1).shape == (50, 1920, 3)
+    assert painter.size == [100, 3840], "masks are painted at full size"
 
 
-def png(ids):
-    image, stream = Image.fromarray(ids), io.BytesIO()
-    image.putpalette(PALETTE.tobytes())
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def offer(painter, content, name="mask.png"):
-    painter.upload.value = ({"name": name, "content": memoryview(content), "type": "image/png", "size": len(content),
-                             "last_modified": datetime.datetime.now()},)
-
-
-def test_a_png_is_loaded_and_a_wrong_one_is_refused_in_words(painter):
-    ids = np.zeros((120, 200), np.uint8)
-    ids[10:20, 30:50] = 6
-    offer(painter, png(ids))
-    assert np.array_equal(painter.ids, ids)
-    offer(painter, png(ids.T.copy()))
-    assert "120x200" in painter.message.value and np.array_equal(painter.ids, ids)
-    offer(painter, b"no picture", "../bad.png")
-    assert painter.message.value.startswith("bad.png: unreadable mask")
-    offer(painter, b"no picture", "<b>.png")
-    assert painter.message.value.startswith("&lt;b&gt;.png: unreadable mask")
-
-
-def test_without_ipympl_masks_are_loaded_and_seen(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipympl.backend_nbagg", None)
-    frame = np.full((120, 200, 3), 90, np.uint8)
-    painter = Painter(frame)
-    assert "pip install ipympl" in painter.message.value
-    before, ids = painter.canvas.value, np.zeros((120, 200), np.uint8)
-    ids[10:60, 30:90] = 1
-    offer(painter, png(ids))
-    assert np.array_equal(painter.ids, ids) and painter.canvas.value != before and painter.tool.disabled
-
-
-def test_a_mask_to_begin_with_has_the_frames_size():
-    with pytest.raises(InputError, match="one size"):
-        Painter(np.zeros((10, 20, 3), np.uint8), np.zeros((20, 10), np.uint8))
+def test_what_is_wrong_is_the_widgets_message(painter, tmp_path):
+    for content, words in ((b"no picture", "b.png: unreadable mask"), (png(block(1)[1:], tmp_path / "a.png")[0], "b.png is 80x47")):
+        painter.receive({"kind": "load", "frame": 0, "name": "../b.png"}, [content])
+        assert painter.state["message"].startswith(words) and not painter.sent
+    painter.receive({"kind": "load", "frame": 2, "name": "c.png"}, png(block(4), tmp_path / "a.png"))
+    content, (packed,) = painter.sent[-1]
+    assert content == {"kind": "load", "frame": 2} and zlib.decompress(packed) == block(4).tobytes()
+    assert painter.state["message"] == ""
+    with pytest.raises(InputError, match="no object"):
+        list(painter.carry())
+    painter.receive({"kind": "run"})
+    for _ in range(100):  # in a thread
+        time.sleep(0.02)
+        if painter.state["message"]:
+            break
+    assert "no object" in painter.state["message"] and not painter.state["running"]
+    painter.receive({"kind": "paint", "frame": 99, "ended": []}, png(block(1), tmp_path / "a.png"))
+    assert "frame 99" in painter.state["message"]

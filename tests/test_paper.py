@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from dulvos.study import paper
+from dulvos.study.youtube_vos import LOCAL
 from dulvos.study.rows import NOT_RUN, all_rows
-from dulvos.study.youtube_vos import CLASS_COLUMNS, LOCAL
+from dulvos.study.youtube_vos import CLASS_COLUMNS
 from tests.conftest import SCORES
 
 METHOD = "the paper's method"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from functools import partial
 
 import numpy as np
@@ -21,9 +22,9 @@ SIZE, LENGTH = (48, 80), 9
 SETTINGS = SegmentSettings(context=3, radius=4.0, topk=4, precision="fp32")
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    folder, random = tmp_path_factory.mktemp("clip"), np.random.default_rng(1)
+def write_clip(folder):
+    """A red square that moves to the right over noise, beside a blue one and a green one that stay."""
+    random = np.random.default_rng(1)
     background = random.integers(0, 255, (*SIZE, 3), np.uint8)
     for t in range(LENGTH):
         frame = np.roll(background, 3 * t, 1)
@@ -33,15 +34,21 @@ def video(tmp_path_factory):
     return videos.open_video(folder)
 
 
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
 class Counted:
-    """Features of frames by their mean colours; `frames` counts what was encoded."""
+    """Features of frames by their mean colours; `frames` counts what was encoded, each after a pause in seconds."""
 
     def __init__(self):
-        self.frames = 0
+        self.frames, self.pause = 0, 0
 
     def __call__(self, frames, settings):
         for frame in frames:
             self.frames += 1
+            time.sleep(self.pause)
             yield from colour_features([frame], settings)
 
 

@@ -15,19 +15,8 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import (
-    NOT_RUN,
-    Study,
-    frame,
-    has,
-    kind,
-    label,
-    newest,
-    percent,
-    remark,
-    state,
-    training,
-)
+from dulvos.study.rows import (NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state,
+                               training)
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON",
@@ -45,7 +34,7 @@ YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
 # What the paper fixes at inference (anything else is another experiment), and what a training may choose.
 PROTOCOL = {name: getattr(SegmentSettings, name)
             for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
-FREE = ("seed", "precision", *NO_NUMBERS)
+FREE = ("seed", "precision", "compile", *NO_NUMBERS)
 WEIGHTS = "released weights"
 IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # method and data of a line that the paper lacks
 

@@ -1,1 +1,0 @@
-"""Widgets for the notebooks, and the pure functions that they show."""

@@ -1,0 +1,300 @@
+"""The painter in a real JupyterLab and a real browser: what the mouse paints reaches the kernel pixel for pixel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+
+from dulvos.masks import read_mask, write_mask
+from dulvos.study import results
+from tests import browser
+from tests.test_session import LENGTH, SIZE, block
+
+pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+
+CELL = """from pathlib import Path
+from dulvos.masks import check_folder
+from dulvos.session import Session
+from dulvos.widgets import Painter
+from tests.test_session import SETTINGS, Counted, write_clip
+Path("clip").mkdir(exist_ok=True)
+video, count = write_clip(Path("clip")), Counted()
+session = Session(video, count, SETTINGS)
+painter = Painter(session, check_folder("out", video), fps=12)
+painter"""
+HOOK = "document.querySelector('.dulvos-painter').painter"
+
+
+class Page:
+    """The painter in an open notebook; places are pixels [x, y] of the frame."""
+
+    def __init__(self, notebook, size=SIZE):
+        self.notebook, self.page, self.kernel, self.size = notebook, notebook.page, notebook.evaluate, size
+        self.keyboard, self.mouse = self.page.keyboard, self.page.mouse
+
+    def place(self, x, y):
+        return self.page.evaluate(f"{HOOK}.onPage({x}, {y})")
+
+    def click(self, x, y):
+        self.mouse.click(*self.place(x, y))
+
+    def drag(self, *points):
+        self.page.locator(".dulvos-painter canvas").scroll_into_view_if_needed()
+        self.mouse.move(*self.place(*points[0]))
+        self.mouse.down()
+        for point in points[1:]:
+            self.mouse.move(*self.place(*point), steps=5)
+        self.mouse.up()
+
+    def press(self, *keys):
+        for key in keys:
+            self.keyboard.press(key)
+        self.page.evaluate(f"{HOOK}.settled()")
+
+    def button(self, name):
+        self.page.get_by_role("button", name=name, exact=True).click()
+        self.page.evaluate(f"{HOOK}.settled()")
+
+    def ids(self):
+        """The mask that the browser shows."""
+        self.page.evaluate(f"{HOOK}.settled()")
+        return np.array(self.page.evaluate(f"[...{HOOK}.ids]"), np.uint8).reshape(self.size)
+
+    def reaches_the_kernel(self, frame, ids):
+        return self.notebook.wait_for(f"session.labels({frame}).tolist() == {ids.tolist()}")
+
+    def run(self):
+        before = self.kernel("painter.state['run']")
+        self.page.locator(".dulvos-painter .run button:enabled:not(:has-text('Stop'))").wait_for()
+        self.press("r")
+        ended = f"painter.state['run'] > {before} and not painter.state['running']"
+        assert self.notebook.wait_for(f"{ended} and session.done == len(session.video)", 120)
+
+    def to(self, frame):
+        self.page.locator(".dulvos-painter .frame").fill(str(frame))
+        self.page.wait_for_function(f"{HOOK}.frame === {frame}")
+        return self.ids()
+
+
+@pytest.fixture(scope="module")
+def opened(lab):
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    with lab.open(new_notebook(cells=[new_code_cell(CELL)], metadata=kernel), "painting") as notebook:
+        yield notebook
+
+
+@pytest.fixture
+def page(opened):
+    """A new painter with nothing painted; at the end, the console holds no error and no request that left the machine."""
+    opened.run(120)
+    assert opened.red_cells() == []
+    opened.page.wait_for_selector(".dulvos-painter")
+    opened.page.evaluate(f"{HOOK}.settled()")
+    yield Page(opened)
+    assert opened.console == []
+
+
+def disk(points, radius, name):
+    """Ids of the pixels within a radius of a line through points [x, y]."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    ends = zip(points, points[1:] or points)
+    steps = [a + (b - a) * s for a, b in ((np.array(a, float), np.array(b, float)) for a, b in ends)
+             for s in np.linspace(0, 1, 400)]
+    near = np.min([np.hypot(x - px, y - py) for px, py in steps], 0) <= radius
+    return np.where(near, name, 0).astype(np.uint8)
+
+
+def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page):
+    states = [page.ids()]
+    assert not states[0].any()
+    page.click(70, 40)  # an object 1, which takes the focus
+    page.press("Control+z", "2", "]", "]")
+    assert not page.ids().any()
+    page.drag((10, 20), (50, 20), (50, 30))
+    states.append(page.ids())
+    assert np.array_equal(states[1], disk([(10, 20), (50, 20), (50, 30)], 2.5, 2))
+    assert page.reaches_the_kernel(0, states[1])
+    page.press("1", "2")
+    page.click(30, 40)
+    states.append(page.ids())
+    assert np.array_equal(states[2], states[1] + disk([(30, 40)], 2.5, 12))
+    page.press("e")
+    page.drag((20, 10), (20, 30))
+    states.append(page.ids())
+    assert np.array_equal(states[3], np.where(disk([(20, 10), (20, 30)], 2.5, 1), 0, states[2]))
+    assert page.reaches_the_kernel(0, states[3])
+    for state in states[-2::-1]:
+        page.press("Control+z")
+        assert np.array_equal(page.ids(), state)
+    for state in states[1:]:
+        page.press("Control+Shift+z")
+        assert np.array_equal(page.ids(), state)
+    assert page.reaches_the_kernel(0, states[3])
+    assert page.page.locator(".jp-Cell").count() == 1, "the keys are the painter's alone: in JupyterLab B adds a cell"
+
+
+def test_a_polygon_closes_on_its_first_corner_and_a_fill_stops_at_edges(page):
+    corners = (20, 10), (60, 10), (60, 40), (20, 40)
+    page.click(5, 5)
+    page.press("Control+z", "p", "4")
+    for corner in (*corners, corners[0]):
+        page.click(*corner)
+    expected = np.zeros(SIZE, np.uint8)
+    expected[10:41, 20:61] = 4
+    rim = disk([*corners, corners[0]], 1.01, 1) > 0  # where the mouse decides to a fraction of a pixel
+    assert (page.ids() == expected)[~rim].all() and page.ids()[25, 20:61].all()
+    page.press("f", "7")
+    inside = page.ids() == 4
+    page.click(40, 25)
+    assert np.array_equal(page.ids(), np.where(inside, 7, 0))
+    page.press("Escape", "p")
+    page.click(3, 3)
+    page.click(9, 3)
+    page.press("Escape", "Enter")  # no polygon is left to be closed
+    assert np.array_equal(page.ids(), np.where(inside, 7, 0)) and page.reaches_the_kernel(0, page.ids())
+
+
+def test_pngs_are_loaded_saved_and_refused_in_words(page, tmp_path):
+    def load(path):
+        with page.page.expect_file_chooser() as chooser:
+            page.button("Load PNG")
+        chooser.value.set_files(path)
+
+    mask = block(1) + block(200, 60)
+    write_mask(tmp_path / "mask.png", mask)
+    load(tmp_path / "mask.png")
+    assert page.reaches_the_kernel(0, mask) and np.array_equal(page.ids(), mask)
+    with page.page.expect_download() as download:
+        page.button("Save PNG")
+    assert np.array_equal(read_mask(download.value.path()), mask)
+    assert download.value.suggested_filename == "00000.png" and Image.open(download.value.path()).mode == "P"
+    for name, content, words in (("small.png", block(1)[1:], "80x47"), ("<b>.png", None, "unreadable mask")):
+        (tmp_path / name).write_bytes(b"no picture") if content is None else write_mask(tmp_path / name, content)
+        load(tmp_path / name)
+        page.page.get_by_text(words).wait_for(timeout=10_000)
+        assert name in page.page.locator(".dulvos-painter [role=status]").inner_text()
+    assert np.array_equal(page.ids(), mask)
+    page.press("Control+z")
+    assert not page.ids().any() and page.reaches_the_kernel(0, page.ids())
+
+
+def test_zoomed_in_the_mouse_and_fingers_paint_where_they_are(page):
+    left, right = page.place(0, 0)[0], page.place(79, 0)[0]
+    page.click(40, 24)
+    page.press("Control+z", "[", "[")
+    page.mouse.move(*page.place(60, 30))
+    page.mouse.wheel(0, -800)
+    page.page.wait_for_timeout(100)
+    assert page.place(60, 30)[0] - page.place(50, 30)[0] > 2 * (right - left) / 79 * 10
+    page.click(61, 31)
+    assert np.argwhere(page.ids()).tolist() == [[31, 61]] and page.ids()[31, 61] == 1
+    page.press("m")
+    before = page.place(61, 31)
+    page.drag((61, 31), (58, 30))
+    page.press("b")
+    assert page.place(61, 31) != before and np.count_nonzero(page.ids()) == 1, "moved, not painted"
+    page.press("w")
+    assert page.place(0, 0)[0] == pytest.approx(left) and page.place(79, 0)[0] == pytest.approx(right)
+
+    touch = page.page.context.new_cdp_session(page.page)
+    def fingers(kind, *places):
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    (x, y), (u, v) = page.place(10, 10), page.place(30, 10)
+    for kind, *places in (("touchStart", (x, y)), ("touchMove", (u, v)), ("touchEnd",)):
+        fingers(kind, *places)
+    assert page.ids()[10, 10:31].all() and np.count_nonzero(page.ids()) == 22
+    for kind, *places in (("touchStart", (x, v + 90)), ("touchMove", (x + 60, v + 90)),
+                          ("touchStart", (x + 60, v + 90), (x + 160, v + 90)),
+                          ("touchMove", (x, v + 90), (x + 220, v + 90)), ("touchEnd",)):
+        fingers(kind, *places)
+    page.page.wait_for_timeout(100)
+    assert np.count_nonzero(page.ids()) == 22, "two fingers paint nothing"
+    assert page.place(79, 0)[0] - page.place(0, 0)[0] > 1.8 * (right - left)
+
+
+def test_a_correction_changes_later_frames_only_and_encodes_nothing_again(page):
+    page.page.locator(".dulvos-painter .run button").wait_for()
+    assert page.page.get_by_role("button", name="Find masks").is_disabled(), "nothing is painted"
+    page.click(40, 24)
+    page.press("Control+z", "]", "]", "]", "]", "f", "b")
+    page.drag((8, 20), (16, 20))
+    page.run()
+    assert page.kernel("count.frames") == LENGTH and page.ids().any()
+    found = [page.to(t) for t in range(LENGTH)]
+    assert all(page.reaches_the_kernel(t, found[t]) for t in (0, 4, 8)) and all(1 in ids for ids in found)
+    assert page.page.evaluate("""() => {  // what the canvas shows: a red square, which the mask covers by half
+        const canvas = document.querySelector(".dulvos-painter canvas"), box = canvas.getBoundingClientRect();
+        const [x, y] = document.querySelector(".dulvos-painter").painter.onPage(30, 14);
+        const ratio = canvas.width / box.width;
+        return canvas.getContext("2d").getImageData((x - box.left) * ratio, (y - box.top) * ratio, 1, 1).data[0] }""") > 180
+
+    page.to(5)
+    page.press("2")
+    page.drag((64, 38), (72, 38))
+    assert page.notebook.wait_for("painter.state['done'] == 5")
+    assert page.page.get_by_role("button", name="Go on from frame 5").is_enabled()
+    page.press("Control+z")
+    assert page.notebook.wait_for("painter.state['done'] == len(video)"), "taken back: nothing to find anew"
+    page.press("Control+Shift+z")
+    page.run()
+    assert page.kernel("count.frames") == LENGTH, "features are not computed again"
+    again = [page.to(t) for t in range(LENGTH)]
+    assert all(np.array_equal(found[t], again[t]) for t in range(5)) and [2 in ids for ids in again] == [False] * 5 + [True] * 4
+
+    page.to(7)
+    page.press("1")
+    page.button("Gone from here on")
+    page.run()
+    ended = [page.to(t) for t in range(LENGTH)]
+    assert [1 in ids for ids in ended] == [True] * 7 + [False] * 2 and all(2 in ids for ids in ended[5:])
+    assert page.kernel("count.frames") == LENGTH and page.kernel("session.ended") == {"7": [1]}
+    assert page.page.locator(".dulvos-painter .marks b").all_inner_texts() == ["▼", "▼", "✕"]
+    names = page.kernel("sorted(str(path) for path in Path('out').rglob('*.*') if path.name[0] != '.')")
+    assert names == [*(f"out/{t:05d}.png" for t in range(LENGTH)), "out/given/00000.png", "out/given/00005.png", "out/overlay.mp4"]
+
+
+def test_a_search_stops_and_goes_on_and_is_played(page):
+    page.kernel("(setattr(count, 'pause', 0.3), None)[1]")
+    page.click(12, 20)
+    page.press("r")
+    page.page.get_by_role("button", name="■ Stop").wait_for()
+    assert page.notebook.wait_for("painter.state['done'] >= 2")
+    page.press("r")
+    assert page.notebook.wait_for("not painter.state['running']")
+    done = page.kernel("session.done")
+    assert 2 <= done < LENGTH
+    page.kernel("(setattr(count, 'pause', 0), None)[1]")
+    page.run()
+    assert page.kernel("count.frames") == LENGTH
+    page.to(0)
+    page.press(" ")
+    page.page.wait_for_function(f"{HOOK}.frame === {LENGTH - 1}", timeout=10_000)
+
+
+def test_notebook_06_finds_masks_and_a_new_object_is_followed_from_where_it_is_painted(lab):
+    """For the README's picture: DULVOS_SCREENSHOTS=results/screenshots bash run_all.sh test FILE."""
+    pictures, count = os.environ.get("DULVOS_SCREENSHOTS"), 4
+    small = {"frames": count, "shorter_side": 0 if pictures else 96, "out": "own"}  # in the lab's folder
+    with lab.open(results.ROOT / "notebooks" / "06_your_video.ipynb", "06_your_video", small) as notebook:
+        notebook.run(300)
+        assert notebook.red_cells() == []
+        files = [lab.folder / "own" / f"{t:05d}.png" for t in range(count)]
+        before = [read_mask(path) for path in files]
+        page, (height, width) = Page(notebook, before[0].shape), before[0].shape
+        page.to(3)
+        page.press("5")
+        page.drag((0.7 * width, 0.05 * height), (0.75 * width, 0.12 * height))
+        page.run()
+        found = [read_mask(path) for path in files]
+        assert all((found[t] == before[t]).all() for t in range(3)) and [5 in ids for ids in found] == [False] * 3 + [True]
+        assert notebook.console == [] and (lab.folder / "own" / "overlay.mp4").exists()
+        if pictures:
+            page.page.locator(".dulvos-painter").evaluate("element => element.scrollIntoView()")
+            page.page.wait_for_timeout(500)
+            page.page.screenshot(path=Path(pictures) / "06_your_video.jpg", quality=88)
