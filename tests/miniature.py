@@ -57,8 +57,9 @@ def write_davis(root: Path, videos: Mapping[str, tuple[np.ndarray, np.ndarray]],
     return root
 
 
-def write_youtube_vos(root: Path, *, valid: Mapping[str, str] = VALID, train: Mapping[str, str] = TRAIN) -> Path:
-    """`valid` with an annotation where an object enters, `train` with one of every frame that is handed in."""
+def write_youtube_vos(root: Path, *, valid: Mapping[str, str] = VALID,
+                      train: Mapping[str, str] = TRAIN) -> Path:
+    """`valid` has an annotation where an object enters, `train` one of every frame that is handed in."""
     coarse = [f"{t:05d}" for t in range(0, FRAMES, STEP)]
     for split, videos in (("valid", valid), ("train", train)):
         meta = {}

@@ -1,4 +1,4 @@
-"""Evaluation: masks, scores, official files, rows; done once, continued after a kill, bad input found first."""
+"""Evaluation: masks, scores, official files, rows; done once, continued after kills; bad input is found."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dulvos.study.evaluation import write_official
 from dulvos.study.rows import TRAINING_VERSION, Study
 from dulvos.study.runs import find_features, trained_encoder
 from dulvos.study.selection import draw_sequences, selection_run
+from dulvos.study.youtube_vos import LOCAL
 from tests.miniature import FRAMES, STEP, draw_video, write_davis
 
 SETTINGS = SegmentSettings(context=2, radius=3.0)
@@ -60,8 +61,9 @@ def test_the_masks_that_are_written_give_the_scores(dataset, tmp_path, features)
 def test_a_killed_evaluation_continues_with_the_unfinished_sequence(dataset, tmp_path):
     whole, _ = evaluate(dataset, "colour", tmp_path)
     finished, half = tmp_path / "translation/00003.png", tmp_path / "late-entry/00003.png"
-    for broken in (None, "", "[]", '{"seconds": 1', '{"seconds": 1}'):  # of the second sequence's JSON, as kills and power cuts leave it
-        (tmp_path / "late-entry.json").unlink() if broken is None else (tmp_path / "late-entry.json").write_text(broken)
+    path = tmp_path / "late-entry.json"  # as kills and power cuts leave it
+    for broken in (None, "", "[]", '{"seconds": 1', '{"seconds": 1}'):
+        path.unlink() if broken is None else path.write_text(broken)
         before = [path.stat().st_mtime_ns for path in (finished, half)]
         again, _ = evaluate(dataset, "colour", tmp_path)
         assert finished.stat().st_mtime_ns == before[0] and half.stat().st_mtime_ns > before[1]
@@ -93,8 +95,9 @@ def test_an_encoder_or_a_function_makes_features_too(dataset, tmp_path):
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda root: (root / "JPEGImages/480p/late-entry/00004.jpg").write_bytes(b""), "late-entry.00004.jpg"),
     (lambda root: (root / "Annotations/480p/late-entry/00002.png").unlink(), "00002.png: no such annotation"),
-    (lambda root: write_mask(root / "Annotations/480p/late-entry/00000.png", np.zeros((64, 96), np.uint8)), "late-entry: "),
-    (lambda root: [path.unlink() for path in root.glob("*/480p/late-entry/0000[2-5].*")], "late-entry: 2 frame"),
+    (lambda root: write_mask(root / "Annotations/480p/late-entry/00000.png", np.zeros((64, 96), np.uint8)),
+     "late-entry: "),
+    (lambda root: [path.unlink() for path in root.glob("*/480p/late-entry/0000[2-5].*")], "late-entry: 2 fr"),
 ], ids=["broken frame", "no annotation", "no object", "too short"])
 def test_bad_input_is_found_before_anything_is_propagated(tiny, tmp_path, spoil, message):
     spoil(shutil.copytree(tiny, tmp_path / "data"))
@@ -139,17 +142,20 @@ def test_a_run_leaves_a_row_and_its_files_and_is_done_once(tiny, study):
 
 def test_other_settings_seeds_weights_or_masks_are_other_runs(tiny, study, tmp_path):
     other = shutil.copytree(tiny, tmp_path / "other")
-    shutil.copy(other / "Annotations/480p/late-entry/00005.png", other / "Annotations/480p/late-entry/00003.png")
+    masks = other / "Annotations/480p/late-entry"
+    shutil.copy(masks / "00005.png", masks / "00003.png")
     runs = [("copy", tiny, {}), ("copy", other, {}), ("random", tiny, {}), ("random", tiny, {"seed": 1}),
             ("copy", tiny, {"settings": SegmentSettings(topk=5)})]
-    rows = [evaluation_run(study, "run", str(data), features, device="cpu", **more) for features, data, more in runs]
+    rows = [evaluation_run(study, "run", str(data), features, device="cpu", **more)
+            for features, data, more in runs]
     assert len({row["key"] for row in rows}) == len(study.rows()) == 5
     assert rows[0]["fingerprint"] != rows[1]["fingerprint"]
 
 
 def test_a_baseline_runs_on_the_processor_and_says_so(tiny, study):
     row = evaluation_run(study, "copy", str(tiny), "copy", device="meta")  # a device that computes nothing
-    assert (row["device"], row["computed_in"], row["seed"]) == ("cpu", "fp32", None) and row["peak_memory_mb"] > 0
+    assert (row["device"], row["computed_in"], row["seed"]) == ("cpu", "fp32", None)
+    assert row["peak_memory_mb"] > 0
 
 
 def test_weights_are_known_by_their_bytes(study, tmp_path, monkeypatch):
@@ -160,7 +166,8 @@ def test_weights_are_known_by_their_bytes(study, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path / "weights")
     other, changed = find_features(study, "davis2016")
-    assert source == other == "davis2016" and len(told["weights"]) == 12 and told["weights"] != changed["weights"]
+    assert source == other == "davis2016"
+    assert len(told["weights"]) == 12 and told["weights"] != changed["weights"]
 
 
 def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, study):
@@ -171,7 +178,8 @@ def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, st
     assert dict(zip(table["encoder"], table["channels"], strict=True)) == channels
     assert table["J&F-Mean"].is_monotonic_decreasing and (table["s / frame"] > 0).all()
     rows = study.rows().set_index("features")
-    assert table["J&F-Mean"].tolist() == [100 * rows.loc[name, "scores.J&F-Mean"] for name in table["encoder"]]
+    expected = [100 * rows.loc[name, "scores.J&F-Mean"] for name in table["encoder"]]
+    assert table["J&F-Mean"].tolist() == expected
     before = times(study.folder)
     again = evaluate_encoders(encoders, str(tiny), SETTINGS, study=study, device="cpu")
     assert again.equals(table) and times(study.folder) == before
@@ -185,7 +193,8 @@ def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, st
 def test_weights_for_a_network_of_timm_are_known_by_file_and_layer(study, tmp_path):
     path = tmp_path / "own.safetensors"
     path.write_bytes(b"weights")
-    told = [find_features(study, f"timm:resnet10t@{layer}={path}")[1]["weights"] for layer in ("layer1", "layer2")]
+    told = [find_features(study, f"timm:resnet10t@{layer}={path}")[1]["weights"]
+            for layer in ("layer1", "layer2")]
     path.write_bytes(b"others")
     told.append(find_features(study, f"timm:resnet10t@layer1={path}")[1]["weights"])
     assert len(set(told)) == 3 and not any(str(tmp_path) in weights for weights in told)
@@ -196,7 +205,8 @@ def test_weights_for_a_network_of_timm_are_known_by_file_and_layer(study, tmp_pa
 def test_every_frame_is_carried_and_the_annotated_ones_are_handed_in(youtube_vos, tmp_path):
     valid = open_split(str(youtube_vos), "valid")
     scores, outcome = evaluate(valid, "colour", tmp_path, SETTINGS)
-    assert (outcome["frames"], outcome["saved"]) == (2 * FRAMES, 2 * 5) and not any(score.ids for score in scores)
+    assert (outcome["frames"], outcome["saved"]) == (2 * FRAMES, 2 * 5)
+    assert not any(score.ids for score in scores)
     files = sorted(path.name for path in (tmp_path / "v1").iterdir())
     assert files == [f"{t:05d}.png" for t in range(0, FRAMES, STEP)]
     given, masks = valid.sequences[0].first_masks(), [read_mask(tmp_path / "v1" / name) for name in files]
@@ -209,7 +219,7 @@ def test_every_frame_is_carried_and_the_annotated_ones_are_handed_in(youtube_vos
     shutil.copytree(youtube_vos / "valid", coarse / "valid")
     _, fewer = evaluate(open_split(str(coarse), "valid"), "colour", tmp_path / "out", SETTINGS)
     assert fewer["frames"] == 2 * 5
-    assert (read_mask(tmp_path / "out/v1/00012.png") != masks[4]).any(), "the frames between make a difference"
+    assert (read_mask(tmp_path / "out/v1/00012.png") != masks[4]).any(), "frames between make a difference"
 
 
 def test_objects_are_scored_from_the_frame_after_they_enter(youtube_vos, tmp_path):
@@ -230,7 +240,8 @@ def test_an_object_that_enters_at_the_end_is_not_scored(youtube_vos, tmp_path):
         path = tmp_path / sequence.masks[t].name
         write_mask(path, np.where(sequence.mask(t) == 5, 0, sequence.mask(t)))
         sequence.masks[t] = path
-    scores, _ = evaluate(dataclasses.replace(local, sequences=[sequence]), "colour", tmp_path / "out", SETTINGS)
+    dataset = dataclasses.replace(local, sequences=[sequence])
+    scores, _ = evaluate(dataset, "colour", tmp_path / "out", SETTINGS)
     assert scores[0].ids == (1,)
 
 
@@ -240,11 +251,13 @@ def test_a_run_on_youtube_vos_leaves_a_submission_or_scores(youtube_vos, study, 
     assert (row["kind"], row["split"]) == ("youtube-vos", split)
     assert row["every_frame"] and row["frames"] == row["sequences"] * FRAMES
     if split == "valid":
-        assert (study.folder / row["submission"]).is_file() and row["saved"] == 10 and "scores.mean" not in row
+        assert (study.folder / row["submission"]).is_file()
+        assert row["saved"] == 10 and "scores.mean" not in row
     else:
-        assert 0 < row["scores.mean"] < 1 and row["data"] == "YouTube-VOS local split" and row["unseen_classes"]
+        assert 0 < row["scores.mean"] < 1 and row["data"] == LOCAL and row["unseen_classes"]
     before = times(study.folder)
-    assert evaluation_run(study, "colour", str(youtube_vos), "colour", SETTINGS, split=split, device="cpu") == row
+    again = evaluation_run(study, "colour", str(youtube_vos), "colour", SETTINGS, split=split, device="cpu")
+    assert again == row
     assert times(study.folder) == before
 
 
@@ -257,12 +270,14 @@ def seven(tmp_path_factory) -> Path:
     return write_davis(tmp_path_factory.mktemp("seven"), videos)
 
 
-def add_training(study: Study, key: str = KEY, date: str = "2026-01-01", kept: tuple[int, ...] = (9, 12)) -> Path:
+def add_training(study: Study, key: str = KEY, date: str = "2026-01-01",
+                 kept: tuple[int, ...] = (9, 12)) -> Path:
     """A training with snapshots; the last of them is its encoder."""
     folder = study.folder / f"runs/trained-{key}"
     for iteration in kept:
         name = "encoder" if iteration == kept[-1] else f"snapshots/encoder-{iteration}"
-        save_encoder(load_encoder("random", seed=iteration), folder / f"{name}.safetensors", iteration=iteration)
+        encoder = load_encoder("random", seed=iteration)
+        save_encoder(encoder, folder / f"{name}.safetensors", iteration=iteration)
     study.write({"kind": "train", "study": study.name, "name": "trained", "key": key, "date": date, "seed": 0,
                  "version": TRAINING_VERSION, "encoder": f"runs/trained-{key}/encoder.safetensors"})
     return folder
@@ -280,7 +295,7 @@ def test_trained_features_are_found_by_name_key_and_iteration(study):
                               ("trained:other", "no trained encoder called 'other'; run 01_train")):
         with pytest.raises(InputError, match=message):
             find_features(study, features)
-    (second / "encoder.safetensors").unlink()  # rows are committed, weights are not; an older one does not replace it
+    (second / "encoder.safetensors").unlink()  # weights are not committed; an older one does not replace them
     with pytest.raises(InputError, match="ba9876543210/encoder.safetensors: .*not on this machine"):
         trained_encoder(study)
 
@@ -290,13 +305,15 @@ def test_the_best_snapshot_and_layer_is_evaluated_on_all_sequences_and_says_so(s
     row, tried = selection_run(study, "trained", str(seven), "trained", SETTINGS, device="cpu")
     rows = study.rows("select")
     assert len(rows) == 4 and list(tried.index) == [9, 12] and list(tried) == ["key", "res4"]
-    assert {tuple(names) for names in rows["drawn"]} == {tuple(rows["drawn"][0])} and len(rows["drawn"][0]) == 5
+    assert {tuple(names) for names in rows["drawn"]} == {tuple(rows["drawn"][0])}
+    assert len(rows["drawn"][0]) == 5
     best = rows.loc[rows["scores.J&F-Mean"].idxmax()]
     assert tried.max().max() == round(100 * best["scores.J&F-Mean"], 1) > tried.min().min()
     assert (row["weights"], row["parameters.layer"]) == (best["weights"], best["parameters.layer"])
     assert (row["name"], row["sequences"], row["trained_key"]) == ("trained-selected", 7, KEY)
     iteration = int(best["name"].split("-")[1])
-    assert row["selected"] == f"selected on 5 sequences of DAVIS-2017 val (iteration {iteration}, {best['parameters.layer']})"
+    assert row["selected"] == (f"selected on 5 sequences of DAVIS-2017 val (iteration {iteration}, "
+                               f"{best['parameters.layer']})")
     assert [path.name for path in (study.folder / "masks").iterdir()] == [f"trained-selected-{row['key']}"]
     before = times(study.folder)
     again, same = selection_run(study, "trained-selected", str(seven), "trained", SETTINGS, device="cpu")
@@ -306,7 +323,8 @@ def test_the_best_snapshot_and_layer_is_evaluated_on_all_sequences_and_says_so(s
                           dataclasses.replace(SETTINGS, layer=row["parameters.layer"]), device="cpu")
     assert (last["weights"], last["scores.J&F-Mean"]) == (row["weights"], row["scores.J&F-Mean"])
     assert last["key"] != row["key"] and last["selected"] == ""
-    other = evaluation_run(study, "trained-selected", str(youtube_vos), "selected", SETTINGS, split="valid", device="cpu")
+    other = evaluation_run(study, "trained-selected", str(youtube_vos), "selected", SETTINGS, split="valid",
+                           device="cpu")
     assert all(other[field] == row[field] for field in ("features", "parameters.layer", "selected"))
     add_training(study, "ba9876543210", "2026-01-02")  # nothing was selected from the newest training
     with pytest.raises(InputError, match="nothing was selected for 'trained'"):
@@ -332,5 +350,5 @@ def test_what_cannot_be_selected_is_said(seven, study, changes, message):
     arguments = {"features": "trained", "kept": (9, 12), **changes}
     add_training(study, kept=arguments.pop("kept"))
     with pytest.raises(InputError, match=message):
-        selection_run(study, "trained", str(seven), arguments.pop("features"), SETTINGS, device="cpu", **arguments)
+        selection_run(study, "trained", str(seven), settings=SETTINGS, device="cpu", **arguments)
     assert not (study.folder / "masks").exists()

@@ -1,4 +1,4 @@
-"""YouTube-VOS: seen and unseen classes are told apart; what the server rejects is found before it is handed in."""
+"""YouTube-VOS: seen and unseen classes are told apart; what the server rejects is found before."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_p
     (tmp_path / "youtube-vos").symlink_to(youtube_vos)
     whole, part = (runs.open_data(name, "train") for name in ("youtube-vos", "youtube-vos-local"))
     split = local_split(youtube_vos)
-    assert {video.path.name for video in part.videos} == set(split.train) < {video.path.name for video in whole.videos}
+    names = [{video.path.name for video in data.videos} for data in (part, whole)]
+    assert names[0] == set(split.train) < names[1]
     assert part.name == LOCAL and part.fingerprint != whole.fingerprint
     assert {s.name for s in open_split("youtube-vos", "local").sequences} == set(split.val)
     with pytest.raises(InputError, match="for training"):
@@ -142,8 +143,7 @@ IDS = np.ones((64, 96), np.uint8)
     ({M: png(IDS * 2)}, "holds id 2; expected 0, 1, 5"),
     ({M: png(IDS * 255)}, "holds id 255"),
     ({M: png(IDS)[:60]}, "not a complete image"),
-], ids=["missing", "two missing", "renamed", "between", "folder", "macos", "ds_store", "outside", "size", "grey", "colour",
-        "jpeg", "id", "void", "cut"])
+], ids="missing two renamed between folder macos ds_store outside size grey colour jpeg id void cut".split())
 def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, message):
     path = tmp_path / "own.zip"
     entries = {name: (masks / Path(name).relative_to("Annotations")).read_bytes() for name in NAMES} | change

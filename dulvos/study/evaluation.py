@@ -66,7 +66,7 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
             0 means one for each GPU, or one without a GPU. The masks do not depend on it.
 
     Returns:
-        scores in the dataset's order; and seconds, frames, saved (masks written), channels (K of the features),
+        scores in the dataset's order; and seconds, frames, saved (masks written), channels (of the features),
         peak_memory_mb, device.
 
     Raises:

@@ -54,8 +54,8 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
     """The paper's choice of a checkpoint: the best snapshot and layer on a few sequences, scored on all.
 
     Its row says so, because choosing on sequences that are scored afterwards raises the score. Everywhere
-    else the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best one
-    a row of kind "evaluate" called `<name>-selected`.
+    else the last checkpoint and res4 count. Each snapshot and layer leaves a row of kind "select", the best
+    one a row of kind "evaluate" called `<name>-selected`.
 
     Arguments:
         features: "trained" or "trained:KEY".
