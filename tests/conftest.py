@@ -19,7 +19,8 @@ from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.study.rows import Study, flat, version
 from tests.miniature import PLAIN, draw_video, write_davis, write_youtube_vos
 
-SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1, "F-Decay": 0.05}
+SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1,
+          "F-Decay": 0.05}
 ROOT = Path(__file__).resolve().parent.parent
 # being moved to the new house, one by one
 collect_ignore = [
@@ -72,19 +73,23 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def write_row(study: Study) -> Callable[..., dict]:
-    """Writes a row as a run at the paper's settings leaves it, but for the fields that are given.
+    """Writes a row as a run at the paper's settings leaves it, except for the fields that are given.
 
-    `settings` change single parameters, `stale` gives an earlier version; a longer key is newer; `scores` are in [0, 1].
+    `settings` change single parameters, `stale` gives an earlier version; rows with longer keys are newer.
     """
-    def write(kind: str, name: str, key: str, *, settings: dict | None = None, stale: bool = False, **fields) -> dict:
-        titles = {source.title: collection for collection, source in SOURCES.items()}
-        usual = paper_settings(titles.get(fields.get("data"), "youtube-vos"), 3471) if kind == "train" else SegmentSettings()
-        row = {"kind": kind, "study": study.name, "name": name, "key": key, "seconds": 90.0, "peak_memory_mb": 1234.5,
-               "device": "cpu", "frames": 1999, "parameters": {**dataclasses.asdict(usual), **(settings or {})},
-               "fingerprint": "f", "threads": 2, "commit": "1234567890", "date": f"2025-01-01T00:00:{len(key):02d}"}
+    def write(kind: str, name: str, key: str, *, settings: dict | None = None, stale: bool = False,
+              **fields) -> dict:
+        usual = SegmentSettings()
         if kind == "train":
-            row |= {"iterations": row["parameters"]["iterations"], "split": "train", "data": "YouTube-VOS", "videos": 3471,
-                    "encoder": "runs/encoder.safetensors"}
+            titles = {source.title: collection for collection, source in SOURCES.items()}
+            usual = paper_settings(titles.get(fields.get("data"), "youtube-vos"), 3471)
+        row = {"kind": kind, "study": study.name, "name": name, "key": key, "seconds": 90.0, "device": "cpu",
+               "peak_memory_mb": 1234.5, "frames": 1999, "fingerprint": "f", "threads": 2, "commit": "1234567890",
+               "parameters": {**dataclasses.asdict(usual), **(settings or {})},
+               "date": f"2025-01-01T00:00:{len(key):02d}"}
+        if kind == "train":
+            row |= {"iterations": row["parameters"]["iterations"], "split": "train", "data": "YouTube-VOS",
+                    "videos": 3471, "encoder": "runs/encoder.safetensors"}
         else:
             row |= {"features": name, "trained_key": "", "data": "DAVIS-2017", "split": "val", "sequences": 30,
                     "objects": 61, "scores": SCORES, "seconds_per_frame": 0.123}

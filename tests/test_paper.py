@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from dulvos.study import paper
-from dulvos.study.youtube_vos import LOCAL
 from dulvos.study.rows import NOT_RUN, all_rows
-from dulvos.study.youtube_vos import CLASS_COLUMNS
+from dulvos.study.youtube_vos import CLASS_COLUMNS, LOCAL
 from tests.conftest import SCORES
 
 METHOD = "the paper's method"
@@ -54,7 +53,8 @@ def test_table1_is_filled_by_whole_runs_of_the_papers_protocol(write_row, table1
 
 @pytest.mark.parametrize("slip", [
     {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"split": "train"}, {"sequences": 20}, {"objects": 60},
-    {"settings": {"shorter_side": 240}}, {"settings": {"layer": "key"}}, {"settings": {"context": 5}}], ids=str)
+    {"settings": {"shorter_side": 240}}, {"settings": {"layer": "key"}}, {"settings": {"context": 5}}],
+    ids=str)
 def test_table1_takes_no_other_evaluation(write_row, table1, slip):
     write_row("evaluate", "random", "e1", **slip)
     write_row("train", "trained", "t1")
@@ -66,8 +66,8 @@ def test_table1_takes_no_other_evaluation(write_row, table1, slip):
 @pytest.mark.parametrize("slip", [
     {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"data": "DAVIS-2017"}, {"key": "t2"}, {"videos": None},
     *({"settings": {name: value}} for name, value in {
-        "lam": 0.0, "batch": 8, "crop": 128, "grid": 4, "iterations": 2, "lr": 1.0, "lr_every": 30_000, "gap": 30,
-        "optimiser": "sgd", "centre": True, "scale_max": 256}.items())], ids=str)
+        "lam": 0.0, "batch": 8, "crop": 128, "grid": 4, "iterations": 2, "lr": 1.0, "lr_every": 30_000,
+        "gap": 30, "optimiser": "sgd", "centre": True, "scale_max": 256}.items())], ids=str)
 def test_table1_takes_no_other_training(write_row, table1, slip):
     write_row("train", "trained", **{"key": "t1", **slip})
     write_row("evaluate", "trained", "e1", trained_key="t1")
@@ -75,7 +75,8 @@ def test_table1_takes_no_other_training(write_row, table1, slip):
 
 
 def test_a_training_may_choose_what_changes_no_number(write_row, table1):
-    write_row("train", "trained", "t1", settings={"seed": 3, "workers": 8, "snapshot_every": 100, "precision": "fp32"})
+    free = {"seed": 3, "workers": 8, "snapshot_every": 100, "precision": "fp32"}
+    write_row("train", "trained", "t1", settings=free)
     write_row("evaluate", "trained", "e1", trained_key="t1")
     assert filled(table1()) == {(METHOD, "YouTube-VOS"): 50.0}
 
@@ -104,14 +105,15 @@ def test_the_newest_row_of_todays_code_counts_and_older_ones_are_marked(write_ro
 
 def test_released_weights_lengths_and_imagenet_have_lines_of_their_own(write_row, table1):
     """They never stand for ours trained to the end of the schedule."""
-    for name, score, layer in (("crw", 0.676, "res3"), ("araslanov-youtube-vos", 0.693, "res4"), ("imagenet", 0.5, "res4")):
-        write_row("evaluate", name, f"e-{name}", settings={"layer": layer}, scores={**SCORES, "J&F-Mean": score})
+    for name, score in (("crw", 0.676), ("araslanov-youtube-vos", 0.693), ("imagenet", 0.5)):
+        settings = {"layer": "res3" if name == "crw" else "res4"}
+        write_row("evaluate", name, f"e-{name}", settings=settings, scores={**SCORES, "J&F-Mean": score})
     write_row("train", "trained", "t1", settings={"iterations": 13_017})  # 60 epochs
     write_row("evaluate", "trained", "e3", trained_key="t1", scores={**SCORES, "J&F-Mean": 0.65})
     table = table1()
     assert filled(table.iloc[:10]) == {("CRW", "Kinetics-400"): 67.6}
     assert {method: score for (method, _), score in filled(table.iloc[10:]).items()} == {
-        f"{METHOD}, released length": 65.0, f"{METHOD}, released weights": 69.3, "ImageNet ResNet-18 (supervised)": 50.0}
+        f"{METHOD}, released length": 65.0, f"{METHOD}, released weights": 69.3, paper.IMAGENET[0]: 50.0}
     assert table["paper J&F_m"].tolist()[10:] == [69.3, 69.3, None]
 
 
@@ -122,7 +124,7 @@ def test_released_weights_lengths_and_imagenet_have_lines_of_their_own(write_row
     ({"selected": "best"}, {"settings": {"iterations": 13_017}, "miscounted": ["one"]},
      "released length, data of another size, best"),
 ], ids=["snapshot", "selected", "miscounted", "all"])
-def test_what_is_not_the_last_checkpoint_of_the_whole_has_a_line_of_its_own(write_row, table1, fields, trained, label):
+def test_what_is_not_the_last_checkpoint_has_a_line_of_its_own(write_row, table1, fields, trained, label):
     write_row("train", "trained", "t1", **{"miscounted": [], **trained})
     write_row("evaluate", "trained", "e1", trained_key="t1", **fields)
     assert filled(table1()) == {(f"{METHOD}, {label}", "YouTube-VOS"): 50.0}
@@ -150,7 +152,8 @@ def test_table2_tells_submissions_and_keeps_local_scores_apart(write_row, study)
     assert "results/study/masks/crw-y1/submission.zip" in states["CRW", "Kinetics-400"]
     assert "(selected on 5)" in states[METHOD, "YouTube-VOS"] and ".zip" not in states[METHOD, "Kinetics-400"]
     last = table.iloc[-1]
-    assert last["local mean"] == 45.0 and last["paper mean"] is None and table["local mean"].notna().sum() == 1
+    assert last["local mean"] == 45.0 and last["paper mean"] is None
+    assert table["local mean"].notna().sum() == 1
 
 
 def test_table3_sets_only_the_papers_settings_beside_the_paper(write_row, study):
@@ -160,6 +163,7 @@ def test_table3_sets_only_the_papers_settings_beside_the_paper(write_row, study)
     table = paper.table3(all_rows(study.results))
     run = table[table["our iterations"] != NOT_RUN].set_index("method")
     assert list(run.index) == [METHOD, "lam0 (study study)", "small (study study)"]
-    assert run.loc[METHOD].tolist() == ["YouTube-VOS", 100_000, "6 h", 12, 108_469, "2.0 h", 11000, "A100", "run"]
+    assert run.loc[METHOD].tolist() == [
+        "YouTube-VOS", 100_000, "6 h", 12, 108_469, "2.0 h", 11000, "A100", "run"]
     lam0 = run.loc["lam0 (study study)", ["paper iterations", "our time", "device"]]
     assert lam0.tolist() == [None, "2 min", "cpu, 3 threads"]

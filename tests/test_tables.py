@@ -66,7 +66,7 @@ def test_sequence_table_ends_with_the_mean_over_objects(study, write_row):
     assert table["objects"].to_dict() == {"a": 3, "b": 1, "mean over objects": 4}
     assert set(table["trained features"]) == {NOT_RUN}
     whole = path.read_bytes()
-    for length in (0, 20, -10, -1, whole.rindex(b"\n", 0, -1) + 1):  # a shortened file would give another mean
+    for length in (0, 20, -10, -1, whole.rindex(b"\n", 0, -1) + 1):  # a shorter file would give another mean
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"random-e1\.csv.* 4 objects"):
             tables.sequence_table(study)
@@ -76,13 +76,14 @@ def test_the_curve_goes_from_no_training_to_the_last_encoder(study, write_row):
     """It shows one training on one data set, and no table of methods shows its evaluations."""
     given = {"settings": {"shorter_side": 240}}
     for iteration, hours, mean in ((4000, 2.0, 0.6), (500, 0.25, 0.5), (1000, 0.5, 0.55)):
-        write_row("evaluate", f"curve-{iteration}", f"c{iteration}", trained_key="t1", training_cpu_seconds=3600 * hours,
-                  scores={**SCORES, "J&F-Mean": mean}, **given)
+        write_row("evaluate", f"curve-{iteration}", f"c{iteration}", trained_key="t1",
+                  training_cpu_seconds=3600 * hours, scores={**SCORES, "J&F-Mean": mean}, **given)
     write_row("evaluate", "curve-0", "c0", scores={**SCORES, "J&F-Mean": 0.4}, stale=True, **given)
     for other in ({"trained_key": "t0"}, {"fingerprint": "of other data"}):
-        write_row("evaluate", "curve-2000", f"c{[*other][0]}", date="2000-01-01", training_cpu_seconds=3600, **given, **other)
+        write_row("evaluate", "curve-2000", f"c{[*other][0]}", date="2000-01-01", **given, **other)
     curve = tables.score_curve(study)
-    assert curve["iteration"].tolist() == [0, 500, 1000, 4000] and curve["CPU hours"].tolist() == [0, 0.25, 0.5, 2]
+    assert curve["iteration"].tolist() == [0, 500, 1000, 4000]
+    assert curve["CPU hours"].tolist() == [0, 0.25, 0.5, 2]
     assert curve["J&F"].tolist() == [40, 50, 55, 60]
     assert curve["state"].str.startswith("†").tolist() == [True] + [False] * 3
     assert not tables.study_table(study.rows())["method"].str.startswith("curve").any()

@@ -15,11 +15,23 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import (NOT_RUN, Study, frame, has, kind, label, newest, percent, remark, state,
-                               training)
+from dulvos.study.rows import (
+    NOT_RUN,
+    Study,
+    frame,
+    has,
+    kind,
+    label,
+    newest,
+    percent,
+    remark,
+    state,
+    training,
+)
 from dulvos.training import NO_NUMBERS
 
-__all__ = ["DAVIS_2017_VAL", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS", "SELECTED_ON",
+__all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
+           "SELECTED_ON",
            "TABLE1", "TABLE2", "TABLE3", "YOUTUBE_VOS_VALID", "method_name", "read_csv", "table1", "table2",
            "table3"]
 
@@ -36,7 +48,7 @@ PROTOCOL = {name: getattr(SegmentSettings, name)
             for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
 FREE = ("seed", "precision", "compile", *NO_NUMBERS)
 WEIGHTS = "released weights"
-IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # method and data of a line that the paper lacks
+IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # a line of ours: method, data
 
 
 def read_csv(name: str | Path) -> pd.DataFrame:

@@ -14,8 +14,20 @@ import pandas as pd
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.study.paper import PROTOCOL, TABLE1, table1, table2, table3
-from dulvos.study.rows import (CURVE, NOT_RUN, Study, all_rows, benchmarks, frame, kind, label, newest,
-                               percent, remark, state)
+from dulvos.study.rows import (
+    CURVE,
+    NOT_RUN,
+    Study,
+    all_rows,
+    benchmarks,
+    frame,
+    kind,
+    label,
+    newest,
+    percent,
+    remark,
+    state,
+)
 
 __all__ = ["METHODS", "POINTS", "TITLES", "difference", "failure_frame", "score_curve", "sequence_table",
            "study_table", "summary", "to_markdown", "to_text", "write", "write_tables"]
