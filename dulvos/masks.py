@@ -1,4 +1,4 @@
-"""Mask files: read, written, drawn over a frame; a user's own masks checked, and results written beside them."""
+"""Mask files: read, write and draw them; check a user's own masks, and write results beside them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "overlay", "own_mask",
-           "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
+__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "overlay",
+           "own_mask", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
 
 MOVIE = "overlay.mp4"
 _WRITTEN = ".written.json"  # names of the files that a run left in its folder
@@ -145,7 +145,8 @@ def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """A mask drawn by hand, (H, W) uint8 ids in 0..254, as `dulvos.read_mask` reads it.
 
     Raises:
-        InputError: what `read_mask` raises; soft edges, whose greys would be objects; an object in the alpha channel only.
+        InputError: what `read_mask` raises; soft edges, whose greys would be objects; an object in the alpha
+            channel only.
     """
     ids = read_mask(path)
     with Image.open(path) as image:
@@ -153,12 +154,14 @@ def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
             return ids
         colours, alpha = np.asarray(image.convert("RGB")), np.asarray(image.convert("RGBA"))[..., 3]
     if alpha.min() < alpha.max() and colours.any() and (colours == colours[0, 0]).all():
-        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it without "
-                         "transparency, on black")
+        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
+                         "black, without transparency")
     counts = np.bincount(colours[..., 0].ravel(), minlength=256)
-    if (colours == colours[..., :1]).all() and counts[1:255].any() and counts[255] > counts[1:255].max():
-        raise InputError(f"{path}: mostly 255, but {np.count_nonzero(counts[1:255])} other greys too, each of which would be "
-                         "an object; save it without soft edges, as 0 and 255, or give each object an id from 1 to 254")
+    greys = counts[1:255]
+    if (colours == colours[..., :1]).all() and greys.any() and counts[255] > greys.max():
+        raise InputError(f"{path}: mostly 255, but {np.count_nonzero(greys)} other greys too, which would be "
+                         "objects; save it as 0 and 255, without soft edges, or with an id from 1 to 254 for "
+                         "each object")
     return ids
 
 
@@ -166,12 +169,13 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
     """The masks that a user gives, {frame number: (H, W) uint8 ids}, read and compared with the video.
 
     Arguments:
-        given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, counted from 0), or a folder of PNGs that
-            are named like the video's frames. A mask after the first holds the objects that are new or corrected there.
+        given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, counted from 0), or a folder
+            of PNGs that are named like the video's frames. A mask after the first holds the objects that are
+            new or corrected there.
 
     Raises:
-        InputError: a mask is missing, unreadable, of another size, or belongs to no frame or to one that has a mask
-            already; or no mask holds an object.
+        InputError: a mask is missing, unreadable, of another size, or belongs to no frame or to one that has
+            a mask already; or no mask holds an object.
     """
     files: list[tuple[int, Path]] = []
     for item in map(os.fspath, given):
@@ -183,20 +187,22 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
         else:
             files.append((0, Path(item)))
     if not files:
-        raise InputError(f"no mask is given; expected a PNG of the objects in the first frame of {video.path}")
+        raise InputError(f"no mask is given; expected a PNG of the objects in frame 0 of {video.path}")
     masks: dict[int, np.ndarray] = {}
     for frame, path in files:
         if frame >= len(video):
-            raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to {len(video) - 1}")
+            raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to "
+                             f"{len(video) - 1}")
         if frame in masks:
             raise InputError(f"{path}: a second mask of frame {frame}; give one for each frame, as FRAME=PNG")
         masks[frame] = own_mask(path)
         if masks[frame].shape != tuple(video.size):
             mask, size = (f"{width}x{height}" for height, width in (masks[frame].shape, video.size))
-            raise InputError(f"{path} is {mask} (width x height), frames of {video.path} are {size}; they must have one size")
+            raise InputError(f"{path} is {mask} (width x height), frames of {video.path} are {size}; they "
+                             "must have one size")
     if not any(ids.any() for ids in masks.values()):
-        raise InputError(f"{', '.join(str(path) for _, path in files)}: no object in it; expected ids 1 to 254 somewhere, "
-                         "0 is background")
+        raise InputError(f"{', '.join(str(path) for _, path in files)}: no object in it; expected ids 1 to "
+                         "254 somewhere, 0 is background")
     return dict(sorted(masks.items()))
 
 
@@ -205,14 +211,17 @@ def _named(video: Video, folder: Path) -> list[tuple[int, Path]]:
     files = sorted(folder.glob("[!.]*.png"))
     for file in files:
         if file.stem not in numbers:
-            raise InputError(f"{file}: a mask of no frame of {video.path}; expected names such as {video.frame_name(0)}.png")
+            raise InputError(f"{file}: a mask of no frame of {video.path}; expected names such as "
+                             f"{video.frame_name(0)}.png")
     if not files:
         raise InputError(f"{folder}: no masks in this folder; expected {video.frame_name(0)}.png")
     return [(numbers[file.stem], file) for file in files]
 
 
-def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str | os.PathLike[str]] = ()) -> Path:
-    """Make the folder for the results; check that writing there works and replaces neither frames nor given masks.
+def check_folder(out: str | os.PathLike[str], video: Video,
+                 given: Sequence[str | os.PathLike[str]] = ()) -> Path:
+    """Make the folder for the results; check that writing there works and replaces neither frames nor given
+    masks.
 
     Raises:
         InputError: not a folder, not writable, the video's own folder, or one that holds a given mask.
@@ -220,11 +229,12 @@ def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str 
     out = Path(out)
     own = out.resolve()
     if own == video.path.resolve():
-        raise InputError(f"{out}: holds the video's frames, which masks of the same names would replace; give another folder")
+        raise InputError(f"{out}: holds the video's frames, which masks would replace; give another folder")
     for item in map(os.fspath, given):
         path = Path(item if os.path.exists(item) else item.partition("=")[2])
         if own == (path.resolve() if path.is_dir() else path.resolve().parent):
-            raise InputError(f"{out}: holds the given {path.name}, which results may replace; give another folder")
+            raise InputError(f"{out}: holds the given {path.name}, which masks may replace; give another "
+                             "folder")
     probe = out / f".probe.{os.getpid()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -235,10 +245,12 @@ def check_folder(out: str | os.PathLike[str], video: Video, given: Sequence[str 
     return out
 
 
-def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video, out: Path) -> Iterator[tuple[int, np.ndarray]]:
+def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
+               out: Path) -> Iterator[tuple[int, np.ndarray]]:
     """Write masks as `out/<frame>.png` as they pass.
 
-    When the first one is there, files of an earlier run are removed: `overlay.mp4` and the masks of this and later frames.
+    When the first one is there, files of an earlier run are removed: `overlay.mp4` and the masks of this and
+    later frames.
 
     Arguments:
         masks: (frame number, (H, W) uint8 ids), in order.

@@ -139,7 +139,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
     """
     path = Path(path)
     state, content = _read_torch(path)
-    for prefix, head in _PREFIXES:
+    for prefix, head in _PREFIXES:  # noqa: B007
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight
         backbone = {re.sub(r"(conv\d)\.1\.weight$", r"\1.weight", k): value for k, value in found.items()}

@@ -86,7 +86,8 @@ def test_what_is_no_mask_is_named(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.png", noise).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     cases = {save(tmp_path / "colour.png", colours): "#010203", tmp_path / "missing.png": "missing",
-             tmp_path / "cut.png": "cut", save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "300"}
+             tmp_path / "cut.png": "cut",
+             save(tmp_path / "deep.png", blocks(1).astype(np.uint16) * 300): "300"}
     for path, word in cases.items():
         with pytest.raises(InputError, match=word) as caught:
             read_mask(path)
