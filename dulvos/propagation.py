@@ -1,207 +1,374 @@
-"""Label propagation: the masks of annotated frames carried through a video by its features (App. C).
-
-Which cells are similar enough, and how their labels are mixed, stands in `dulvos.batched` in a page and in `dulvos.tiled`, which a
-processor takes and which leaves cells out by a bound that holds for cosines; `dulvos.correspondence.sources` repeats it for pictures.
-To try another rule, change `batched` and let `_engine` give it everywhere.
-"""
+"""Label propagation: masks carried through a video by its features (Eqs. 7, 8; App. C)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dulvos import batched, tiled
 from dulvos.errors import InputError
+from dulvos.tiled import Preselected, Window, windows
 
-__all__ = ["object_ids", "propagate", "to_labels"]
+__all__ = ["PROTOCOLS", "Plain", "Protocol", "entries", "most_similar", "nearest", "object_ids", "propagate",
+           "to_labels"]
 
-def object_ids(first_mask: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]) -> tuple[int, ...]:
-    """Ids of the channels that `propagate` gives for these masks: 0 (background), then the objects' ids, rising.
+Masks = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
+CHOICES = {"neighbourhood": ("disc", "box"), "shrink": ("bilinear", "nearest"),
+           "enlarge": ("bilinear", "normalised")}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of label propagation; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
 
     Raises:
-        InputError: a mask that is not of whole numbers.
+        InputError: a value out of range or an unknown choice.
     """
-    masks = first_mask.values() if isinstance(first_mask, Mapping) else [first_mask]
-    masks = [np.asarray(mask) for mask in masks]
-    wrong = [mask.dtype for mask in masks if mask.dtype.kind not in "biu"]
-    if wrong:
-        raise InputError(f"masks hold ids, whole numbers, not {wrong[0]}")
-    return tuple(sorted({0}.union(*(np.unique(mask).tolist() for mask in masks))))
+
+    context: int = 20  # recent frames to copy from; the reference comes on top
+    radius: float = 12.0  # of the neighbourhood in recent frames, in cells
+    neighbourhood: str = "disc"  # disc: distance < radius; box: |dy| and |dx| <= radius
+    restrict_reference: bool = False  # copy from the reference within the neighbourhood only
+    repeat_reference: bool = True  # where recent frames are missing, the reference counts again for each
+    topk: int = 10  # copy from this many cells, the most similar ones
+    ties: bool = False  # and from all that are as similar as the last of them
+    tau: float = 0.05  # temperature τ of the softmax over their cosines
+    shrink: str = "bilinear"  # masks to cells: bilinear (corners aligned) or nearest
+    enlarge: str = "bilinear"  # cells to pixels: bilinear (corners aligned) or normalised (see to_labels)
+
+    def __post_init__(self) -> None:
+        # with a smaller tau, similarities / τ overflow
+        if self.context < 1 or self.topk < 1 or not self.radius > 0 or not self.tau >= 1e-6:
+            raise InputError("context and topk must be >= 1, radius > 0 and tau >= 1e-6, not "
+                             f"context={self.context}, topk={self.topk}, radius={self.radius}, "
+                             f"tau={self.tau}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
 
 
-def to_labels(soft: Tensor, size: tuple[int, int], ids: tuple[int, ...]) -> Tensor:
-    """Ids at full size: soft masks enlarged bilinearly (align_corners=True), then the argmax.
+PROTOCOLS = {
+    "crw": Protocol(),
+    "dino": Protocol(context=7, neighbourhood="box", restrict_reference=True, repeat_reference=False, topk=5,
+                     ties=True, tau=0.1, shrink="nearest", enlarge="normalised"),
+}
+
+
+class Plain:
+    """Compares each cell of a frame with all cells of remembered frames that it may look at.
+
+    Arguments:
+        first: (h, w, K) float, the first frame to be remembered.
+        slots: number of frames to remember.
+        topk: number of the largest similarities that must be found; here all are.
+    """
+
+    def __init__(self, first: Tensor, slots: int, topk: int):
+        self.keys = first.new_empty(slots, *first.shape)
+
+    def put(self, slot: int, keys: Tensor) -> None:
+        """Remember a frame (h, w, K)."""
+        self.keys[slot] = keys
+
+    def similarities(self, query: Tensor, tiles: Sequence[Window], near: Sequence[int],
+                     everywhere: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Similarities of a frame's cells with remembered cells, tile by tile.
+
+        Arguments:
+            query: (h, w, K) float, the frame.
+            tiles: of the frame, with Q cells each.
+            near: slots to look at within the windows. A slot that stands here several times counts as often.
+            everywhere: slots to look at without a limit.
+
+        Yields:
+            For each tile (Q, n) similarities, -inf where too far, and the numbers (n,) of the remembered
+            cells, in [0, S·h·w).
+        """
+        numbers = torch.arange(self.keys[..., 0].numel(), device=query.device).view(self.keys.shape[:3])
+        for rows, columns, near_rows, near_columns, far in tiles:
+            tile = query[rows, columns].flatten(0, 1)  # [Q, K]
+            keys = self.keys[:, near_rows, near_columns][near].flatten(1, 2)  # [F, W, K]
+            value = torch.einsum("qk,fwk->qfw", tile, keys).masked_fill(far.t()[:, None], -torch.inf)
+            values, cells = [value.flatten(1)], [numbers[:, near_rows, near_columns][near].flatten()]
+            for slot in everywhere:
+                values.append(tile @ self.keys[slot].flatten(0, 1).t())  # [Q, h·w]
+                cells.append(numbers[slot].flatten())
+            yield torch.cat(values, 1), torch.cat(cells)
+
+
+def most_similar(similarity: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """The topk most similar of n cells, and their weights: softmax(cosine / τ) over these topk (Eq. 7).
+
+    Arguments:
+        similarity: (Q, n) float.
+
+    Returns:
+        Weights (Q, k) float and indices (Q, k) int64; k exceeds topk only where ties count.
+    """
+    value, index = similarity.topk(min(protocol.topk, similarity.shape[1]), 1, sorted=False)
+    if protocol.ties:
+        least = value.amin(1, keepdim=True).clamp(min=torch.finfo(value.dtype).min)
+        count = int((similarity >= least).sum(1).max())
+        value, index = similarity.topk(count, 1)
+        value = value.masked_fill(value < least, -torch.inf)
+    return (value / protocol.tau).softmax(1), index
+
+
+def entries(t: int, reference: int, protocol: Protocol) -> tuple[list[int], list[int]]:
+    """The frames that frame t copies from: those within the neighbourhood, and those without a limit.
+
+    Arguments:
+        reference: the annotated frame t₀ < t.
+    """
+    recent = range(t - protocol.context, t)
+    near = [max(j, reference) for j in recent if protocol.repeat_reference or j > reference]
+    return ([reference, *near], []) if protocol.restrict_reference else (near, [reference])
+
+
+def object_ids(first_mask: Masks) -> tuple[int, ...]:
+    """Ids of the channels that `propagate` yields: 0 (background), then the objects' ids in ascending order.
+
+    Soft masks of C channels have the ids 0 ... C - 1.
+
+    Raises:
+        InputError: no mask, masks of another kind or of different sizes, negative ids.
+    """
+    return _read(first_mask)[1]
+
+
+def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
+    given = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
+    arrays = {int(t): np.asarray(mask) for t, mask in given.items()}
+    kinds = {(mask.ndim, mask.dtype.kind in "biu", mask.shape) for mask in arrays.values()}
+    if len(kinds) != 1 or min(arrays) < 0 or [*kinds][0][:2] not in ((2, True), (3, False)):
+        shapes = {t: f"{mask.dtype} {mask.shape}" for t, mask in arrays.items()}
+        raise InputError("masks must be (H, W) integer ids or (C, H, W) floats, at least one, all of one "
+                         f"size, at frames >= 0, not {shapes}")
+    shape = [*kinds][0][2]
+    if len(shape) == 3:
+        soft = {t: torch.from_numpy(mask.astype(np.float32)) for t, mask in arrays.items()}
+        return soft, tuple(range(shape[0]))
+    ids = tuple(sorted({0}.union(*(np.unique(mask).tolist() for mask in arrays.values()))))
+    if ids[0] < 0:
+        raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
+    return {t: torch.from_numpy(mask.astype(np.int64)) for t, mask in arrays.items()}, ids
+
+
+def _channels(mask: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A mask as (M, H, W) float, and which channels it annotates, (M,) bool."""
+    maps = mask if mask.ndim == 3 else torch.stack([mask == i for i in ids]).float()
+    return maps, maps.flatten(1).any(1)
+
+
+def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., H, W) resized to (..., h, w): the pixel at the centre of each cell, exactly as PIL's NEAREST."""
+    # PIL adds up steps; where a centre lies between two pixels, the rounding of the sum decides
+    rows, columns = (np.cumsum([old / new / 2] + [old / new] * (new - 1)).astype(int)
+                     for new, old in zip(size, maps.shape[-2:]))
+    return maps[..., rows[:, None], columns]
+
+
+def to_labels(soft: Tensor, size: tuple[int, int], ids: tuple[int, ...], *, enlarge: str = "bilinear",
+              stride: int = 8) -> Tensor:
+    """Ids at full size: the argmax over enlarged soft masks.
 
     Arguments:
         soft: (M, h, w) float, background first.
         size: (H, W) in pixels.
         ids: of the M channels, as `object_ids` gives them.
+        enlarge: "bilinear" enlarges to `size`, with aligned corners, before the argmax. "normalised"
+            enlarges `stride` times (bilinear, corners not aligned), stretches each channel to [0, 1], takes
+            the argmax and resizes the ids to `size` by nearest neighbours.
+        stride: of the features, in pixels; only "normalised" needs it.
 
     Returns:
         (H, W) int64 on the device of `soft`.
     """
-    large = F.interpolate(soft[None], size, mode="bilinear", align_corners=True)[0]
-    return torch.as_tensor(ids, device=soft.device)[large.argmax(0)]
+    names = torch.as_tensor(ids, device=soft.device)
+    if enlarge == "bilinear":
+        return names[F.interpolate(soft[None], size, mode="bilinear", align_corners=True)[0].argmax(0)]
+    large = F.interpolate(soft[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+    # a constant channel stays as it is, and its rounding errors are not stretched
+    large = torch.where(high - low > 1e-6 * high, (large - low) / (high - low), large)
+    return nearest(names[large.argmax(0)], size)
 
 
-def propagate(features: Iterable[Tensor | None], first_mask: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray], *,
-              context: int = 20, radius: float = 12, topk: int = 10, tau: float = 0.05, history: Sequence[Tensor] = (),
-              ended: Mapping[int, Collection[int]] | None = None) -> Iterator[Tensor]:
-    """Carry masks through a video; soft masks come out frame by frame, the annotated frames' own included.
+def propagate(features: Iterable[Tensor | None], first_mask: Masks, protocol: Protocol = PROTOCOLS["crw"], *,
+              history: Sequence[Tensor] = (), ended: Mapping[int, Collection[int]] | None = None,
+              engine: Callable[[Tensor, int, int], Any] | None = None, **changes: Any) -> Iterator[Tensor]:
+    """Carry masks through a video; yields soft masks frame by frame, those of annotated frames included.
 
-    Each cell of frame t is compared with the reference frame t₀ (every cell of it) and with frames max(j, t₀), j = t - context
-    … t - 1 (cells at Euclidean distance d < radius), so that before t₀ + context the reference counts more than once. Its mask
-    is the convex combination of the masks at the topk most similar cells, weighted by softmax(cosine / τ) over those (Eqs. 7, 8).
-    Each annotated frame is a reference with a context of its own; a channel is carried by the newest reference that
-    annotates it, the background by the first, and the merged mask is what all contexts remember.
+    Each cell of frame t is compared with every cell of the reference frame t₀, and with the cells at
+    distance d < radius in the frames max(j, t₀), j = t - context … t - 1; before t₀ + context, the
+    reference counts more than once. The cell's mask is the convex combination of the masks at the topk most
+    similar cells, weighted by softmax(cosine / τ) over those (Eqs. 7, 8). Other protocols change these
+    rules.
+    Each annotated frame is a reference with a context of its own. The newest reference that annotates a
+    channel carries it, the first one carries the background, and all contexts remember the merged mask.
 
-    Memory does not depend on the length of the video: `context` frames and the references are kept.
+    Memory holds `context` frames and the references, however long the video is.
 
     Arguments:
         features: (T, K, h, w) float, L2-normalised over K; or an iterable of (K, h, w) frames.
-        first_mask: (H, W) integer ids of frame 0, 0 being background; or a mapping from frame number to such ids, where each
-            holds the objects that are new (or corrected) in that frame. Ids may have gaps. Frames before the first are background.
-        context: number of recent entries, >= 1; the reference comes on top.
-        radius: exclusive bound on the distance to recent cells, in cells, > 0.
-        topk: number of cells a label is copied from, in [1, h·w].
-        tau: temperature τ, >= 1e-6.
-        history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are remembered, neither computed
-            nor yielded again, and the result is that of the uninterrupted run to the bit. `features` still begins with frame 0,
-            but may give None for frames that are neither annotated nor among the last `context` of the history.
-        ended: frame number -> ids of the objects that are gone from that frame on: their mask moves to the background there
-            and in all later frames, until a later annotation brings the object back.
+        first_mask: the mask of frame 0, or a mapping from frame numbers to masks, each with the objects
+            that are new (or corrected) in that frame. A mask is (H, W) integer ids, with or without gaps, 0
+            being background; or (C, H, W) float soft masks of any C channels. If soft masks are given for
+            several frames, channel 0 is the background, and a channel that is 0 everywhere is not
+            annotated. Frames before the first mask are background.
+        protocol: the rules, such as `PROTOCOLS["dino"]`.
+        history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are neither
+            computed nor yielded again, and the later frames equal those of the uninterrupted run to the bit.
+            `features` still begins with frame 0, but may give None for frames of the history that are neither
+            annotated nor among its last `context`.
+        ended: frame number -> ids of the objects that are gone from that frame on. Their mask moves to the
+            background until a later annotation brings them back.
+        engine: compares the cells, `Plain` or `dulvos.tiled.Preselected`, with the same result; None takes
+            the faster one.
+        changes: fields of the protocol to replace, such as `topk=5`.
 
     Yields:
-        (M, h, w) float32 of frames len(history), len(history) + 1, …; channels as in `object_ids(first_mask)`.
+        (M, h, w) float32 of the frames from len(history) on; channels as in `object_ids(first_mask)`.
 
     Raises:
-        InputError: a parameter out of range, masks of differing size or frame numbers outside the video, frames of
-            differing shape, features that are no numbers, no room for `context` frames, a history of other channels or cells,
-            an ended object that is in no mask or is annotated in the same frame.
+        InputError: a setting out of range; masks of different sizes or of frames outside the video; frames
+            of different shapes; features that are not finite; too little memory for `context` frames; a
+            history of other channels or cells; an ended object that no mask holds or that the same frame
+            annotates.
     """
-    if context < 1 or topk < 1 or not radius > 0 or not tau >= 1e-6:  # with less, similarities / τ overflow
-        raise InputError(f"context and topk must be >= 1, radius > 0 and tau >= 1e-6, not context={context}, topk={topk}, "
-                         f"radius={radius}, tau={tau}")
-    masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
-    ids = object_ids(masks)
-    masks = {int(t): torch.as_tensor(np.asarray(mask).astype(np.int64)) for t, mask in masks.items()}
-    if (not masks or min(masks) < 0 or any(mask.ndim != 2 for mask in masks.values())
-            or len({mask.shape for mask in masks.values()}) > 1):
-        raise InputError("first_mask needs at least one mask (H, W) of ids, at frame numbers >= 0 and of one size, not "
-                         + str({t: tuple(mask.shape) for t, mask in masks.items()}))
-    if ids[0] < 0:
-        raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
+    protocol = replace(protocol, **changes)
+    masks, ids = _read(first_mask)
     for t, soft in enumerate(history):
         if soft.ndim != 3 or len(soft) != len(ids):
-            raise InputError(f"history: the soft mask of frame {t} is {tuple(soft.shape)}, but must have {len(ids)} channels "
-                             f"(M, h, w), one for each of the ids {ids}")
-    ended = {int(t): set(gone) for t, gone in (ended or {}).items()}
-    for t, gone in ended.items():
+            raise InputError(f"history: the soft mask of frame {t} is {tuple(soft.shape)}; it must be "
+                             f"(M, h, w), with {len(ids)} channels for the ids {ids}")
+    ends = {int(t): set(gone) for t, gone in (ended or {}).items()}
+    for t, gone in ends.items():
         if t < 0 or not gone <= set(ids[1:]):
-            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)}; frame numbers must be >= 0, objects among {ids[1:]}")
-        if again := gone.intersection(masks[t].unique().tolist() if t in masks else ()):
-            raise InputError(f"ended: frame {t} ends the object {min(again)} and annotates it; remove one of the two")
-    return _propagate(features, masks, ids, context, radius, topk, tau, history, ended)
+            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)}; frames must be >= 0, and "
+                             f"the objects are {ids[1:]}")
+        if t in masks and any(_channels(masks[t], ids)[1][[ids.index(i) for i in gone]]):
+            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)} and annotates some of them; "
+                             "remove the end or the annotation")
+    return _propagate(features, masks, ids, protocol, history, ends, engine or _fastest)
 
 
-def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids: tuple[int, ...], context: int, radius: float,
-               topk: int, tau: float, history: Sequence[Tensor], ended: dict[int, set[int]]) -> Iterator[Tensor]:
-    start, known = min(masks), len(history)
-    references: list[int] = []  # annotated frames, each with a context of its own (Sec. 4.2; App. C, footnote)
-    owner = torch.full((len(ids),), -1)  # number of the reference that carries a channel
+def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids: tuple[int, ...],
+               protocol: Protocol, history: Sequence[Tensor], ends: dict[int, set[int]],
+               engine: Callable) -> Iterator[Tensor]:
+    start, known, context = min(masks), len(history), protocol.context
+    references = sorted(masks)  # each annotated frame has a context of its own (Sec. 4.2; App. C, footnote)
+    owner = torch.full((len(ids),), -1)  # the reference that carries a channel
     gone: set[int] = set()  # channels of ended objects
-    shape = None
+    size: tuple[int, ...] | None = None
     t = -1
+
+    def slot(frame: int) -> int:  # where a frame is remembered: references stay, recent frames take turns
+        return references.index(frame) if frame in masks else len(masks) + (frame - start - 1) % context
+
     for t, frame in enumerate(features):
-        gone |= {ids.index(i) for i in ended.get(t, ())}
+        gone |= {ids.index(i) for i in ends.get(t, ())}
         if t < known - context and t not in masks:
             continue
-        if frame is None:
-            raise InputError(f"frame {t} has no features; leave out only frames of the history that are not annotated and not "
-                             f"among its last {context}")
-        if shape is None:
-            shape = channels, height, width = frame.shape
-            if topk > height * width:
-                raise InputError(f"topk={topk} exceeds the {height}x{width} cells of a frame; give at most {height * width}")
-        if frame.shape != shape:
-            raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, the first of {tuple(shape)}")
-        if t < known and history[t].shape[1:] != shape[1:]:
-            raise InputError(f"history: the soft mask of frame {t} has {tuple(history[t].shape[1:])} cells, its features "
-                             f"{tuple(shape[1:])}")
-        # similarities rounded to half precision, by the features or by autocast, would choose other cells
-        keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()  # [h, w, K]
-        if not keys.isfinite().all():
-            raise InputError(f"features of frame {t} are infinite or no numbers: the weights are damaged, or bf16 fails here "
-                             "(as it does on frames 8 pixels wide); try precision='fp32'")
-        if t == start:
-            try:
-                with torch.autocast(frame.device.type, enabled=False):
-                    attention = _engine(frame.device)(keys, context, radius, topk, tau)
-                # masks of the ring's frames, then those of the references
-                table = keys.new_zeros(context + len(masks), height * width, len(ids), dtype=torch.float32)
-            except RuntimeError as error:
-                raise InputError(f"context={context} needs more memory than there is; give less") from error
+        keys = _checked(frame, t, size, history, protocol)
+        size = height, width, _ = keys.shape
+        with torch.autocast(keys.device.type, enabled=False):
+            if t == start:
+                slots = len(masks) + context
+                # copies of the reference tie: then all of them count, not only topk
+                topk = max(protocol.topk, context + 1) if protocol.ties else protocol.topk
+                try:
+                    memory = engine(keys, slots, topk)
+                    table = keys.new_zeros(slots, height * width, len(ids), dtype=torch.float32)  # soft masks
+                except RuntimeError as error:
+                    raise InputError(f"context={context} needs too much memory; give less") from error
+                tiles = windows(height, width, protocol.radius, protocol.neighbourhood, keys.device)
 
-        if t < known:
-            soft = history[t].to(keys.device, torch.float32).flatten(1).t()  # [h·w, M]
-        else:
-            soft = torch.zeros(height * width, len(ids), device=keys.device)
-            if t < start:
-                soft[:, 0] = 1
-            for number, reference in enumerate(references):
-                if not (owner == number).any():  # later masks gave all its channels anew
-                    continue
-                with torch.autocast(frame.device.type, enabled=False):
-                    carried = attention.attend(keys, *_recent(t, start, reference, context), number, table)
-                soft += carried * (owner == number).to(soft)
-            for channel in gone:
-                soft[:, 0] += soft[:, channel]
-                soft[:, channel] = 0
-        if t in masks:
-            held = torch.tensor([i in masks[t].unique().tolist() for i in ids])
-            held[0] = not references
-            if t >= known:
-                annotated = _one_hot(masks[t], ids, height, width).to(soft)  # [h·w, M]
-                if references:
-                    annotated[:, 0] = 0
-                    soft[:, held] = 0  # a correction replaces what older references carried
-                    s = annotated.sum(1, keepdim=True)
-                    annotated = (1 - s) * soft + s * annotated
-                soft = annotated
-            gone -= set(held.nonzero()[:, 0].tolist())
-            owner[held] = len(references)
-            table[context + len(references)] = soft
-            references.append(t)
-            attention.add_reference(keys)
-        if t >= start:
-            slot = (t - start) % context
-            attention.put(slot, keys)
-            table[slot] = soft
+            if t < known:
+                soft = history[t].to(keys.device, torch.float32).flatten(1).t()  # [h·w, M]
+            else:
+                soft = keys.new_zeros(height * width, len(ids), dtype=torch.float32)
+                if t < start:
+                    soft[:, 0] = 1
+                for reference in references:
+                    own = owner == reference
+                    if not own.any():  # it is yet to come, or later masks gave all its channels anew
+                        continue
+                    near, everywhere = ([slot(j) for j in js] for js in entries(t, reference, protocol))
+                    found = memory.similarities(keys, tiles, near, everywhere)
+                    soft += _mix(found, tiles, table, (height, width), protocol) * own.to(soft)
+                for channel in gone:
+                    soft[:, 0] += soft[:, channel]
+                    soft[:, channel] = 0
+            if t in masks:
+                maps, held = _channels(masks[t], ids)
+                held[0] = t == start
+                if t >= known:
+                    annotated = _shrink(maps, (height, width), protocol).flatten(1).t().to(soft)  # [h·w, M]
+                    if t > start:
+                        annotated[:, 0] = 0
+                        soft[:, held] = 0  # a correction replaces what older references carried
+                        s = annotated.sum(1, keepdim=True)
+                        annotated = (1 - s) * soft + s * annotated
+                    soft = annotated
+                gone -= set(held.nonzero()[:, 0].tolist())
+                owner[held] = t
+            if t >= start:
+                memory.put(slot(t), keys)
+                table[slot(t)] = soft
         if t >= known:
             yield soft.t().reshape(len(ids), height, width)
-    if t < max(*masks, *ended, known - 1):
-        raise InputError(f"a mask, an end or the history needs frame {max(*masks, *ended, known - 1)}, but the video has {t + 1} "
+    if t < (last := max(*masks, *ends, known - 1)):
+        raise InputError(f"a mask, an end or the history names frame {last}, but the video has {t + 1} "
                          "frames (numbered from 0)")
 
 
-def _one_hot(mask: Tensor, ids: tuple[int, ...], height: int, width: int) -> Tensor:
-    """(H, W) ids -> (h·w, M) soft masks, reduced bilinearly (align_corners=True)."""
-    one_hot = torch.stack([mask == i for i in ids]).float()
-    return F.interpolate(one_hot[None], (height, width), mode="bilinear", align_corners=True)[0].flatten(1).t()
+def _checked(frame: Tensor | None, t: int, size: tuple[int, ...] | None, history: Sequence[Tensor],
+             protocol: Protocol) -> Tensor:
+    """A frame's features (h, w, K), at least in float32: half precision would choose other cells."""
+    if frame is None:
+        raise InputError(f"frame {t} has no features; only frames of the history can do without, if they are "
+                         f"not annotated and not among its last {protocol.context}")
+    channels, height, width = frame.shape
+    if size not in (None, (height, width, channels)):
+        raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, earlier ones of "
+                         f"{(size[2], *size[:2])}")
+    if protocol.topk > height * width:
+        raise InputError(f"topk={protocol.topk} exceeds the {height}x{width} cells of a frame; give at most "
+                         f"{height * width}")
+    if t < len(history) and history[t].shape[1:] != frame.shape[1:]:
+        raise InputError(f"history: the soft mask of frame {t} has {tuple(history[t].shape[1:])} cells, its "
+                         f"features have {(height, width)}")
+    keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()
+    if not keys.isfinite().all():
+        raise InputError(f"features of frame {t} are infinite or not numbers: the weights are damaged, or "
+                         "bf16 fails here (as it does on frames 8 pixels wide); try precision='fp32'")
+    return keys
 
 
-def _recent(t: int, start: int, reference: int, context: int) -> tuple[Tensor, Tensor]:
-    """Slots of the ring that hold frames max(j, t₀), j = t - context … t - 1, and how often each of these counts."""
-    age = torch.arange(max(start, t - context, reference), t)
-    slots = ((age - start) % context).sort().values
-    counts = torch.where(slots == (reference - start) % context, max(reference - (t - context) + 1, 1), 1)
-    return slots, counts
+def _shrink(maps: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Masks (M, H, W) at the cells of a feature map, (M, h, w)."""
+    if protocol.shrink == "nearest":
+        return nearest(maps, size)
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0]
 
 
-def _engine(device: torch.device) -> type:
-    """Elsewhere than on a processor, many small steps would wait for each other."""
-    return tiled.Attention if device.type == "cpu" else batched.Attention
+def _mix(found: Iterable[tuple[Tensor, Tensor]], tiles: Sequence[Window], table: Tensor,
+         size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Eq. 8: each cell's mask, mixed from the masks (S, h·w, M) of the most similar cells: (h·w, M)."""
+    mixed = table.new_empty(*size, table.shape[-1])
+    for (similarity, cells), window in zip(found, tiles):  # `found` first: it ends, and frees its memory
+        weight, index = most_similar(similarity, protocol)
+        tile = mixed[window.rows, window.columns]
+        tile.copy_(F.embedding_bag(cells[index], table.flatten(0, 1), per_sample_weights=weight.float(),
+                                   mode="sum").view(tile.shape))
+    return mixed.flatten(0, 1)
+
+
+def _fastest(first: Tensor, slots: int, topk: int) -> Plain | Preselected:
+    return (Preselected if first.device.type == "cpu" else Plain)(first, slots, topk)

@@ -1,198 +1,185 @@
-"""Label propagation on a processor: a tile of queries at a time, compared coarsely first and then, where it counts, exactly."""
+"""A faster comparison of cells for processors: a coarse product, then an exact one of what can matter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Attention"]
+__all__ = ["Preselected", "Window", "windows"]
 
-TILE = 12  # side of a tile of queries, in cells: larger tiles look at more cells in vain, smaller ones feed the GEMM badly
+TILE = 12  # side of a tile in cells: larger tiles compare too much in vain, smaller ones make slow products
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """Cells to compare with: exactly, and coarsely in half the bits with a mean μ taken out of keys and queries.
+class Window(NamedTuple):
+    """A tile of a feature map, the box of cells near it, and which of these its cells may not look at."""
 
-    q·(k - μ) ranks the keys of a query as q·k does. It is (q - μ)·(k - μ) + μ·(k - μ): shorter vectors, whose roundings are
-    smaller, and a number a key, which stands in two further channels (what the first leaves of it in the second).
+    rows: slice  # of the tile, Q cells
+    columns: slice
+    near_rows: slice  # of the box, W cells
+    near_columns: slice
+    far: Tensor  # (W, Q) bool
+
+
+def windows(height: int, width: int, radius: float, neighbourhood: str, device: torch.device) -> list[Window]:
+    """Cut a map into nearly equal tiles of at most TILE x TILE cells, each with its window.
+
+    Arguments:
+        radius: in cells, > 0.
+        neighbourhood: "disc" holds the cells at distance d < radius, "box" those at |dy| and |dx| <= radius.
+    """
+    radius = min(radius, height + width)
+    reach = int(radius) if neighbourhood == "box" else ceil(radius) - 1
+    shared: dict[tuple[int, ...], Tensor] = {}  # most windows have one shape
+
+    def cut(length: int) -> list[tuple[slice, slice]]:
+        count = ceil(length / TILE)
+        edges = [length * i // count for i in range(count + 1)]
+        return [(slice(a, b), slice(max(0, a - reach), min(length, b + reach)))
+                for a, b in zip(edges, edges[1:])]
+
+    def distance(own: slice, near: slice) -> Tensor:
+        return (torch.arange(near.start, near.stop)[:, None] - torch.arange(own.start, own.stop)).abs()
+
+    found = []
+    for rows, near_rows in cut(height):
+        for columns, near_columns in cut(width):
+            dy = distance(rows, near_rows)[:, None, :, None]
+            dx = distance(columns, near_columns)[:, None]
+            key = *dy.shape, int(dy[0, 0, 0, 0]), *dx.shape, int(dx[0, 0, 0])
+            if key not in shared:
+                box = neighbourhood == "box"
+                far = (dy > radius) | (dx > radius) if box else dy.square() + dx.square() >= radius**2
+                shared[key] = far.flatten(2).flatten(0, 1).to(device)
+            found.append(Window(rows, columns, near_rows, near_columns, shared[key]))
+    return found
+
+
+class Preselected:
+    """Yields what `dulvos.propagation.Plain` does, without most cells that are among the topk of no query.
+
+    Cells are first compared coarsely, in bfloat16 where the processor multiplies it fast. To keep its
+    rounding errors small, the mean μ is taken out of keys and queries: q·k = (q - μ)·(k - μ) + μ·(k - μ) +
+    q·μ. The last term is the same for all keys of a query. The second is one number for each key; it takes
+    two more channels, one of them for its rounding error. A bound on the error then shows which cells
+    cannot be among the topk of any query of the tile. They are left out, and the others are compared
+    exactly.
+
+    Arguments:
+        first: (h, w, K) float, the first frame to be remembered.
+        slots: number of frames to remember.
+        topk: number of the largest similarities that must be found.
+        coarse: type of the coarse product; None chooses it.
     """
 
-    exact: Tensor  # [F, h, w, K]
-    coarse: Tensor  # [F, h, w, K + 2 and padding]
-    norm: Tensor  # [F], greatest norm of k - μ in each frame
-    residual: Tensor  # [F], greatest norm of what coarse leaves of it
+    def __init__(self, first: Tensor, slots: int, topk: int, coarse: torch.dtype | None = None):
+        height, width, channels = first.shape
+        if coarse is None:
+            fast = first.device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+            coarse = torch.bfloat16 if fast and channels >= 64 else torch.float32
+        padded = channels + 2
+        padded += -padded % 32 if coarse == torch.bfloat16 else 0  # the processor multiplies 32 at a time
+        self.topk, self.mean = topk, first.mean((0, 1))
+        self.keys = first.new_empty(slots, height, width, channels)
+        self.coarse = first.new_zeros(slots, height, width, padded, dtype=coarse)
+        self.norm = first.new_zeros(slots)  # largest norm of k - μ in each frame
+        self.residual = first.new_zeros(slots)  # largest norm of what the coarse type loses of it
+        self.queries = first.new_zeros(TILE**2, padded, dtype=coarse)
+        self.queries[:, channels: channels + 2] = 1
+        self.rooms: dict[str, Tensor] = {}
 
-    @classmethod
-    def room(cls, frames: int, like: Tensor, dtype: torch.dtype) -> _Keys:
-        """Room for frames [h, w, K] such as `like`."""
-        channels = like.shape[-1] + 2
-        channels += -channels % 32 if dtype == torch.bfloat16 else 0  # what the processor multiplies at once
-        return cls(like.new_empty(frames, *like.shape), like.new_zeros(frames, *like.shape[:2], channels, dtype=dtype),
-                   like.new_zeros(frames), like.new_zeros(frames))
-
-    def put(self, slot: int, keys: Tensor, mean: Tensor) -> None:
-        channels = len(mean)
-        self.exact[slot] = keys
-        centred, coarse = keys - mean, self.coarse[slot]
-        constant = centred @ mean
+    def put(self, slot: int, keys: Tensor) -> None:
+        """Remember a frame (h, w, K)."""
+        channels = len(self.mean)
+        self.keys[slot] = keys
+        centred, coarse = keys - self.mean, self.coarse[slot]
+        constant = centred @ self.mean
         coarse[..., :channels] = centred
         coarse[..., channels] = constant
         coarse[..., channels + 1] = constant - coarse[..., channels]
         self.norm[slot] = centred.norm(dim=-1).max()
         self.residual[slot] = centred.sub_(coarse[..., :channels]).norm(dim=-1).max()
 
-
-class Attention:
-    """What `dulvos.batched.Attention` computes, with the same methods, in float32 or wider.
-
-    A tile of queries is compared coarsely with all that it may look at. Cells that by a bound on the error of that cannot be among
-    the topk of any of its queries are left out, and the rest is compared exactly: the result is that of comparing all exactly.
-    """
-
-    def __init__(self, first: Tensor, context: int, radius: float, topk: int, tau: float):
-        self.height, self.width, self.channels = first.shape
-        self.context, self.radius, self.topk, self.tau = context, radius, topk, tau
-        self.mean, self.dtype = first.mean((0, 1)), _coarse_dtype(first.device, self.channels)
-        self.ring = _Keys.room(context, first, self.dtype)
-        self.references: list[_Keys] = []
-        self.scratch = _Scratch(first, self.ring.coarse.shape[-1], self.dtype, context, radius)
-
-    def put(self, slot: int, keys: Tensor) -> None:
-        """Keep a recent frame (h, w, K) in a slot of the ring."""
-        self.ring.put(slot, keys, self.mean)
-
-    def add_reference(self, keys: Tensor) -> None:
-        """Keep a reference frame (h, w, K) for good."""
-        self.references.append(_Keys.room(1, keys, self.dtype))
-        self.references[-1].put(0, keys, self.mean)
-
-    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, number: int, table: Tensor) -> Tensor:
-        """See `dulvos.batched.Attention.attend`."""
-        ring, reference, scratch = self.ring, self.references[number], self.scratch
-        height, width, channels, topk = self.height, self.width, self.channels, self.topk
-        cells = height * width
-        leading = len(slots) == int(slots[-1]) + 1  # a plain slice will do
-        repeats, where, counts = int(counts.max()), slots.to(query.device), counts.to(query.device)
-        norm = torch.stack([ring.norm[where].max(), reference.norm[0]]).max()
-        residual = torch.stack([ring.residual[where].max(), reference.residual[0]]).max()
-        rounding = torch.finfo(ring.coarse.dtype).eps
-        table = table.flatten(0, 1)
-        out = query.new_empty(height, width, table.shape[-1], dtype=torch.float32)
-
-        for rows, columns in _tiles(height, width):
-            tile = query[rows, columns].reshape(-1, channels)  # [Q, K]
-            window, far = _window(rows, columns, height, width, self.radius, query.device)
-            near = ring.coarse[:, window[0], window[1]]
-            near = near[: len(slots)] if leading else near[where]
-            near = scratch.keys[: near.numel()].view(near.shape).copy_(near).flatten(0, 2)  # [F·W, K and more]
-            centred = tile - self.mean
-            coarse = scratch.queries[: len(tile)]
+    def similarities(self, query: Tensor, tiles: Sequence[Window], near: Sequence[int],
+                     everywhere: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `dulvos.propagation.Plain.similarities`; here n is smaller."""
+        height, width, channels = query.shape
+        keys = self.keys.flatten(0, 2)  # [S·h·w, K]
+        cell = torch.arange(height * width, device=query.device).view(height, width)
+        slots, counts = torch.tensor(near, dtype=torch.long, device=query.device).unique(return_counts=True)
+        repeats = min(int(counts.max()), self.topk) if near else 1
+        recent: Tensor | slice = slots
+        if near and max(near) - min(near) < len(slots):
+            recent = slice(min(near), max(near) + 1)  # a view, without a copy
+        used = [*near, *everywhere]
+        used = [*near, *everywhere]
+        norm, residual = self.norm[used].max(), self.residual[used].max()
+        for rows, columns, near_rows, near_columns, far in tiles:
+            tile = query[rows, columns].flatten(0, 1)  # [Q, K]
+            centred, coarse = tile - self.mean, self.queries[: len(tile)]
             coarse[:, :channels] = centred
-            recent = scratch.product(near, coarse, 0).view(len(slots), *far.shape)  # [F, W, Q]
-            to_reference = scratch.product(reference.coarse.view(cells, -1), coarse, 1).view(height, width, -1)  # [h, w, Q]
+            parts = []  # similarities [A, B, Q], cells' numbers in two parts [A] and [B], the far ones [B, Q]
+            if near:
+                window = self.coarse[:, near_rows, near_columns][recent]
+                window = self._room("keys", window.shape).copy_(window).flatten(1, 2)
+                place = cell[near_rows, near_columns].flatten()
+                parts.append((self._product("near", window, coarse), slots * cell.numel(), place, far))
+            for slot in everywhere:
+                parts.append((self._product("everywhere", self.coarse[slot], coarse),
+                              slot * cell.numel() + cell[:, 0], cell[0], far.new_zeros(width, len(tile))))
 
-            # a lower bound on the topk-th similarity: the best entries lie in the cells whose best frame is best
-            best, best_column = recent.amax(0).masked_fill_(far, -torch.inf), to_reference.amax(0)
-            cell = best.t().contiguous().topk(min(topk, len(far)), 1, sorted=False).indices.t()  # [k, Q]
-            high = recent.gather(1, cell.expand(len(slots), -1, -1)).masked_fill(far.gather(0, cell), -torch.inf)
-            high = torch.cat([high.flatten(0, 1), best_column]).float()
-            high = high.topk(min(topk, len(high)), 0).values  # [k, Q]
-            least = high[-1] if len(high) == topk else high[-1] - torch.inf
-            # |coarse - exact| <= error where coarse >= least: rounded queries, rounded keys, sums in float32, rounded results
+            # a lower bound on the topk-th similarity
+            best = [affinity.amax(0).masked_fill_(far, -torch.inf) for affinity, _, _, far in parts]  # [B, Q]
+            high = torch.cat([_high(part[0], part[3], top, self.topk) for part, top in zip(parts, best)])
+            high = high.float().topk(min(self.topk, len(high)), 0).values  # [k, Q]
+            least = high[-1] if len(high) == self.topk else high[-1] - torch.inf
+            # |coarse - exact| <= error where coarse >= least: queries, keys and results are rounded, and sums
+            # are in float32
             size, lost = centred.norm(dim=1), centred.sub_(coarse[:, :channels]).norm(dim=1)
-            error = lost * norm + (size + lost) * residual + (size + self.mean.norm()) * norm * (channels * 2**-23 + 2**-16)
+            rounding = torch.finfo(coarse.dtype).eps
+            error = lost * norm + (size + lost) * residual
+            error += (size + self.mean.norm()) * norm * (channels * 2**-23 + 2**-16)
             error += rounding / 2 * torch.maximum(high[0].abs(), least.abs())
-            least = (least - 2 * error - rounding / 4 * least.abs()).nan_to_num(nan=-torch.inf).to(near.dtype)
-            slot, cell = _survivors(recent, best, least, far)
-            row, column = _survivors(to_reference, best_column, least)
+            least = (least - 2 * error - rounding / 4 * least.abs()).nan_to_num(nan=-torch.inf)
+            least = least.to(coarse.dtype)
 
-            wide = window[1].stop - window[1].start
-            index = where[slot] * cells + (window[0].start + cell // wide) * width + window[1].start + cell % wide
-            index_reference = row * width + column
-            keys = torch.cat([ring.exact.view(-1, channels)[index], reference.exact.view(-1, channels)[index_reference]])
-            value = tile @ keys.t()  # [Q, n]
-            value[:, : len(index)].masked_fill_(far[cell].t(), -torch.inf)
-            index = torch.cat([index, (self.context + number) * cells + index_reference])
+            found = [_survivors(part[0], part[3], top, least) for part, top in zip(parts, best)]
+            index = torch.cat([part[1][a] + part[2][b] for part, (a, b) in zip(parts, found)])
+            far = torch.cat([part[3][b] for part, (_, b) in zip(parts, found)])
+            value = (tile @ keys[index].t()).masked_fill_(far.t(), -torch.inf)  # [Q, n]
             if repeats > 1:
-                copies = (counts[slot] > 1).nonzero()[:, 0].repeat(min(repeats, topk) - 1)
-                value, index = torch.cat([value, value[:, copies]], 1), torch.cat([index, index[copies]])
+                again = (counts[found[0][0]] > 1).nonzero()[:, 0].repeat(repeats - 1)
+                value, index = torch.cat([value, value[:, again]], 1), torch.cat([index, index[again]])
+            yield value, index
 
-            value, chosen = value.topk(topk, 1, sorted=False)
-            weight = (value / self.tau).softmax(1).float()
-            out[rows, columns] = F.embedding_bag(index[chosen], table, per_sample_weights=weight, mode="sum").view(
-                rows.stop - rows.start, columns.stop - columns.start, -1)
-        return out.flatten(0, 1)
+    def _room(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Memory that is used again: fresh memory of this size would take longer than filling it."""
+        size = torch.Size(shape).numel()
+        if name not in self.rooms or self.rooms[name].numel() < size:
+            self.rooms[name] = self.coarse.new_empty(2 * size)  # windows grow
+        return self.rooms[name][:size].view(shape)
 
-
-def _coarse_dtype(device: torch.device, channels: int) -> torch.dtype:
-    """bfloat16 where the processor multiplies it fast with sums in float32, and where there is enough to multiply."""
-    fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.bfloat16 if fast and channels >= 64 else torch.float32
-
-
-class _Scratch:
-    """Room for a tile's keys and affinities: fresh allocations of this size would cost more than filling them."""
-
-    def __init__(self, keys: Tensor, channels: int, dtype: torch.dtype, context: int, radius: float):
-        height, width, _ = keys.shape
-        window = min(height, TILE + 2 * _reach(radius, height)) * min(width, TILE + 2 * _reach(radius, width))
-        self.keys = keys.new_empty(context * window * channels, dtype=dtype)
-        self.queries = keys.new_zeros(TILE**2, channels, dtype=dtype)
-        self.queries[:, keys.shape[-1]: keys.shape[-1] + 2] = 1
-        self.products = [keys.new_empty(count * TILE**2, dtype=dtype) for count in (context * window, height * width)]
-
-    def product(self, keys: Tensor, queries: Tensor, number: int) -> Tensor:
-        """(n, K) times (Q, K): [n, Q] in room of that number."""
-        shape = len(keys), len(queries)
-        return torch.mm(keys, queries.t(), out=self.products[number][: shape[0] * shape[1]].view(shape))
+    def _product(self, name: str, keys: Tensor, queries: Tensor) -> Tensor:
+        """(A, B, K) times (Q, K): (A, B, Q)."""
+        out = self._room(name, (*keys.shape[:2], len(queries)))
+        torch.mm(keys.flatten(0, 1), queries.t(), out=out.flatten(0, 1))
+        return out
 
 
-def _survivors(affinity: Tensor, best: Tensor, least: Tensor, far: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Entries (first, second) of affinity [A, W, Q] that reach `least` [Q] for any query; `best` [W, Q] is the maximum over A."""
-    cell = (best >= least).any(1).nonzero()[:, 0]  # first by cells, since few of them have such an entry
-    bound = least.expand(len(cell), -1)
-    if far is not None:
-        bound = bound.masked_fill(far[cell], torch.inf)
-    # a difference and its maximum cost less than a comparison and any()
-    first, second = ((affinity.index_select(1, cell) - bound).amax(2) >= 0).nonzero().unbind(1)
-    return first, cell[second]
+def _high(affinity: Tensor, far: Tensor, best: Tensor, topk: int) -> Tensor:
+    """Large similarities (n, Q) of (A, B, Q): all A of the topk b in `best` (B, Q), the maximum over A."""
+    place = best.t().contiguous().topk(min(topk, len(best)), 1, sorted=False).indices.t()  # [k, Q]
+    values = affinity.gather(1, place.expand(len(affinity), -1, -1))
+    return values.masked_fill(far.gather(0, place), -torch.inf).flatten(0, 1)
 
 
-def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
-    """The map cut into nearly equal tiles of at most TILE x TILE cells."""
-    def cut(length: int) -> list[slice]:
-        count = -(-length // TILE)
-        edges = [length * i // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in zip(edges, edges[1:])]
-    return [(rows, columns) for rows in cut(height) for columns in cut(width)]
-
-
-def _reach(radius: float, side: int) -> int:
-    """Cells to either side that d < radius reaches, no more than there are."""
-    return int(min(np.ceil(radius) - 1, side))
-
-
-@lru_cache(maxsize=1024)
-def _far(tile: tuple[int, int], offset: tuple[int, int], window: tuple[int, int], radius: float, device: torch.device) -> Tensor:
-    """(W, Q) bool: which window cells lie at d >= radius from which tile cells."""
-    y, x = torch.arange(tile[0]) + offset[0], torch.arange(tile[1]) + offset[1]
-    dy = (y[None] - torch.arange(window[0])[:, None]).square()[:, None, :, None]
-    dx = (x[None] - torch.arange(window[1])[:, None]).square()[None, :, None, :]
-    return (dy + dx >= radius**2).view(window[0] * window[1], tile[0] * tile[1]).to(device)
-
-
-def _window(rows: slice, columns: slice, height: int, width: int, radius: float,
-            device: torch.device) -> tuple[tuple[slice, slice], Tensor]:
-    """The box of cells that a tile can reach, and which of its cells are too far from which query."""
-    reach = _reach(radius, height), _reach(radius, width)
-    top, bottom = max(0, rows.start - reach[0]), min(height, rows.stop + reach[0])
-    left, right = max(0, columns.start - reach[1]), min(width, columns.stop + reach[1])
-    far = _far((rows.stop - rows.start, columns.stop - columns.start), (rows.start - top, columns.start - left),
-               (bottom - top, right - left), radius, device)
-    return (slice(top, bottom), slice(left, right)), far
+def _survivors(affinity: Tensor, far: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (a, b) in (A, B, Q) that reach `least` (Q,) for a query; `best` (B, Q) is the maximum over A."""
+    place = (best >= least).any(1).nonzero()[:, 0]  # few b have such an entry
+    bound = least.expand(len(place), -1).masked_fill(far[place], torch.inf)
+    # a difference and its maximum take less time than a comparison and any()
+    a, b = ((affinity.index_select(1, place) - bound).amax(2) >= 0).nonzero().unbind(1)
+    return a, place[b]

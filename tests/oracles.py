@@ -1,4 +1,4 @@
-"""Slow, plain versions of the method, written from its description, and inputs to compare the package with them."""
+"""Slow, plain versions of the method, written from its description, and inputs to compare with."""
 
 from __future__ import annotations
 
@@ -78,22 +78,28 @@ def resize(maps: Tensor, height: int, width: int) -> Tensor:
     return matrix(maps.shape[-2], height) @ maps.double() @ matrix(maps.shape[-1], width).T
 
 
-def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tuple[int, ...], context: int, radius: float,
-                       topk: int, tau: float = 0.05) -> Tensor:
-    """Soft masks (T, M, h, w) by comparing every cell with every cell of all 1 + context entries, duplicates and all."""
+def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tuple[int, ...], *,
+                       context: int = 20, radius: float = 12, topk: int = 10, tau: float = 0.05,
+                       neighbourhood: str = "disc", restrict_reference: bool = False,
+                       repeat_reference: bool = True) -> Tensor:
+    """Soft masks (T, M, h, w) by comparing every cell with every cell of all entries, copies and all."""
     frames, _, height, width = features.shape
     keys = features.double().flatten(2)  # [T, K, h·w]
     place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
-    far = torch.cdist(place, place) >= radius - 1e-9
+    if neighbourhood == "disc":
+        far = torch.cdist(place, place) >= radius - 1e-9
+    else:
+        far = torch.cdist(place, place, p=torch.inf) > radius + 1e-9
     start, references, soft = min(masks), [], []
-    owner = {c: start for c in range(len(ids))}
+    owner = dict.fromkeys(range(len(ids)), start)
     for t in range(frames):
         p = torch.zeros(len(ids), height * width, dtype=torch.float64)
         p[0] = float(t < start)
         for t0 in references:
-            entries = [t0] + [max(j, t0) for j in range(t - context, t)]
+            entries = [t0] + [max(j, t0) for j in range(t - context, t) if repeat_reference or j > t0]
             similarity = [(keys[j].T @ keys[t]).masked_fill(far, -torch.inf) for j in entries]  # [h·w, h·w]
-            similarity[0] = keys[t0].T @ keys[t]
+            if not restrict_reference:
+                similarity[0] = keys[t0].T @ keys[t]
             best, where = torch.cat(similarity).topk(topk, 0)
             carried = torch.cat([soft[j] for j in entries], 1)[:, where]  # [M, topk, h·w]
             own = [c for c in owner if owner[c] == t0]
