@@ -20,7 +20,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device, reading_processes
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
-from dulvos.study import collections, paper_plan, plans, runs
+from dulvos.study import collections, comparison, paper_plan, plans, runs
 from dulvos.study.download import download
 from dulvos.study.evaluation import evaluate_encoders
 from dulvos.study.rows import Study, all_rows
@@ -99,15 +99,18 @@ def demo_command(*, grid: bool = False, run: Run = Workers()) -> int:
 
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
-                  run: Run = Workers()) -> int:
+                  compare: bool = False, run: Run = Workers()) -> int:
     """The same on DAVIS: train on the frames of its training videos, without their masks, evaluate on its val videos.
 
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
         grid: then run the ablation grid on DAVIS: about four more hours on two cores.
+        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about six hours.
     """
     _use_davis(davis)
+    if compare:
+        return run_steps(comparison.comparison_steps(), several=True, **dataclasses.asdict(run))
     return _study(plans.davis_steps(setting), "davis" if grid else "", run)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dulvos.files import replacing
 from dulvos.study import ablation, paper
+from dulvos.study.comparison import comparison_table
 from dulvos.study.paper_plan import rows_table
 from dulvos.study.rows import ROOT, Study, all_rows
 from dulvos.study.tables import study_table, to_markdown
@@ -37,6 +38,8 @@ def _table(name: str, results: Path) -> str:
         scale = ablation.find_scale("davis")
         found = ablation.effects(Study(scale.folder, results), scale)
         return to_markdown(ablation.figure_table(found) if name == "fig3" else ablation.claims(found)).strip()
+    if name == "comparison":
+        return to_markdown(comparison_table(Study("comparison", results))).strip()
     if name == "benchmarks":
         measured = pd.read_csv(results / "benchmarks.csv")
         measured["what"] = measured["benchmark"] + ": " + measured["case"]
