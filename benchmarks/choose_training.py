@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 
 from dulvos.datasets import load_davis
-from dulvos.masks import write_mask
 from dulvos.inference import SegmentSettings
+from dulvos.masks import write_mask
 from dulvos.study.evaluation import evaluation_run
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import training_run

@@ -1,8 +1,9 @@
-"""A training iteration at the paper's setting, ours beside the plain way: `python -m benchmarks.training DAVIS [--runs 2]`.
+"""A training iteration at the paper's setting, ours beside the plain way:
 
-B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last, the losses on warped features. Plain: float32,
-NCHW, the losses on warped affinities. Each runs in a process of its own, so that each has its own peak memory. With --compiled:
-torch.compile beside ours without it.
+    python -m benchmarks.training DAVIS [--runs 2]
+
+B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last, losses on warped features.
+Plain: float32, NCHW, losses on warped affinities. Each way runs in its own process, with its own peak memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -19,7 +21,8 @@ from benchmarks.loss import plain as plain_loss
 from benchmarks.measure import peak, report
 from dulvos import devices, encoder, losses, views
 from dulvos.datasets import load_davis
-from dulvos.training import TrainSettings, make_clips, parameter_groups, training_loss
+from dulvos.objectives import TrainSettings, training_loss
+from dulvos.training import make_clips, parameter_groups
 
 
 def iteration(way: str, davis: str) -> dict:
@@ -28,29 +31,30 @@ def iteration(way: str, davis: str) -> dict:
     net, device = encoder.Encoder().train(), torch.device("cpu")
     if way != "plain":
         net = net.to(memory_format=torch.channels_last)
-    if way == "compiled":
-        net.compile()
     optimiser = torch.optim.Adam(parameter_groups(net, settings), betas=(0.5, 0.999))
     times = []
-    for number in range(3 if way == "compiled" else 2):  # the first one warms up, and compiles; so does the second
+    for number in range(2):  # the first one warms up
         started = time.perf_counter()
         batch = torch.stack([dataset[number * settings.batch + i] for i in range(settings.batch)])
         frames = encoder.prepare_frames(batch)
         generator = torch.Generator().manual_seed(number)
         optimiser.zero_grad()
         if way != "plain":
-            training_loss(net, frames, settings, generator, lambda: devices.autocast(device, "bf16")).total.backward()
+            autocast = partial(devices.autocast, device, "bf16")
+            training_loss(net, frames, settings, generator, autocast).total.backward()
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE
-            grids = [losses.sample_grid(len(frames), cells, cells, n, generator) for n in (settings.grid, settings.cross_grid)]
+            grids = [losses.sample_grid(len(frames), cells, cells, n, generator)
+                     for n in (settings.grid, settings.cross_grid)]
             view2 = similarity.frames(frames)
             key = net(torch.cat([frames.flatten(0, 1), view2[:, 0]]).contiguous(), ("key",)).key
             count = frames.shape[0] * frames.shape[1]
             features = key[:count].unflatten(0, frames.shape[:2])
             with torch.no_grad():
-                rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key.unflatten(0, (len(frames), -1))
-            plain_loss(features, torch.cat([key[count:, None], rest], 1), similarity.theta(), *grids).backward()
+                rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key
+            features2 = torch.cat([key[count:, None], rest.unflatten(0, (len(frames), -1))], 1)
+            plain_loss(features, features2, similarity.theta(), *grids).backward()
         optimiser.step()
         times.append(time.perf_counter() - started)
     return {"seconds": times[-1], "mb": peak()}
@@ -60,23 +64,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("davis", help="folder in DAVIS's layout")
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--way", choices=("ours", "plain", "compiled"), help=argparse.SUPPRESS)
-    parser.add_argument("--compiled", action="store_true", help="ours with torch.compile beside ours without")
+    parser.add_argument("--way", choices=("ours", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         print(json.dumps(iteration(options.way, options.davis)))
         return
     times, memory = {"ours": [], "plain": []}, {}
-    ways = {"ours": "compiled", "plain": "ours"} if options.compiled else {name: name for name in times}
     for _ in range(options.runs):
-        for name, way in ways.items():
-            done = subprocess.run([sys.executable, "-m", "benchmarks.training", options.davis, "--way", way], stdout=subprocess.PIPE,
-                                  text=True, check=True)
+        for name in times:
+            done = subprocess.run([sys.executable, "-m", "benchmarks.training", options.davis, "--way", name],
+                                  stdout=subprocess.PIPE, text=True, check=True)
             outcome = json.loads(done.stdout)
             times[name].append(outcome["seconds"])
             memory[name] = outcome["mb"]
-    report("training iteration, torch.compile beside none" if options.compiled else "training iteration (peak of the process)",
-           "B=16, T=5, 256² crops, N=8, M=4", times, memory)
+    report("training iteration (peak of the process)", "B=16, T=5, 256² crops, N=8, M=4", times, memory)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from benchmarks.measure import peak, report
 from benchmarks.propagation import CONTEXT, plain
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis
-from dulvos.masks import write_mask
 from dulvos.encoder import prepare_frames
 from dulvos.inference import encode, segment
+from dulvos.masks import write_mask
 from dulvos.propagation import object_ids, propagate, to_labels
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
 import torchvision
 
-from dulvos.encoder import ARCHITECTURE, Encoder
+from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.released import RELEASES, load_weights, locate, read_released, read_weights
@@ -23,7 +20,7 @@ from dulvos.released import RELEASES, load_weights, locate, read_released, read_
 if TYPE_CHECKING:
     from dulvos.timm_encoders import TimmEncoder
 
-__all__ = ["TrainingState", "encoder_file", "is_whole", "load_encoder", "save_encoder"]
+__all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -113,7 +110,8 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder |
     if path.suffix in (".pth", ".pt", ".tar"):
         return read_released(path)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path}: not an encoder; give a .safetensors file (beside its .json) or a released .pth")
+        raise InputError(f"{path}: not an encoder; give a .safetensors file (beside its .json) or a released "
+                         ".pth")
     encoder = _build(path.with_suffix(".json"))
     load_weights(encoder, read_weights(path), path, strict=True)
     return encoder.eval()
@@ -129,90 +127,13 @@ def _build(sidecar: Path) -> Encoder:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; save the encoder "
                          "again") from None
-    if architecture != ARCHITECTURE:
-        raise InputError(f"{sidecar}: architecture {architecture!r}; this package builds {ARCHITECTURE!r}")
-    if type(dim) is not int or not 1 <= dim <= 2**16 or norm not in ("batch", "layer"):
-        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536 and norm 'batch' or 'layer', "
-                         f"not {dim!r} and {norm!r}")
-    return Encoder(dim, norm)
-
-
-class TrainingState:
-    """What a training must remember to go on exactly: weights, optimiser, schedule, count; no generator has a state to keep.
-
-    Arguments:
-        path: of `checkpoint.pt`; `history.csv` is written beside it.
-        settings: those that must not change when the run is taken up again.
-        data: fingerprint of the videos.
-        last: number of iterations that the run is to have; a finished run can be prolonged.
-        parts: the network, the optimiser and the scheduler, by name; `resume` loads them in place.
-
-    Fields:
-        iteration: iterations done. seconds, cpu_seconds: wall and processor time they took. peak: peak memory in MB.
-        history: a tuple an iteration, in the order of `COLUMNS`.
-    """
-
-    PLAIN = ("settings", "data", "iteration", "seconds", "cpu_seconds", "peak")
-    COLUMNS = ("iteration", "loss", "loss_st", "loss_cv", "lr", "seconds")
-
-    def __init__(self, path: Path, settings: dict, data: str, last: int, parts: dict):
-        self.path, self.settings, self.data, self.last, self.parts = path, settings, data, last, parts
-        self.iteration, self.seconds, self.cpu_seconds, self.peak = 0, 0.0, 0.0, 0.0
-        self.history: list[tuple[float, ...]] = []
-
-    def add(self, *values: float) -> None:
-        """An iteration's row of the history."""
-        if len(values) != len(self.COLUMNS):
-            raise ValueError(f"{len(values)} values for the columns {', '.join(self.COLUMNS)} (TrainingState.COLUMNS): what "
-                             "training_step returns goes between iteration and seconds")
-        self.history.append(values)
-
-    def table(self) -> pd.DataFrame:
-        """The history, a row an iteration."""
-        return pd.DataFrame(self.history, columns=self.COLUMNS)
-
-    def save(self) -> None:
-        """Replace the checkpoint, then the history."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {name: getattr(self, name) for name in self.PLAIN}
-        state |= {"history": torch.tensor(self.history, dtype=torch.float64)}
-        with replacing(self.path) as stream:
-            torch.save(state, stream)
-        with replacing(self.path.with_name("history.csv")) as stream:
-            self.table().to_csv(stream, index=False, float_format="%.7g")
-
-    def resume(self) -> None:
-        """Take up the checkpoint if there is one.
-
-        Raises:
-            InputError: the checkpoint is damaged, of another run, or past `last`.
-        """
-        for orphan in self.path.parent.glob(".*.tmp"):  # of a call that was killed while it wrote
-            orphan.unlink(missing_ok=True)
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            saved = {name: state[name] for name in (*self.PLAIN, "history", *self.parts)}
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, IndexError, TypeError,
-                ValueError) as error:
-            raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to start anew "
-                             f"({type(error).__name__})") from None
-        one = {"processes": 1}  # what several of them computed, a single one would not go on with
-        for name, ours in (("settings", one | self.settings), ("data", self.data)):
-            theirs = saved[name] if name == "data" else {k: (one | saved[name]).get(k) for k in ours}
-            if theirs != ours:
-                if name == "settings":
-                    theirs = {k: v for k, v in theirs.items() if v != ours[k]}
-                raise InputError(f"{self.path}: of a run with other {name} ({theirs}); give another folder or delete it")
-        if saved["iteration"] > self.last:
-            raise InputError(f"{self.path}: has {saved['iteration']} iterations already, more than iterations={self.last}")
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(saved[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path}: weights of another architecture; delete it to start anew "
-                             f"({str(error).splitlines()[0]})") from None
-        for name in ("iteration", "seconds", "cpu_seconds", "peak"):
-            setattr(self, name, saved[name])
-        self.history = [tuple(row) for row in saved["history"].tolist()]
+    if type(dim) is not int or not 1 <= dim <= 2**16:
+        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536, not {dim!r}")
+    try:  # older sidecars have neither stride nor colour
+        encoder = Encoder(dim, norm, config.get("stride", 8), config.get("colour", "rgb"))
+    except InputError as error:
+        raise InputError(f"{sidecar}: {error}") from None
+    if architecture != encoder.config["architecture"]:
+        raise InputError(f"{sidecar}: architecture {architecture!r}; this package builds "
+                         f"{encoder.config['architecture']!r}")
+    return encoder

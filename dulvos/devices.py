@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from functools import lru_cache
 
 import psutil
 import torch
-from accelerate import PartialState
+from torch import distributed
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "cannot_compile", "computed_in", "find_device", "free_memory", "joined_processes", "peak_memory"]
-__all__ += ["reading_processes"]
+__all__ = ["autocast", "computed_in", "find_device", "free_memory", "joined_processes", "peak_memory",
+           "reading_processes"]
 
 
 def find_device(device: str | None = None) -> torch.device:
@@ -34,19 +35,33 @@ def find_device(device: str | None = None) -> torch.device:
     return found
 
 
-def joined_processes(device: str | None = None) -> PartialState:
-    """This process among those that torchrun started, joined with them: each has a GPU of its own, or all compute on the CPU.
+def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]:
+    """This process's number, that of all processes, and its device; torchrun's processes are joined.
+
+    Several processes compute on a GPU each (nccl), or all on the CPU (gloo).
 
     Raises:
-        InputError: they cannot be joined, or not on that device.
+        InputError: the device is not available, or the processes cannot share it or find each other.
     """
-    # Left to itself without a GPU, Accelerate joins the processes and yet counts one.
-    world = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started > 1 and (world.num_processes != started or device and torch.device(device).type != world.device.type):
-        raise InputError(f"{started} processes were started, and they compute on {world.device.type!r} here, {world.num_processes} "
-                         f"together; give no device, or start one process")
-    return world
+    place, processes = find_device(device), int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        return 0, 1, place
+    if place.type not in ("cpu", "cuda"):
+        raise InputError(f"{processes} processes were started, and device {device!r} serves one; start one")
+    if place.type == "cuda":
+        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= gpus:
+            raise InputError(f"more processes were started than this machine has GPUs ({gpus}); start {gpus}")
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    if not distributed.is_initialized():
+        try:
+            distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"WORLD_SIZE={processes}, but the processes cannot be joined ({error}); start "
+                             "them with torchrun, or unset WORLD_SIZE") from None
+        atexit.register(distributed.destroy_process_group)
+    return distributed.get_rank(), distributed.get_world_size(), place
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -73,15 +88,6 @@ def computed_in(kind: str, precision: str) -> str:
         print(f"note: this {kind} device computes bfloat16 slowly, so float32 is used instead", flush=True)
         return "fp32"
     return precision
-
-
-def cannot_compile(device: torch.device) -> str:
-    """Why torch.compile does not work on this device (it needs a compiler), or "" where it does."""
-    try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
-    except Exception as error:  # whatever a missing compiler raises
-        return f"torch.compile fails ({str(error).strip().splitlines()[0]})"
-    return ""
 
 
 def reading_processes(device: torch.device) -> int:

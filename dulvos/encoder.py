@@ -9,20 +9,22 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from dulvos.baselines import rgb_to_lab, scale_lab
 from dulvos.errors import InputError
 
-__all__ = ["LAYERS", "IMAGE_MEAN", "IMAGE_STD", "STRIDE", "Encoder", "Features", "prepare_frames"]
+__all__ = ["COLOURS", "IMAGE_MEAN", "IMAGE_STD", "LAYERS", "STRIDE", "Encoder", "Features", "prepare_frames",
+           "restore_rgb"]
 
 LAYERS = ("res3", "res4", "key")
-STRIDE = 8
-ARCHITECTURE = "resnet18-stride8"
+STRIDE = 8  # of the method; an encoder's own is `Encoder.stride`
+COLOURS = ("rgb", "lab", "grey")
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in [0, 1]
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Dense features of n images, each cell of L2 norm 1 over its channels; None where not asked for.
+    """Dense features of n images, each cell with L2 norm 1 over its channels; None for layers not asked for.
 
     Fields:
         res3: (n, 256, h, w), output of `layer3`.
@@ -43,16 +45,23 @@ class Encoder(nn.Module):
     Arguments:
         dim: channels K of the head's output.
         norm: normalisation in the head, "batch" (the method) or "layer" (App. B's variant).
+        stride: pixels a cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
+        colour: what the network sees of the RGB images that it is given: "rgb" (the method), "lab" (MAST's
+            scaled Lab) or "grey" (Colorize's, three times the same channel).
     """
 
-    def __init__(self, dim: int = 128, norm: str = "batch"):
+    def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):
         super().__init__()
-        if norm not in ("batch", "layer"):
-            raise InputError(f"norm must be 'batch' or 'layer', not {norm!r}")
-        self.config = {"architecture": ARCHITECTURE, "dim": dim, "norm": norm}
+        for name, value, allowed in (("norm", norm, ("batch", "layer")), ("stride", stride, (4, 8)),
+                                     ("colour", colour, COLOURS)):
+            if value not in allowed:
+                raise InputError(f"{name} must be one of {allowed}, not {value!r}")
+        self.stride, self.colour = stride, colour
+        self.config = {"architecture": f"resnet18-stride{stride}", "dim": dim, "norm": norm, "stride": stride,
+                       "colour": colour}
         backbone = torchvision.models.resnet18(weights=None)
         del backbone.avgpool, backbone.fc
-        for stage in (backbone.layer3, backbone.layer4):
+        for stage in (backbone.layer2, backbone.layer3, backbone.layer4)[stride == 8:]:
             for module in stage.modules():
                 if isinstance(module, nn.Conv2d):
                     module.stride = (1, 1)
@@ -64,12 +73,16 @@ class Encoder(nn.Module):
             nn.Conv2d(512, dim, 1),
         )
 
-    def forward(self, images: Tensor, layers: tuple[str, ...] = LAYERS) -> Features:
-        """Encode images and stop at the last layer asked for.
+    def forward(self, images: Tensor, layers: tuple[str, ...] = LAYERS, *, factors: Tensor | None = None,
+                pool: bool = False, normalise: bool = True) -> Features:
+        """Encode images, up to the last layer asked for.
 
         Arguments:
             images: (n, 3, H, W) float RGB, normalised by `IMAGE_MEAN` and `IMAGE_STD`.
             layers: the fields of `Features` to compute.
+            factors: (3,), of the network's input channels; 0 drops one (the baselines' channel dropout).
+            pool: average each map over space before the head: key is then (n, dim, 1, 1) (CRW's nodes).
+            normalise: False leaves the features as they are, where a loss compares plain dot products.
 
         Raises:
             InputError: a layer outside `LAYERS`.
@@ -77,20 +90,46 @@ class Encoder(nn.Module):
         unknown = set(layers) - set(LAYERS)
         if unknown or not layers:
             raise InputError(f"layers must be among {LAYERS}, not {tuple(layers)!r}")
-        net = self.backbone
+        net, images = self.backbone, _seen(images, self.colour)
+        if factors is not None:
+            images = images * factors.to(images)[:, None, None]
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         x = out = net.layer3(net.layer2(net.layer1(x)))
         features = {"res3": out}
         if "res4" in layers or "key" in layers:
             x = features["res4"] = net.layer4(x)
         if "key" in layers:
-            features["key"] = self.head(x)
+            features["key"] = self.head(x.mean((2, 3), keepdim=True) if pool else x)
         # float32, since bf16 norms would move cosines by more than top-k tells apart
-        return Features(**{name: F.normalize(features[name].float(), dim=1) for name in layers})
+        found = {name: features[name].float() for name in layers}
+        return Features(**{name: F.normalize(x, dim=1) if normalise else x for name, x in found.items()})
 
 
 def prepare_frames(frames: Tensor, mean: tuple[float, ...] = IMAGE_MEAN,
                    std: tuple[float, ...] = IMAGE_STD) -> Tensor:
     """(..., 3, H, W) uint8 RGB to float32, normalised by a mean and a deviation of RGB in [0, 1]."""
-    mean, std = (frames.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    return (frames.float() / 255 - mean) / std
+    centre, scale = _statistics(frames, mean, std)
+    return (frames.float() / 255 - centre) / scale
+
+
+def restore_rgb(images: Tensor) -> Tensor:
+    """The inverse of `prepare_frames`: (..., 3, H, W) float to RGB in [0, 1]."""
+    mean, std = _statistics(images)
+    return (images * std + mean).clamp(0, 1)
+
+
+def _statistics(images: Tensor, *values: tuple[float, ...]) -> list[Tensor]:
+    return [images.new_tensor(value, dtype=torch.float32)[:, None, None]
+            for value in values or (IMAGE_MEAN, IMAGE_STD)]
+
+
+def _seen(images: Tensor, colour: str) -> Tensor:
+    """What the network sees of normalised RGB images."""
+    if colour == "rgb":
+        return images
+    rgb = restore_rgb(images)
+    if colour == "lab":
+        return scale_lab(rgb_to_lab(rgb))
+    mean, std = _statistics(images)
+    weights = rgb.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    return ((rgb * weights).sum(-3, keepdim=True) - mean) / std

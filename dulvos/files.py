@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from dulvos.errors import InputError
 
-__all__ = ["cannot_write", "replacing"]
+__all__ = ["cannot_write", "make_folder", "replacing"]
 
 
 @contextlib.contextmanager
@@ -46,6 +46,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it; an InputError if it cannot be made or written to."""
+    probe = path / f".probe.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error.errno) from None
+    return path
 
 
 def cannot_write(path: Path, number: int | None) -> InputError:

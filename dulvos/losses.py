@@ -15,19 +15,19 @@ from dulvos.views import warp
 __all__ = ["LossOutput", "dense_loss", "gather_cells", "gather_processes", "sample_grid"]
 
 JITTER = ("common", "independent", "none")
-CHUNK = 2**22  # logits alive at once: 16 MB in float32, which caches hold in part
+CHUNK = 2**22  # logits in memory at once: 16 MB in float32, which caches hold in part
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What `dense_loss` returns.
+    """Result of `dense_loss`.
 
     Fields:
         total: scalar, L = L_ST + λ·L_CV (Eq. 6).
         space_time: scalar, L_ST (Eq. 3).
         cross_view: scalar, L_CV (Eq. 5).
-        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell: b·N² + n, always an anchor of the own clip (Eq. 2); with
-            several processes b counts the clips of all.
+        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell (Eq. 2): b·N² + n, anchor n of its own clip
+            b; with several processes b counts the clips of all.
     """
 
     total: Tensor
@@ -38,7 +38,7 @@ class LossOutput:
 
 def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Generator, *,
                 jitter: str = "common") -> Tensor:
-    """Positions of an n x n grid on each clip's feature map, 𝒢 of Sec. 3.3.
+    """Positions of an n x n grid on each clip's feature map (𝒢 of Sec. 3.3).
 
     Arguments:
         batch: number of clips B.
@@ -46,19 +46,21 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
         n: grid size (N for the anchors, M for the cross-view features).
         generator: a CPU generator.
         jitter: "common" shifts a clip's whole grid by one random offset in [0, h/n) x [0, w/n) (the release);
-            "independent" draws one sample a grid cell (the paper's words); "none" keeps offset 0 (a known shortcut, Sec. 3.5).
+            "independent" draws one sample in each grid cell (the paper's words); "none" keeps offset 0, which
+            opens a shortcut (Sec. 3.5).
 
     Returns:
         (B, n, n) int64 flat indices y·w + x.
 
     Raises:
-        InputError: n does not divide h and w, unknown jitter.
+        InputError: n does not divide h and w, or the jitter is unknown.
     """
     if jitter not in JITTER:
         raise InputError(f"jitter must be one of {JITTER}, not {jitter!r}")
     if n < 1 or height % n or width % n:
         allowed = [k for k in range(1, min(height, width) + 1) if height % k == 0 and width % k == 0]
-        raise InputError(f"a grid of {n} does not divide the {height}x{width} feature map; choose one of {allowed}")
+        raise InputError(f"a grid of {n} does not divide the {height}x{width} feature map; choose one of "
+                         f"{allowed}")
     stride_y, stride_x = height // n, width // n
     shape = {"common": (batch, 1, 1), "independent": (batch, n, n), "none": (batch, 1, 1)}[jitter]
     draw = torch.rand(2, *shape, generator=generator, dtype=torch.float64)
@@ -70,17 +72,17 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
 
 
 def gather_cells(features: Tensor, index: Tensor) -> Tensor:
-    """Cells of one feature map a clip: (B, K, h, w) at (B, n, n) flat indices -> (B, n², K)."""
+    """The cells of feature maps (B, K, h, w) at flat indices (B, n, n): (B, n², K)."""
     flat = features.flatten(2)  # [B, K, h·w]
     index = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
     return flat.gather(2, index).transpose(1, 2)
 
 
 class _AnchorCrossEntropy(torch.autograd.Function):
-    """Mean of -log softmax(k·qᵀ/τ)[û] over cells, its gradient found in the same pass.
+    """Mean of -log softmax(k·qᵀ/τ)[û] over cells, with its gradient from the same pass.
 
-    The logits of a chunk of cells are made, used for the loss and for both gradients, and dropped: nothing of
-    size cells x anchors outlives its chunk.
+    The logits of a chunk of cells give the loss and both gradients, and are dropped; memory never holds all
+    cells x anchors.
     """
 
     @staticmethod
@@ -95,7 +97,7 @@ class _AnchorCrossEntropy(torch.autograd.Function):
             logits = (cells[part] / tau) @ anchors.t()
             target = labels[part, None]
             chosen, top = logits.gather(1, target), logits.amax(1, keepdim=True)
-            slope = logits.sub_(top).exp_()  # in place: each pass over the logits costs as much as their products
+            slope = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as the product
             total = slope.sum(1, keepdim=True)
             loss += (total.log() + top - chosen).sum()
             if any(ctx.needs_input_grad[:2]):
@@ -117,7 +119,7 @@ class _AnchorCrossEntropy(torch.autograd.Function):
 
 
 def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
-    """û: the dominant anchor of the own clip for every view-2 cell (Eq. 2), b·N² + n."""
+    """û of every view-2 cell (Eq. 2), b·N² + n: the anchor of its own clip that is most similar."""
     batch, frames, channels, height, width = features_view2.shape
     count = anchors.shape[1]
     labels = []
@@ -128,41 +130,45 @@ def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
 
 
 def gather_processes(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows (n, K) of all processes, one after another and with gradient, and the number of this process's first."""
+    """The rows (n, K) of all processes in order, with gradient, and the index of this process's first row."""
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return rows, 0
     return torch.cat(all_gather(rows.contiguous())), distributed.get_rank() * len(rows)
 
 
-def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor, *,
-               tau: float = 0.05, lam: float = 0.1, corrected_stride: int | None = None) -> LossOutput:
-    """L = L_ST + λ·L_CV (Eqs. 1-6), exactly, without the B·T·h·w x B·N² affinities.
+def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor,
+               cross_index: Tensor, *, tau: float = 0.05, lam: float = 0.1,
+               corrected_stride: int | None = None) -> LossOutput:
+    """L = L_ST + λ·L_CV (Eqs. 1-6), exactly, without holding the B·T·h·w x B·N² affinities in memory.
 
-    The main view's K-channel features are warped by 𝒯 instead of its B·N²-channel affinities, which is the same thing for
-    nearest-neighbour sampling. Frame 0 is the reference 𝓡: it gives the anchors q, is left out of L_ST and alone enters
-    L_CV. With several processes (torch.distributed), each holding as many clips, anchors and r̂ are those of all, so that the
-    mean of the processes' losses is the loss of all clips. At T = 1, where Eq. 3 has no frame left, L_ST runs over the reference itself (our reading).
+    𝒯 warps the main view's K-channel features instead of its B·N²-channel affinities; for nearest-neighbour
+    sampling that is the same. Frame 0 is the reference 𝓡: it gives the anchors q, L_ST leaves it out, and
+    L_CV compares nothing else. At T = 1 every frame is a reference, so that L_ST = 0 (Fig. 5b).
+
+    With several processes (torch.distributed) that hold equally many clips, anchors and r̂ are gathered from
+    all, and the mean of the processes' losses is the loss of all clips.
 
     Arguments:
         features: (B, T, K, h, w) float, main view, L2-normalised over K.
-        features_view2: (B, T, K, h, w), regularising branch, L2-normalised; gradient reaches its frame 0 only, through L_CV.
+        features_view2: (B, T, K, h, w), regularising branch, L2-normalised; only its frame 0 gets a gradient,
+            from L_CV.
         theta: (B, 2, 3), 𝒯 from view-2 to main-view coordinates.
         anchor_index: (B, N, N) int64 flat indices y·w + x on the unwarped main-view reference.
-        cross_index: (B, M, M) int64 flat indices, for both views' references in view-2 coordinates.
+        cross_index: (B, M, M) int64 flat indices on both views' references, in view-2 coordinates.
         tau: temperature τ of both losses, > 0.
         lam: λ, weight of L_CV, >= 0.
         corrected_stride: see `dulvos.views.warp`.
 
     Raises:
-        InputError: features of differing or wrong shape.
+        InputError: shapes that do not fit, or tau out of range.
     """
     if features.ndim != 5 or features.shape != features_view2.shape:
         raise InputError(f"features of both views must share one shape (B, T, K, h, w), not "
                          f"{tuple(features.shape)} and {tuple(features_view2.shape)}")
     batch, frames, channels, height, width = features.shape
     if theta.shape != (batch, 2, 3) or len(anchor_index) != batch or len(cross_index) != batch:
-        raise InputError(f"theta, anchor_index and cross_index must hold {batch} clips, not shapes {tuple(theta.shape)}, "
-                         f"{tuple(anchor_index.shape)} and {tuple(cross_index.shape)}")
+        raise InputError(f"theta, anchor_index and cross_index must hold {batch} clips, not shapes "
+                         f"{tuple(theta.shape)}, {tuple(anchor_index.shape)} and {tuple(cross_index.shape)}")
     if not tau > 0:
         raise InputError(f"tau must be positive, not {tau}")
 
@@ -172,9 +178,10 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
         pseudo_labels = _pseudo_labels(features_view2, anchors) + first
     warped = warp(features, theta, corrected_stride=corrected_stride)
 
-    others = slice(1, None) if frames > 1 else slice(None)  # i ∉ 𝓡
-    cells = warped[:, others].movedim(2, -1).reshape(-1, channels)
-    space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, others].reshape(-1), tau)
+    space_time = features.new_zeros(())
+    if frames > 1:  # i ∉ 𝓡
+        cells = warped[:, 1:].movedim(2, -1).reshape(-1, channels)
+        space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, 1:].reshape(-1), tau)
 
     r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
     r_hat, first = gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))

@@ -15,13 +15,13 @@ __all__ = ["Similarity", "sample_similarity", "warp"]
 
 @dataclass(frozen=True)
 class Similarity:
-    """One random crop-and-flip a clip: the main view is flipped, then cropped, then resized to the main view's size.
+    """A random flip and crop for each clip: the main view is flipped, then cropped, then resized back.
 
     Fields:
         size: side S of the square frames, in pixels.
         flip: (B,) bool, horizontal flip.
-        top, left: (B,) int64 corner of the crop in the (flipped) main view, in pixels.
-        side: (B,) int64 side of the crop, in pixels.
+        top, left: (B,) int64, corner of the crop in the (flipped) main view, in pixels.
+        side: (B,) int64, side of the crop, in pixels.
     """
 
     size: int
@@ -31,7 +31,7 @@ class Similarity:
     side: Tensor
 
     def __getitem__(self, clips: slice) -> Similarity:
-        """The transforms of some of the clips."""
+        """The transforms of these clips."""
         return Similarity(self.size, self.flip[clips], self.top[clips], self.left[clips], self.side[clips])
 
     def theta(self) -> Tensor:
@@ -57,7 +57,8 @@ class Similarity:
             (B, T, C, S, S), resized by bilinear interpolation (align_corners=False).
         """
         views = []
-        for clip, flip, top, left, side in zip(frames, self.flip, self.top, self.left, self.side, strict=True):
+        draws = zip(frames, self.flip, self.top, self.left, self.side, strict=True)
+        for clip, flip, top, left, side in draws:
             clip = clip.flip(-1) if flip else clip
             crop = clip[..., int(top): int(top + side), int(left): int(left + side)]
             views.append(F.interpolate(crop, (self.size, self.size), mode="bilinear", align_corners=False))
@@ -74,6 +75,9 @@ def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
         generator: a CPU generator.
         scale: least and greatest relative size of the crop, in (0, 1].
         flip: False never flips; with scale (1, 1) that is the identity.
+
+    Raises:
+        InputError: scale out of range.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"scale must satisfy 0 < low <= high <= 1, not {scale}")
@@ -84,13 +88,14 @@ def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
 
 
 def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None) -> Tensor:
-    """𝒯 applied to main-view features: what view 2 ought to give, by nearest-neighbour sampling.
+    """𝒯 applied to the main view's features, which gives what view 2's should be; nearest-neighbour sampling.
 
     Arguments:
         features: (B, T, K, h, w) of the main view.
         theta: (B, 2, 3), view-2 to main-view coordinates, (x, y) in [-1, 1].
-        corrected_stride: None follows the release, which takes cell i to be centred at pixel stride·(i + ½) - ½, although it
-            is centred at stride·i; the encoder's stride corrects that (an option of ours, for the ablation).
+        corrected_stride: None follows the release, which assumes that cell i is centred at pixel
+            stride·(i + ½) - ½, although it is centred at stride·i. The encoder's stride corrects that (our
+            option, for the ablation).
 
     Returns:
         (B, T, K, h, w).
@@ -104,5 +109,6 @@ def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None
         theta = torch.cat([theta[:, :, :2], offset[:, :, None]], 2)
     grid = F.affine_grid(theta.to(features.dtype), [batch, 1, height, width], align_corners=False)
     flat = features.reshape(batch, frames * channels, height, width)
-    # with the release's alignment every sample lies inside; the corrected one may leave by a cell under a flip
-    return F.grid_sample(flat, grid, mode="nearest", padding_mode="border", align_corners=False).view_as(features)
+    # the release's samples all lie inside the map; the corrected ones may leave it by a cell under a flip
+    warped = F.grid_sample(flat, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return warped.view_as(features)

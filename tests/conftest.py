@@ -22,13 +22,6 @@ from tests.miniature import PLAIN, draw_video, write_davis, write_youtube_vos
 SCORES = {"J&F-Mean": 0.5, "J-Mean": 0.4, "J-Recall": 0.3, "J-Decay": 0.2, "F-Mean": 0.6, "F-Recall": 0.1,
           "F-Decay": 0.05}
 ROOT = Path(__file__).resolve().parent.parent
-# being moved to the new house, one by one
-collect_ignore = [
-    "test_faults.py",
-    "test_faults_disk.py",
-    "test_faults_kill.py",
-    "test_faults_power.py",
-]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

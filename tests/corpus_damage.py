@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dulvos import masks
 from dulvos.checkpoints import load_encoder
 from dulvos.study.collections import index_videos
-from dulvos import masks
 from tests.corpus import Target
 from tests.corpus_files import ROW, put_encoder, put_row, rows_of
 from tests.corpus_frames import encoded, picture, read_all

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from torch import Tensor
 from dulvos.checkpoints import load_encoder, save_encoder
 from dulvos.datasets import load_davis
 from dulvos.encoder import Encoder
-from dulvos.study.evaluation import evaluate
 from dulvos.inference import SegmentSettings
 from dulvos.metrics import SUMMARY_COLUMNS
+from dulvos.study.evaluation import evaluate
 from dulvos.study.rows import Study
 from dulvos.study.tables import summary
 from tests.corpus import Case

@@ -17,9 +17,9 @@ from PIL import Image
 from dulvos import datasets, masks
 from dulvos.__main__ import main
 from dulvos.errors import InputError
+from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, write_mask
 from dulvos.study.evaluation import evaluate
-from dulvos.inference import SegmentSettings
 from dulvos.videos import open_video
 from tests.corpus import Case
 from tests.corpus_frames import encoded, picture

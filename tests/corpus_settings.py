@@ -19,8 +19,7 @@ from dulvos.study.evaluation import evaluation_run
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import training_run
 from dulvos.study.steps import check_parameters
-from dulvos.trainer import train
-from dulvos.training import TrainSettings
+from dulvos.training import TrainSettings, train
 from dulvos.videos import find_videos
 from tests.corpus import Case
 from tests.corpus_frames import picture
@@ -48,7 +47,7 @@ refuse("training settings", TrainSettings.from_dict, {
     "seed": [1.5, True, -1, 10**30, np.int64(3)], "iterations": [0, "5", None], "batch": [0], "frames": [-1], "gap": [0],
     "lr": [NAN, INF, "1e-4", 0, True, 10**400], "lr_decay": [-1], "tau": [-1], "lam": [-0.1, 1e300], "crop": [100, 0],
     "grid": [7], "scale_min": [9], "scale_max": [5], "view_scale": [0, 2], "centre": [1, "yes"], "jitter": ["x", None, []],
-    "norm": ["instance"], "precision": ["fp16"], "workers": [-1], "dim": [0], "checkpoint_minutes": [INF],
+    "norm": ["instance"], "stride": [16], "objective": ["moco"], "precision": ["fp16"], "workers": [-1], "dim": [0], "checkpoint_minutes": [INF],
     "photometric": ["all"], "learning_rate": [1], "lr ": [1], 1: [2]})
 for values in (None, [], 3, "abc", [("lr", 1)]):
     CASES.append(Case("training settings", short(values), lambda folder, values=values: TrainSettings.from_dict(values),

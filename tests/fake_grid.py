@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import nbformat
 import numpy as np
+from dulvos.study.ablation_states import Run
 
+from dulvos.inference import SegmentSettings
+from dulvos.masks import write_mask
 from dulvos.study import results, runs
 from dulvos.study.ablation import Scale as GridStudy
-from dulvos.study.ablation_states import Run
-from dulvos.masks import write_mask
-from dulvos.inference import SegmentSettings
 from dulvos.study.steps import Step
 from dulvos.training import TrainSettings
 from dulvos.videos import fingerprint

@@ -61,8 +61,8 @@ def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_
     logits = warp_oracle(affinity, theta) / tau
     own = torch.einsum("btkyx,bnk->btnyx", features_view2, q).argmax(2)
     labels = own + q.shape[1] * torch.arange(clips).view(-1, 1, 1, 1)
-    rest = slice(1, None) if frames > 1 else slice(None)
-    space_time = F.cross_entropy(logits[:, rest].flatten(0, 1), labels[:, rest].flatten(0, 1))
+    space_time = (F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, 1:].flatten(0, 1)) if frames > 1
+                  else features.new_zeros(()))
 
     r, r_hat = (pick(f, cross_index).flatten(0, 1) for f in (warp_oracle(features, theta)[:, 0], features_view2[:, 0]))
     pairs = torch.log_softmax(r @ r_hat.T / tau, 1)

@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dulvos import datasets
-
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.masks import read_mask, write_mask
 from dulvos.inference import SegmentSettings, colour_features, segment
+from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings

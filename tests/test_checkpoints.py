@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dulvos.checkpoints import TrainingState, is_whole, load_encoder, save_encoder
+from dulvos.checkpoints import is_whole, load_encoder, save_encoder
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
@@ -57,10 +57,22 @@ def test_round_trip(encoder: Encoder, tmp_path: Path, dtype: torch.dtype) -> Non
     assert sorted(file.name for file in path.parent.iterdir()) == ["own.json", "own.safetensors"]
 
 
-def test_round_trip_of_another_head(tmp_path: Path) -> None:
-    loaded = load_encoder(save_encoder(Encoder(dim=16, norm="layer"), tmp_path / "own.safetensors"))
-    assert loaded.head[3].out_channels == 16
-    assert isinstance(loaded.head[1], nn.GroupNorm)
+def test_round_trip_of_another_encoder(tmp_path: Path) -> None:
+    loaded = load_encoder(save_encoder(Encoder(16, "layer", 4, "lab"), tmp_path / "own.safetensors"))
+    assert loaded.head[3].out_channels == 16 and isinstance(loaded.head[1], nn.GroupNorm)
+    assert (loaded.stride, loaded.colour) == (4, "lab")
+    assert loaded(torch.zeros(1, 3, 16, 16), ("res4",)).res4.shape[2:] == (4, 4)
+
+
+def test_a_sidecar_from_before_stride_and_colour_came(saved: Path) -> None:
+    sidecar = saved.with_suffix(".json")
+    config = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({name: config[name] for name in ("architecture", "dim", "norm")}))
+    assert load_encoder(saved).config == config
+    for wrong in ({"stride": 4}, {"stride": [8]}, {"colour": "hsv"}, {"architecture": "resnet50"}):
+        sidecar.write_text(json.dumps(config | wrong))
+        with pytest.raises(InputError, match=r"own\.json"):
+            load_encoder(saved)
 
 
 @pytest.mark.parametrize("change", [{"norm": "layer"}, {"norm": "batch", "dim": 64}])
@@ -88,12 +100,3 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
         load_encoder("imagenet")
-
-
-def test_a_value_too_many_names_the_columns(tmp_path: Path) -> None:
-    """A further loss term meets this at the first iteration, not at the first save."""
-    state = TrainingState(tmp_path / "checkpoint.pt", {}, "", 2, {})
-    state.add(1, 2.0, 1.0, 1.0, 1e-4, 3.0)
-    with pytest.raises(ValueError, match="7 values for the columns iteration, loss, .*TrainingState.COLUMNS"):
-        state.add(2, 2.0, 1.0, 1.0, 0.5, 1e-4, 3.0)
-    assert len(state.table()) == 1

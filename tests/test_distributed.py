@@ -1,4 +1,4 @@
-"""Several processes: their step is the one-process step, and a run started by torchrun trains, writes once and goes on."""
+"""Several processes: their step is that of one, and a run started by torchrun writes once and resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,29 +17,35 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dulvos
 from dulvos import devices
-from dulvos.study import results
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
 from dulvos.losses import LossOutput
-from dulvos.trainer import train
-from dulvos.training import TrainSettings, training_loss
+from dulvos.objectives import TrainSettings, training_loss
+from dulvos.study.rows import ROOT
+from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 
-SETTINGS = TrainSettings(iterations=2, batch=4, frames=2, crop=64, scale_min=64, scale_max=72, grid=4, cross_grid=2, dim=16,
-                         lr=1e-3, precision="fp32", checkpoint_minutes=60)
+SETTINGS = TrainSettings(iterations=2, batch=4, frames=2, crop=64, scale_min=64, scale_max=72, grid=4,
+                         cross_grid=2, dim=16, lr=1e-3, precision="fp32", checkpoint_minutes=60)
 PROCESSES = 2
+GATHERING = ("dense", "contrastcorr")  # objectives that compare the clips of all processes
+TERMS = {"dense": ("total", "space_time", "cross_view"), "contrastcorr": ("total", "copied", "rest")}
 
 
-def step(net: nn.Module, rank: int, clips: int) -> LossOutput:
-    """Loss and gradients of a process's clips, BatchNorm in evaluation mode: its statistics would be local otherwise."""
-    frames = torch.randint(0, 256, (SETTINGS.batch, SETTINGS.frames, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+def step(net: nn.Module, objective: str, rank: int, clips: int) -> dict:
+    """Loss and gradients of a process's clips. BatchNorm is in evaluation mode: its statistics are local."""
+    frames = torch.randint(0, 256, (4, 2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     own = prepare_frames(frames.to(torch.uint8))[rank * clips: (rank + 1) * clips]
-    output = training_loss(net.eval(), own, SETTINGS, torch.Generator().manual_seed(2), rank=rank,
-                           processes=SETTINGS.batch // clips)
+    output = training_loss(net.eval(), own, dataclasses.replace(SETTINGS, objective=objective),
+                           torch.Generator().manual_seed(2), rank=rank, processes=SETTINGS.batch // clips)
+    net.zero_grad()
     output.total.backward()
-    return output
+    plain = getattr(net, "module", net)
+    return {"terms": torch.stack([getattr(output, name) for name in TERMS[objective]]).detach(),
+            "labels": output.pseudo_labels if isinstance(output, LossOutput) else torch.zeros(0),
+            "gradients": {name: p.grad.clone() for name, p in plain.named_parameters()}}
 
 
 def fresh() -> Encoder:
@@ -53,23 +58,34 @@ def fresh() -> Encoder:
 
 
 def process(folder: Path) -> None:
-    """What each process does; torchrun starts it, `train` joins the processes."""
+    """What each process does; torchrun starts it, and `train` joins the processes."""
     videos = find_videos(folder / "videos")
-    whole = train(SETTINGS, videos, folder / "whole")  # no device: there is no GPU, and the processes are joined all the same
+    whole = train(SETTINGS, videos, folder / "whole")  # no device: without a GPU all compute on the CPU
     for iterations in (1, SETTINGS.iterations):
         train(dataclasses.replace(SETTINGS, iterations=iterations), videos, folder / "part", device="cpu")
+    baseline = dataclasses.replace(SETTINGS, iterations=1, objective="crw", frames=3)
+    crw = train(baseline, videos, folder / "crw", device="cpu")
     rank, count = distributed.get_rank(), distributed.get_world_size()
     refusal = ""
     try:
         train(dataclasses.replace(SETTINGS, batch=3), videos, folder / "odd", device="cpu")
     except InputError as error:
         refusal = str(error)
-    net = fresh()
-    output = step(DistributedDataParallel(net, broadcast_buffers=False), rank, SETTINGS.batch // count)
+    net = DistributedDataParallel(fresh(), broadcast_buffers=False)
+    steps = {name: step(net, name, rank, SETTINGS.batch // count) for name in GATHERING}
     torch.save({"backend": distributed.get_backend(), "whole": whole["processes"], "refusal": refusal,
-                "terms": torch.stack([output.total, output.space_time, output.cross_view]).detach(),
-                "labels": output.pseudo_labels, "gradients": {name: p.grad for name, p in net.named_parameters()}},
-               folder / f"{rank}.pt")
+                "crw": crw["loss"], "steps": steps}, folder / f"{rank}.pt")
+
+
+def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProcess:
+    roots = [Path(dulvos.__file__).parent.parent, Path(__file__).parent.parent]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1",
+                                "CUDA_VISIBLE_DEVICES": "", **variables}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    done = subprocess.run([*command, "-m", *map(str, arguments)], env=environment, capture_output=True,
+                          text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes on the CPU left."""
     folder = tmp_path_factory.mktemp("processes")
     write_textures(folder / "videos", "abcd")
-    roots = [Path(dulvos.__file__).parent.parent, Path(__file__).parent.parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    done = subprocess.run([*command, "-m", "tests.test_distributed", str(folder)], env=environment, capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "log").write_text(done.stdout + done.stderr)
+    torchrun("tests.test_distributed", folder)
     return folder
 
 
@@ -93,41 +103,35 @@ def seen(folder: Path) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
-@pytest.fixture(scope="module")
-def alone() -> tuple[LossOutput, dict]:
-    """One process with all clips: its loss and gradients."""
-    net = fresh()
-    return step(net, 0, SETTINGS.batch), {name: p.grad for name, p in net.named_parameters()}
-
-
-def test_the_mean_loss_is_that_of_the_whole_batch(seen: list[dict], alone: tuple[LossOutput, dict]) -> None:
-    output, _ = alone
+@pytest.mark.parametrize("objective", GATHERING)
+def test_loss_and_gradients_are_those_of_the_whole_batch(seen: list[dict], objective: str) -> None:
+    """They are not if anchors or cells of other processes are missing, or come without gradient."""
+    alone = step(fresh(), objective, 0, SETTINGS.batch)
+    steps = [process["steps"][objective] for process in seen]
     assert [process["backend"] for process in seen] == ["gloo"] * PROCESSES
-    mean = torch.stack([process["terms"] for process in seen]).mean(0)
-    torch.testing.assert_close(mean, torch.stack([output.total, output.space_time, output.cross_view]).detach())
-    assert not torch.allclose(seen[0]["terms"], mean), "each process compares its own cells with the anchors of all"
-    labels = torch.cat([process["labels"] for process in seen])
-    assert torch.equal(labels, output.pseudo_labels), "anchors count over the whole batch"
+    mean = torch.stack([one["terms"] for one in steps]).mean(0)
+    torch.testing.assert_close(mean, alone["terms"])
+    assert not torch.allclose(steps[0]["terms"], mean), "each compares its own cells with those of all"
+    labels = torch.cat([one["labels"] for one in steps])
+    assert torch.equal(labels, alone["labels"]), "anchors count over the whole batch"
+    for one in steps:
+        assert one["gradients"].keys() == alone["gradients"].keys()
+        for name, gradient in alone["gradients"].items():
+            atol = 1e-4 * float(gradient.abs().max())
+            torch.testing.assert_close(one["gradients"][name], gradient, rtol=1e-3, atol=atol, msg=name)
 
 
-def test_gradients_are_those_of_the_whole_batch(seen: list[dict], alone: tuple[LossOutput, dict]) -> None:
-    """They are not if anchors of other processes come without gradient."""
-    _, expected = alone
-    for process in seen:
-        assert process["gradients"].keys() == expected.keys()
-        for name, gradient in expected.items():
-            torch.testing.assert_close(process["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()),
-                                       msg=lambda text: f"{name}: {text}")  # noqa: B023
-
-
-@pytest.mark.parametrize(("joined", "place", "device"), [(1, "cpu", None), (2, "cuda", "cpu")])
-def test_processes_that_are_not_joined_as_they_were_started_are_refused(
-    joined: int, place: str, device: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(devices, "PartialState", lambda cpu: SimpleNamespace(num_processes=joined, device=torch.device(place)))
-    with pytest.raises(InputError, match=f"2 processes were started, and they compute on '{place}' here, {joined} together"):
+@pytest.mark.parametrize(("started", "device", "named"), [(1, "abacus", "abacus"), (2, "cpu", "WORLD_SIZE=2"),
+                                                          (2, "abacus", "abacus")])
+def test_processes_that_cannot_be_joined_are_refused(started: int, device: str, named: str,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here torchrun's other variables are missing, so nobody says where the processes meet."""
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(InputError, match=named):
         devices.joined_processes(device)
+    assert not distributed.is_initialized()
 
 
 def test_a_run_of_two_processes_writes_once(folder: Path, seen: list[dict]) -> None:
@@ -136,8 +140,11 @@ def test_a_run_of_two_processes_writes_once(folder: Path, seen: list[dict]) -> N
         assert sorted(path.name for path in (folder / run).iterdir()) == files
         assert pd.read_csv(folder / run / "history.csv").iteration.tolist() == [1, 2]
     assert [process["whole"] for process in seen] == [PROCESSES] * PROCESSES
+    written = pd.read_csv(folder / "crw" / "history.csv").loss[0]
+    assert [process["crw"] for process in seen] == [pytest.approx(written)] * PROCESSES
     assert load_encoder(folder / "whole" / "encoder.safetensors").config["dim"] == SETTINGS.dim
-    assert torch.load(folder / "whole" / "checkpoint.pt", weights_only=True)["settings"]["processes"] == PROCESSES
+    state = torch.load(folder / "whole" / "checkpoint.pt", weights_only=True)
+    assert state["settings"]["processes"] == PROCESSES
 
 
 def test_it_goes_on_to_the_bit(folder: Path) -> None:
@@ -150,32 +157,26 @@ def test_it_goes_on_to_the_bit(folder: Path) -> None:
 
 
 def test_the_recorded_loss_is_that_of_the_whole_batch(folder: Path, tmp_path: Path) -> None:
-    """BatchNorm's statistics are local, so that the numbers part a little from those of one process, and no more than that."""
-    videos = find_videos(folder / "videos")
-    train(SETTINGS, videos, tmp_path, device="cpu")
-    one, two = (pd.read_csv(run / "history.csv").loss.to_numpy() for run in (tmp_path, folder / "whole"))
-    assert two[0] == pytest.approx(one[0], rel=0.1) and two[0] != one[0]
+    """BatchNorm's statistics are local, so the numbers differ a little from those of one process."""
+    train(dataclasses.replace(SETTINGS, iterations=1), find_videos(folder / "videos"), tmp_path, device="cpu")
+    one, two = (pd.read_csv(run / "history.csv").loss[0] for run in (tmp_path, folder / "whole"))
+    assert two == pytest.approx(one, rel=0.1) and two != one
 
 
 def test_processes_must_share_a_batch(seen: list[dict]) -> None:
-    assert [process["refusal"] for process in seen] == [
-        f"batch=3 cannot be shared by {PROCESSES} processes; choose a multiple of {PROCESSES}"] * PROCESSES
+    assert all("batch=3" in process["refusal"] and "2 processes" in process["refusal"] for process in seen)
 
 
 def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
     """The command that several GPUs are given: a run of its own key, done once."""
     write_textures(tmp_path / "videos", "abcd")
-    environment = os.environ | {"DULVOS_RESULTS": str(tmp_path / "results"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "dulvos", "train",
-               str(tmp_path / "videos"), "--study", "shared", "--device", "cpu", "--set", "iterations=1", "batch=2", "frames=2", "crop=64",
-               "scale_min=64", "scale_max=72", "jitter=none", "precision=fp32"]
+    options = "--study shared --device cpu --iterations 1 --batch 2 --frames 2 --crop 64 --scale-min 64 " \
+              "--scale-max 72 --jitter none --precision fp32"
     for _ in range(2):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=results.ROOT)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "trained already" in done.stdout
-    row, = (json.loads(path.read_text()) for path in (tmp_path / "results" / "shared" / "rows").glob("*.json"))
+        torchrun("dulvos", "train", tmp_path / "videos", *options.split(), DULVOS_RESULTS=str(tmp_path))
+    row, = (json.loads(path.read_text()) for path in (tmp_path / "shared" / "rows").glob("*.json"))
     assert row["processes"] == PROCESSES and row["parameters.jitter"] == "none" and row["iterations"] == 1
-    assert (tmp_path / "results" / "shared" / row["encoder"]).is_file()
+    assert (tmp_path / "shared" / row["encoder"]).is_file()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from dulvos.baselines import rgb_to_lab, scale_lab
 from dulvos.checkpoints import load_encoder
-from dulvos.encoder import LAYERS, Encoder, prepare_frames
+from dulvos.encoder import COLOURS, LAYERS, Encoder, prepare_frames, restore_rgb
 from dulvos.errors import InputError
 
 
@@ -29,33 +30,57 @@ def test_parameters(norm: str) -> None:
         assert sum(p.numel() for p in Encoder(norm=norm).parameters()) == 11_505_856
 
 
-@pytest.mark.parametrize(("size", "cells"), [((256, 256), (32, 32)), ((480, 854), (60, 107)), ((64, 8), (8, 1))])
-def test_stride_is_8(size: tuple[int, int], cells: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("stride", "size", "cells"), [
+    (8, (256, 256), (32, 32)), (8, (480, 854), (60, 107)), (8, (64, 8), (8, 1)), (4, (64, 90), (16, 23))])
+def test_stride(stride: int, size: tuple[int, int], cells: tuple[int, int]) -> None:
     with torch.device("meta"):
-        features = Encoder()(torch.empty(2, 3, *size))
+        encoder = Encoder(stride=stride)
+        features = encoder(torch.empty(2, 3, *size))
+    assert encoder.stride == encoder.config["stride"] == stride
     assert features.res3.shape == (2, 256, *cells)
     assert features.res4.shape == (2, 512, *cells)
     assert features.key.shape == (2, 128, *cells)
 
 
 @torch.no_grad()
-def test_is_a_resnet_with_two_strides_taken_out(encoder: Encoder, images: torch.Tensor) -> None:
+@pytest.mark.parametrize("stride", [8, 4])
+def test_is_a_resnet_with_strides_taken_out(images: torch.Tensor, stride: int) -> None:
     """res3 and res4 are torchvision's layers with stride 1; the head reads res4 before it is normalised."""
-    net = torchvision.models.resnet18()
-    for block in (net.layer3[0], net.layer4[0]):
+    encoder, net = Encoder(stride=stride).eval(), torchvision.models.resnet18()
+    for block in (net.layer3[0], net.layer4[0], net.layer2[0])[:2 if stride == 8 else 3]:
         block.conv1.stride = block.downsample[0].stride = (1, 1)
     net.fc = nn.Identity()
     net.load_state_dict(encoder.backbone.state_dict())
     net.eval()
     seen = {}
     for name in ("layer3", "layer4"):
-        getattr(net, name).register_forward_hook(lambda module, args, out, name=name: seen.update({name: out.clone()}))
+        getattr(net, name).register_forward_hook(lambda *io, name=name: seen.update({name: io[2].clone()}))
     net(images)
     conv1, norm, _, conv2 = encoder.head
     key = conv2(norm(conv1(seen["layer4"])).clamp(min=0))
-    features = encoder(images)
-    for ours, raw in ((features.res3, seen["layer3"]), (features.res4, seen["layer4"]), (features.key, key)):
-        torch.testing.assert_close(ours, F.normalize(raw, dim=1), rtol=1e-4, atol=1e-5)
+    features, plain = encoder(images), encoder(images, normalise=False)
+    for layer, raw in (("res3", seen["layer3"]), ("res4", seen["layer4"]), ("key", key)):
+        torch.testing.assert_close(getattr(features, layer), F.normalize(raw, dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(plain, layer), raw, rtol=1e-4, atol=1e-5)
+    pooled = conv2(norm(conv1(seen["layer4"].mean((2, 3), keepdim=True))).clamp(min=0))
+    ours = encoder(images, ("key",), pool=True).key
+    torch.testing.assert_close(ours, F.normalize(pooled, dim=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("colour", COLOURS)
+def test_what_the_network_sees(encoder: Encoder, colour: str) -> None:
+    """Lab and grey are made from the same normalised RGB; factors then scale or drop channels."""
+    frames = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    rgb, images = frames / 255, prepare_frames(frames)
+    grey = torch.einsum("nchw,c->nhw", rgb, torch.tensor([0.299, 0.587, 0.114]))[:, None].expand_as(rgb)
+    expected = {"rgb": images, "lab": scale_lab(rgb_to_lab(rgb)), "grey": prepare_frames(grey * 255)}[colour]
+    torch.testing.assert_close(restore_rgb(images), rgb)
+    net, factors = Encoder(colour=colour).eval(), torch.tensor([1.5, 0, 1.5])
+    net.load_state_dict(encoder.state_dict())
+    for given, seen in ((None, expected), (factors, expected * factors[:, None, None])):
+        ours, theirs = net(images, ("res3",), factors=given).res3, encoder(seen, ("res3",)).res3
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -73,7 +98,8 @@ def test_norms_are_one_in_float32(encoder: Encoder, images: torch.Tensor, bf16: 
 @torch.no_grad()
 @pytest.mark.parametrize(("layers", "runs"), [(("res3",), []), (("res4",), ["layer4"]),
                                               (("key", "res3"), ["layer4", "head"])])
-def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tensor, layers: tuple, runs: list) -> None:
+def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tensor, layers: tuple,
+                                           runs: list) -> None:
     ran = []
     hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name))
              for name, module in (("layer4", encoder.backbone.layer4), ("head", encoder.head))]
@@ -104,7 +130,8 @@ def test_prepare_frames_is_imagenet_s_normalisation() -> None:
     torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
 
 
-@pytest.mark.parametrize("norm", ["instance", "Batch"])
-def test_unknown_norm(norm: str) -> None:
-    with pytest.raises(InputError, match="batch.*layer"):
-        Encoder(norm=norm)
+@pytest.mark.parametrize(("options", "allowed"), [
+    ({"norm": "instance"}, "batch.*layer"), ({"stride": 16}, "4, 8"), ({"colour": "hsv"}, "rgb.*lab.*grey")])
+def test_unknown_options(options: dict, allowed: str) -> None:
+    with pytest.raises(InputError, match=allowed):
+        Encoder(**options)

@@ -18,8 +18,14 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode
 from dulvos.masks import read_mask, write_mask
 from dulvos.metrics import SequenceScores, score_sequence, summarise
-from dulvos.study.evaluation import evaluate, evaluate_encoders, evaluation_run, object_table, open_split
-from dulvos.study.evaluation import write_official
+from dulvos.study.evaluation import (
+    evaluate,
+    evaluate_encoders,
+    evaluation_run,
+    object_table,
+    open_split,
+    write_official,
+)
 from dulvos.study.rows import TRAINING_VERSION, Study
 from dulvos.study.runs import find_features, trained_encoder
 from dulvos.study.selection import draw_sequences, selection_run

@@ -10,8 +10,24 @@ import pytest
 
 from dulvos.errors import InputError
 from dulvos.study.rows import (
-    CURVE, EVALUATION_VERSION, NOT_RUN, ROOT, TRAINING_VERSION, Study, all_rows, benchmarks, flat, label, newest, once,
-    provenance, remark, run_key, state, version, write_json,
+    CURVE,
+    EVALUATION_VERSION,
+    NOT_RUN,
+    ROOT,
+    TRAINING_VERSION,
+    Study,
+    all_rows,
+    benchmarks,
+    flat,
+    label,
+    newest,
+    once,
+    provenance,
+    remark,
+    run_key,
+    state,
+    version,
+    write_json,
 )  # fmt: skip
 
 WANTED = {"parameters.lr": 1e-4, "fingerprint": "f"}

@@ -1,227 +1,39 @@
-"""Training: its settings, the two forwards, one iteration."""
+"""A training: its steps beside a literal re-statement of the method; runs cut off, resumed and stopped."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from types import ModuleType
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dulvos import losses, training, views
-from dulvos.encoder import Encoder, Features, prepare_frames
+import dulvos
+from dulvos.checkpoints import load_encoder
+from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
-from dulvos.training import TrainSettings, clip_numbers, forward_views, make_clips, parameter_groups, training_loss
-from tests.oracles import texture
+from dulvos.losses import sample_grid
+from dulvos.objectives import TrainSettings, training_loss
+from dulvos.training import clip_numbers, make_clips, make_parts, parameter_groups, train, training_step
+from dulvos.videos import Video, find_videos
+from dulvos.views import Similarity, sample_similarity
+from tests.oracles import loss_oracle, write_textures
 
-SMALL = TrainSettings(iterations=12, batch=3, frames=2, crop=64, scale_min=64, scale_max=72, grid=4, cross_grid=2,
-                      lr=1e-3, lr_every=5, precision="fp32", checkpoint_minutes=0)
-
-
-# settings
-
-@pytest.mark.parametrize(("values", "message"), [
-    ({"batch": 0}, "batch must be >= 1"),
-    ({"iterations": -5}, "iterations must be >= 1"),
-    ({"frames": 2.0}, "frames must be int, not 2.0"),
-    ({"batch": True}, "batch must be int"),
-    ({"lr": "1e-4"}, "lr must be float"),
-    ({"lr": float("nan")}, "lr must be a finite number"),
-    ({"lam": float("inf")}, "lam must be a finite number"),
-    ({"lr": 10**400}, "lr must be a finite number of at most 64 bits"),
-    ({"seed": 10**30}, "seed must be a finite number of at most 64 bits"),
-    ({"lam": -0.1}, "lam must be >= 0"),
-    ({"lr": 0}, "lr must be > 0"),
-    ({"tau": 0.0}, "tau must be > 0"), ({"tau": 1e-320}, "tau must be >= 1e-6 and dim <= 65536, not"),
-    ({"dim": 10**12}, "tau must be >= 1e-6 and dim <= 65536, not"),
-    ({"centre": 1}, "centre must be bool"),
-    ({"jitter": "shared"}, "jitter.*common.*independent.*none.*shared"),
-    ({"second_forward": "test"}, "second_forward.*train.*eval"),
-    ({"alignment": "none"}, "alignment.*published.*corrected"),
-    ({"optimiser": "lamb"}, "optimiser.*adam.*sgd"),
-    ({"norm": "none"}, "norm.*batch.*layer"),
-    ({"precision": "fp16"}, "precision.*bf16.*fp32"),
-    ({"crop": 250, "scale_min": 256}, "crop must be a multiple of 8"),
-    ({"crop": 320}, "crop <= scale_min.*crop=320"),
-    ({"scale_min": 300, "scale_max": 299}, "scale_max=299"),
-    ({"view_scale": 0.0}, r"view_scale must lie in \(0, 1\]"),
-    ({"view_scale": 1.5}, r"view_scale must lie in \(0, 1\]"),
-    ({"grid": 7}, "grid=7 does not divide the 32x32.*divisor of 32"),
-    ({"cross_grid": 5}, "cross_grid=5 does not divide the 32x32.*divisor of 32"),
-    ({"crop": 128, "grid": 32}, "grid=32 does not divide the 16x16"),
-])
-def test_settings_out_of_range(values: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TrainSettings.from_dict(values)
-
-
-def test_unknown_settings_list_the_known() -> None:
-    with pytest.raises(InputError, match="unknown setting iters, lamda; the settings are seed, iterations,.*lam,"):
-        TrainSettings.from_dict({"lamda": 0.1, "iters": 5, "lr": 1e-4})
-    for values in (None, [], 3):
-        with pytest.raises(InputError, match="settings must be a mapping"):
-            TrainSettings.from_dict(values)
-
-
-def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
-    expected = {"batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319, "grid": 8, "cross_grid": 4,
-                "tau": 0.05, "lam": 0.1, "dim": 128, "lr": 1e-4, "lr_decay": 0.5, "weight_decay": 5e-4, "optimiser": "adam",
-                "jitter": "common", "second_forward": "train", "alignment": "published", "ordered": False, "norm": "batch"}
-    settings = dataclasses.asdict(TrainSettings())
-    assert {name: settings[name] for name in expected} == expected
-    assert TrainSettings.from_dict({"tau": 1, "lam": 0}) == TrainSettings(tau=1.0, lam=0.0)
-
-
-# one iteration
-
-class Normed(nn.Module):
-    """BatchNorm, cells of 8x8 pixels, and a note of each batch that came by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.batches = nn.BatchNorm2d(3), []
-
-    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
-        assert layers == ("key",)
-        self.batches.append(images)
-        return Features(key=F.avg_pool2d(self.norm(images), 8))
-
-
-def two_views(clips: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Views whose frames differ in mean, so that batches of other frames have other statistics."""
-    generator = torch.Generator().manual_seed(0)
-    views = torch.randn(2, clips, frames, 3, 16, 16, generator=generator)
-    views[1] += 2 + torch.arange(frames).view(-1, 1, 1, 1)
-    return views[0], views[1]
-
-
-def batch_normed(images: Tensor) -> Tensor:
-    mean, var = images.mean((0, 2, 3), keepdim=True), images.var((0, 2, 3), keepdim=True, unbiased=False)
-    return F.avg_pool2d((images - mean) / (var + 1e-5).sqrt(), 8)
-
-
-@pytest.mark.parametrize("second_forward", ["train", "eval"])
-def test_two_forwards_with_statistics_of_their_own(second_forward: str) -> None:
-    """B·T + B images, then B·(T - 1); the second batch has its own statistics and updates the running ones again."""
-    net = Normed().train()
-    frames, frames_view2 = two_views(3, 4)
-    ours = forward_views(net, frames, frames_view2, second_forward=second_forward)
-    first = torch.cat([frames.flatten(0, 1), frames_view2[:, 0]])
-    second = frames_view2[:, 1:].flatten(0, 1)
-    assert [len(batch) for batch in net.batches] == [3 * 4 + 3, 3 * 3]
-    assert torch.equal(net.batches[0], first) and torch.equal(net.batches[1], second)
-
-    mean, var = torch.zeros(3), torch.ones(3)  # the running ones
-    seen = [first, second] if second_forward == "train" else [first]
-    for images in seen:
-        mean, var = 0.9 * mean + 0.1 * images.mean((0, 2, 3)), 0.9 * var + 0.1 * images.var((0, 2, 3))
-    assert net.norm.num_batches_tracked == len(seen)
-    torch.testing.assert_close(net.norm.running_mean, mean)
-    torch.testing.assert_close(net.norm.running_var, var)
-    assert net.training and net.norm.training
-
-    key = batch_normed(first)
-    rest = batch_normed(second)
-    if second_forward == "eval":
-        rest = F.avg_pool2d((second - mean.view(3, 1, 1)) / (var.view(3, 1, 1) + 1e-5).sqrt(), 8)
-    torch.testing.assert_close(ours[0], key[:12].unflatten(0, (3, 4)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours[1][:, 0], key[12:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours[1][:, 1:], rest.unflatten(0, (3, 3)), rtol=1e-4, atol=1e-5)
-
-
-def test_the_second_forward_has_no_gradient() -> None:
-    net = Normed().train()
-    features, features_view2 = forward_views(net, *two_views(2, 3))
-
-    def slope(part: Tensor) -> bool:
-        found = torch.autograd.grad(part.square().sum(), net.norm.weight, retain_graph=True)[0]
-        return bool(found.abs().sum() > 0)
-    assert slope(features[:, 1:]) and slope(features_view2[:, 0])
-    assert not slope(features_view2[:, 1:])
-
-
-def test_a_single_frame_needs_one_forward() -> None:
-    net = Normed().train()
-    features, features_view2 = forward_views(net, *two_views(3, 1))
-    assert [len(batch) for batch in net.batches] == [6]
-    assert features.shape == features_view2.shape == (3, 1, 3, 2, 2)
-    assert net.norm.num_batches_tracked == 1
-
-
-def test_a_network_in_evaluation_stays_there() -> None:
-    net = Normed().eval()
-    forward_views(net, *two_views(2, 3))
-    assert not net.training and net.norm.num_batches_tracked == 0
-
-
-class Content(nn.Module):
-    """Features of the colours around each cell, or of its place alone."""
-
-    def __init__(self, place: bool) -> None:
-        super().__init__()
-        self.place, self.directions = place, torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-
-    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
-        cells = F.avg_pool2d(images, 8)
-        if self.place:
-            y, x = torch.meshgrid(*(torch.linspace(-2, 2, side) for side in cells.shape[2:]), indexing="ij")
-            cells = torch.stack([y, x, torch.zeros_like(x)]).expand_as(cells)
-        waves = torch.einsum("kc,nchw->nkhw", 3 * self.directions, cells)
-        return Features(key=F.normalize(torch.cat([waves.sin(), waves.cos()], 1), dim=1))
-
-
-@pytest.mark.parametrize("clips", [1, 3])
-def test_training_rewards_content_and_not_place(clips: int) -> None:
-    """A network that encodes places alone must pay, else training collapses to it."""
-    settings = dataclasses.replace(SMALL, crop=128, scale_min=128, scale_max=128, grid=16, cross_grid=8, frames=2)
-    pictures = [texture(seed, 128, 128, sigma=14) for seed in range(clips)]
-    still = prepare_frames(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))[:, None].expand(-1, 2, -1, -1, -1)
-    mean = {}
-    for place in (False, True):
-        outputs = [training_loss(Content(place), still, settings, torch.Generator().manual_seed(seed)) for seed in range(8)]
-        mean[place] = [sum(getattr(o, name).item() for o in outputs) / 8 for name in ("space_time", "cross_view")]
-    for content, place in zip(mean[False], mean[True]):
-        assert place > 2 * content + 1, mean
-
-
-def test_the_losses_see_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """𝒯, the grids and the two views belong together, and the losses are float32 under autocast."""
-    seen = {}
-
-    def spy(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor,
-            **settings: float) -> losses.LossOutput:
-        assert features.dtype == features_view2.dtype == theta.dtype == torch.float32
-        assert not torch.is_autocast_enabled("cpu")
-        seen.update(settings, shapes=(features.shape, anchor_index.shape, cross_index.shape))
-        return losses.LossOutput(*features.sum()[None].expand(3), None)
-    monkeypatch.setattr(losses, "dense_loss", spy)
-    settings = dataclasses.replace(SMALL, tau=0.1, lam=0.3, alignment="corrected")
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    training_loss(Encoder(dim=16).train(), torch.randn(2, 2, 3, 64, 64), settings, torch.Generator(), autocast)
-    assert seen == {"tau": 0.1, "lam": 0.3, "corrected_stride": 8, "shapes": ((2, 2, 16, 8, 8), (2, 4, 4), (2, 2, 2))}
-
-
-def test_every_switch_reaches_what_it_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting that arrives nowhere would make an ablation of nothing."""
-    seen = {}
-
-    def spy(module: ModuleType, name: str) -> None:
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, **k: seen.update(k) or original(*a, **k))
-    for module, name in ((views, "sample_similarity"), (losses, "sample_grid"), (training, "forward_views")):
-        spy(module, name)
-    settings = dataclasses.replace(SMALL, view_scale=0.75, view_flip=False, jitter="none", second_forward="eval", centre=True,
-                                   ordered=True, photometric="frame", gap=3, seed=4)
-    training_loss(Encoder(dim=16).train(), torch.randn(2, 2, 3, 64, 64), settings, torch.Generator())
-    assert seen.pop("autocast") is contextlib.nullcontext
-    assert seen == {"scale": (0.75, 1.0), "flip": False, "jitter": "none", "second_forward": "eval"}
-    drawn = make_clips(settings, [range(9)])  # as long as a video of 9 frames
-    given = {name: getattr(drawn, name) for name in ("frames", "gap", "crop", "centre", "ordered", "photometric", "seed", "scale")}
-    assert given == {name: getattr(settings, name) for name in given if name != "scale"} | {"scale": (64, 72)}
+SMALL = TrainSettings(iterations=12, batch=3, frames=2, crop=64, scale_min=64, scale_max=72, grid=4,
+                      cross_grid=2, lr=1e-3, lr_every=5, precision="fp32", checkpoint_minutes=0)
+NUMBERS = ["iteration", "loss", "loss_st", "loss_cv", "lr"]  # what a resumed run repeats of the history
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
@@ -242,3 +54,334 @@ def test_batches_cross_epochs_and_drop_nothing() -> None:
     assert [list(clip_numbers(SMALL, i)) for i in range(3, 5)] == [[9, 10, 11], [12, 13, 14]]
     shared = dataclasses.replace(SMALL, batch=4)
     assert [list(clip_numbers(shared, 1, rank=rank, processes=2)) for rank in (0, 1)] == [[4, 5], [6, 7]]
+
+
+# a literal re-statement of an iteration
+
+def network(images: Tensor, w: dict[str, Tensor]) -> Tensor:
+    """The ResNet and its head: (n, 3, S, S) -> (n, K, S/8, S/8); updates the running statistics in w."""
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        kernel = w[f"{name}.weight"]
+        return F.conv2d(x, kernel, w.get(f"{name}.bias"), stride, padding=kernel.shape[2] // 2)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        count = x.numel() // x.shape[1]
+        mean = x.sum((0, 2, 3)) / count
+        centred = x - mean[:, None, None]
+        variance = (centred**2).sum((0, 2, 3)) / count
+        with torch.no_grad():
+            for kind, value in (("mean", mean), ("var", variance * count / (count - 1))):
+                w[f"{name}.running_{kind}"] = 0.9 * w[f"{name}.running_{kind}"] + 0.1 * value
+        scaled = centred / (variance[:, None, None] + 1e-5).sqrt()
+        return scaled * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+    x = F.max_pool2d(F.relu(norm(conv(images, "backbone.conv1", 2), "backbone.bn1")), 3, 2, 1)
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"backbone.layer{stage}.{block}", 2 if (stage, block) == (2, 0) else 1
+            y = F.relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.bn1"))
+            y = norm(conv(y, f"{name}.conv2"), f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in w:
+                x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+            x = F.relu(x + y)
+    x = conv(F.relu(norm(conv(x, "head.0"), "head.1")), "head.3")
+    return x / x.pow(2).sum(1, keepdim=True).sqrt()
+
+
+def second_view(clip: Tensor, flip: bool, top: int, left: int, side: int) -> tuple[Tensor, Tensor]:
+    """View 2 of one clip's frames (T, 3, S, S), and 𝒯 (2, 3)."""
+    size = clip.shape[-1]
+    clip = clip.flip(-1) if flip else clip
+    crop = F.interpolate(clip[..., top: top + side, left: left + side], (size, size), mode="bilinear")
+    s, f = side / size, -1 if flip else 1
+    dx, dy = ((corner + side / 2 - size / 2) / (size / 2) for corner in (left, top))
+    return crop, torch.tensor([[f * s, 0, f * dx], [0, s, dy]], dtype=clip.dtype)
+
+
+def literal_loss(frames: Tensor, drawn: Similarity, grids: list[Tensor], w: dict[str, Tensor],
+                 s: TrainSettings) -> tuple[Tensor, ...]:
+    """L, L_ST and L_CV of a batch: two forwards, and affinities that are warped, as the release does."""
+    count, length = frames.shape[:2]
+    draws = zip(drawn.flip.tolist(), drawn.top.tolist(), drawn.left.tolist(), drawn.side.tolist())
+    seconds, thetas = zip(*(second_view(clip, *draw) for clip, draw in zip(frames, draws)))
+    first = network(torch.cat([*frames, *(view[:1] for view in seconds)]), w)  # B·T and B references
+    with torch.no_grad():
+        rest = network(torch.cat([view[1:] for view in seconds]), w).unflatten(0, (count, length - 1))
+    main, reference2 = first[: count * length].unflatten(0, (count, length)), first[count * length:, None]
+    return loss_oracle(main, torch.cat([reference2, rest], 1), torch.stack(thetas), *grids, s.tau, s.lam)[:3]
+
+
+def optimise(w: dict[str, Tensor], gradients: dict[str, Tensor], memory: dict, number: int,
+             s: TrainSettings) -> None:
+    """Adam (β = .5, .999) or SGD (momentum .9), StepLR; biases at twice the rate, weights with L2 decay."""
+    rate = s.lr * s.lr_decay ** (number // s.lr_every)
+    for name, gradient in gradients.items():
+        bias, own = name.endswith(".bias"), memory[name]
+        if not bias:
+            gradient = gradient + s.weight_decay * w[name].detach()
+        if s.optimiser == "adam":
+            own["m"] = 0.5 * own.get("m", 0) + 0.5 * gradient
+            own["v"] = 0.999 * own.get("v", 0) + 0.001 * gradient**2
+            m, v = own["m"] / (1 - 0.5 ** (number + 1)), own["v"] / (1 - 0.999 ** (number + 1))
+            change = m / (v.sqrt() + 1e-8)
+        else:
+            change = own["m"] = 0.9 * own["m"] + gradient if own else gradient
+        w[name] = (w[name].detach() - (2 if bias else 1) * rate * change).requires_grad_()
+
+
+@pytest.mark.parametrize(("optimiser", "lr", "frames"), [("adam", 1e-4, 3), ("sgd", 1e-3, 2)])
+def test_steps_follow_the_description(tmp_path: Path, optimiser: str, lr: float, frames: int) -> None:
+    """Each step's losses, weights and statistics, from where the step before it really ended."""
+    s = TrainSettings(batch=2, frames=frames, gap=1, crop=32, scale_min=32, scale_max=40, grid=2,
+                      cross_grid=2, lr_every=2, lr=lr, optimiser=optimiser, precision="fp32", seed=4)
+    clips = make_clips(s, find_videos(write_textures(tmp_path, "ab", frames=4, size=(40, 48))))
+    parts, memory = make_parts(s, torch.device("cpu")), defaultdict(dict)
+    trained = [name for name, _ in parts["net"].named_parameters()]
+    for number in range(5):
+        start = {name: value.clone() for name, value in parts["net"].state_dict().items()}
+        w = {name: value.double().requires_grad_(name in trained) for name, value in start.items()}
+        batch = torch.stack([clips[i] for i in clip_numbers(s, number)])
+        state = np.random.SeedSequence((s.seed, 2, number)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> 1))
+        drawn = sample_similarity(2, 32, generator)
+        grids = [sample_grid(2, 4, 4, n, generator) for n in (s.grid, s.cross_grid)]
+        expected = literal_loss(prepare_frames(batch).double(), drawn, grids, w, s)
+        gradients = torch.autograd.grad(expected[0], [w[name] for name in trained])
+        optimise(w, dict(zip(trained, gradients)), memory, number, s)
+
+        *ours, rate = training_step(parts["net"], parts, batch, s, number)
+        assert ours == pytest.approx([value.item() for value in expected], rel=1e-4), number
+        assert rate == pytest.approx(lr * 0.5 ** (number // 2))
+        for name, value in parts["net"].state_dict().items():
+            if name in trained and name != "head.0.bias":  # BatchNorm follows it: its gradient is rounding
+                error, change = ((value - other).norm() for other in (w[name].detach(), start[name]))
+                assert error < 0.05 * change, (number, name, float(error / change))
+            elif "running" in name:
+                torch.testing.assert_close(value, w[name].float(), rtol=1e-4, atol=1e-5)
+    assert parts["net"].head[1].num_batches_tracked == 10
+
+
+# runs
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Video]:
+    return find_videos(write_textures(tmp_path_factory.mktemp("textures"), "abcd"))
+
+
+@pytest.fixture(scope="module")
+def whole(videos: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was never cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, folder, device="cpu")
+    assert result["encoder"] == folder / "encoder.safetensors" and result["iterations"] == SMALL.iterations
+    assert result["device"] == "cpu" and result["videos"] == 4 and result["processes"] == 1
+    assert all(np.isfinite(result[name]) for name in ("loss", "loss_st", "loss_cv"))
+    assert result["seconds"] > 0 and result["peak_memory_mb"] > 100
+    return folder
+
+
+@pytest.fixture
+def spoilt(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may spoil."""
+    shutil.copy(whole / "checkpoint.pt", tmp_path)
+    return tmp_path
+
+
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "encoder.safetensors").read_bytes()
+
+
+def test_history_optimiser_and_encoder(whole: Path) -> None:
+    rows = history(whole)
+    assert list(rows.columns) == [*NUMBERS, "seconds"]
+    assert rows.iteration.tolist() == list(range(1, SMALL.iterations + 1))
+    assert rows.lr.to_numpy() == pytest.approx(1e-3 * 0.5 ** (np.arange(SMALL.iterations) // SMALL.lr_every))
+    assert rows.loss.to_numpy() == pytest.approx((rows.loss_st + 0.1 * rows.loss_cv).to_numpy(), rel=1e-5)
+    assert rows.seconds.is_monotonic_increasing
+    files = sorted(file.name for file in whole.iterdir())
+    assert files == ["checkpoint.pt", "encoder.json", "encoder.safetensors", "history.csv"]
+
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    for group, rate, decay in zip(state["optimiser"]["param_groups"], (1e-3, 2e-3), (5e-4, 0)):
+        assert tuple(group["betas"]) == (0.5, 0.999)
+        assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(rate), decay)
+    trained = load_encoder(whole / "encoder.safetensors").state_dict()
+    assert all(torch.equal(value, state["net"][name]) for name, value in trained.items())
+    assert trained["backbone.bn1.num_batches_tracked"] == 2 * SMALL.iterations
+
+
+def test_loss_decreases(videos: list, whole: Path) -> None:
+    """On other clips, with the same draws before and after, since losses of other draws vary more."""
+    clips = make_clips(dataclasses.replace(SMALL, seed=1), videos)
+    frames = prepare_frames(torch.stack([clips[number] for number in range(4)]))
+    sources = ("random", whole / "encoder.safetensors")
+    nets = [load_encoder(source, seed=SMALL.seed).train() for source in sources]
+    with torch.no_grad():
+        before, after = (np.mean([training_loss(net, frames, SMALL, torch.Generator().manual_seed(seed)).total
+                                  for seed in range(4)]) for net in nets)
+    assert before - after > 0.5
+
+
+CHILD = """
+import sys
+from tests.test_training import SMALL
+from dulvos.training import train
+from dulvos.videos import find_videos
+train(SMALL, find_videos(sys.argv[1]), sys.argv[2], device="cpu")
+"""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_bit(videos: list, whole: Path, tmp_path: Path) -> None:
+    """Weights, Adam's moments, schedule, clips, 𝒯 and grids: if one were lost, the numbers would part."""
+    roots = [Path(dulvos.__file__).parent.parent, Path(__file__).parent.parent]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))}
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(videos[0].path.parent), str(tmp_path)],
+                                 env=environment, stdout=log, stderr=log)
+        while not (tmp_path / "checkpoint.pt").exists() and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"]
+    assert 0 < reached < SMALL.iterations and not (tmp_path / "encoder.safetensors").exists()
+
+    torch.manual_seed(reached)  # the run does not use it
+    train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, tmp_path, device="cpu")
+    pd.testing.assert_frame_equal(history(tmp_path)[NUMBERS], history(whole)[NUMBERS], check_exact=True)
+    assert weights(tmp_path) == weights(whole)
+
+
+@pytest.mark.parametrize(("objective", "colour"), [("corrflow", "rgb"), ("mast", "lab"), ("crw", "rgb")])
+def test_baselines_resume_to_the_bit(videos: list, tmp_path: Path, objective: str, colour: str) -> None:
+    settings = dataclasses.replace(SMALL, objective=objective, iterations=3, batch=2, frames=3, crop=32,
+                                   scale_min=32, stride=4, checkpoint_minutes=60)
+    result = train(settings, videos, tmp_path / "whole", device="cpu")
+    for iterations in (1, 3):
+        train(dataclasses.replace(settings, iterations=iterations), videos, tmp_path / "parts", device="cpu")
+    whole, parts = (history(tmp_path / name)[NUMBERS] for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(parts, whole, check_exact=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert np.isfinite(result["loss"]) and result["loss_st"] is None and whole.loss_st.isna().all()
+    loaded = load_encoder(result["encoder"])
+    assert (loaded.stride, loaded.colour) == (4, colour)
+
+
+def test_a_finished_run_is_left_as_it_is(videos: list, whole: Path) -> None:
+    before = weights(whole), history(whole)
+    assert train(SMALL, videos, whole, device="cpu")["iterations"] == SMALL.iterations
+    assert weights(whole) == before[0]
+    pd.testing.assert_frame_equal(history(whole), before[1])
+
+
+def test_a_run_can_be_prolonged_but_not_shortened(videos: list, whole: Path, tmp_path: Path) -> None:
+    for iterations in (1, 2):
+        train(dataclasses.replace(SMALL, iterations=iterations), videos, tmp_path, device="cpu")
+    assert history(tmp_path).loss.tolist() == history(whole).loss[:2].tolist()
+    with pytest.raises(InputError, match=r"checkpoint\.pt: has 2 iterations.*iterations=1"):
+        train(dataclasses.replace(SMALL, iterations=1), videos, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("length", [0, 10, 100_000, -1000])
+def test_truncated_checkpoint(videos: list, spoilt: Path, length: int) -> None:
+    file = spoilt / "checkpoint.pt"
+    content = file.read_bytes()[:length]
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: truncated"):
+        train(SMALL, videos, spoilt, device="cpu")
+    assert file.read_bytes() == content  # the user decides
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"net": {}}, "text"])
+def test_not_a_checkpoint(videos: list, tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*not a checkpoint"):
+        train(SMALL, videos, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"seed": 1}, {"norm": "layer"}, {"objective": "mast"},
+                                    {"stride": 4}])
+def test_checkpoint_of_other_settings(videos: list, spoilt: Path, change: dict) -> None:
+    with pytest.raises(InputError, match=rf"checkpoint\.pt: .*{next(iter(change))}"):
+        train(dataclasses.replace(SMALL, **change), videos, spoilt, device="cpu")
+
+
+def test_checkpoint_of_other_data_or_several_processes(videos: list, whole: Path, spoilt: Path) -> None:
+    """Each of several processes had its own BatchNorm statistics, which one process cannot continue."""
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*data"):
+        train(SMALL, videos[:3], spoilt, device="cpu")
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "settings": state["settings"] | {"processes": 4}}, spoilt / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*{'processes': 4}"):
+        train(SMALL, videos, spoilt, device="cpu")
+
+
+def test_a_checkpoint_from_before_a_setting_came_is_resumed(videos: list, whole: Path, spoilt: Path) -> None:
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    old = {k: v for k, v in state["settings"].items() if k not in ("objective", "stride", "processes")}
+    torch.save({**state, "settings": old | {"compile": False}}, spoilt / "checkpoint.pt")
+    train(SMALL, videos, spoilt, device="cpu")
+    assert weights(spoilt) == weights(whole)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(videos: list, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, batch=2, lr=9e18)
+    with pytest.raises(FloatingPointError, match=r"iteration [1-9].*clips of [abcd], [abcd].*checkpoint\.pt"):
+        train(settings, videos, tmp_path, device="cpu")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == len(state["history"]) > 0
+    assert all(value.isfinite().all() for value in state["net"].values())
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_other_settings_train_too(videos: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """bf16, SGD, evaluation mode, layer norm, more clips a batch than videos, a video that is too short."""
+    settings = dataclasses.replace(SMALL, iterations=1, batch=5, frames=3, optimiser="sgd", norm="layer",
+                                   dim=16, second_forward="eval", alignment="corrected", precision="bf16")
+    short = find_videos(write_textures(tmp_path / "short", "z", frames=2))
+    result = train(settings, [*videos, *short], tmp_path / "run", device="cpu")
+    assert np.isfinite(result["loss"]) and result["videos"] == 4
+    said = capsys.readouterr().out
+    assert "z has 2 frames" in said and "batch=5 exceeds the 4 videos" in said
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert {group["momentum"] for group in state["optimiser"]["param_groups"]} == {0.9}
+    assert load_encoder(result["encoder"]).config["norm"] == "layer"
+    with pytest.raises(InputError, match="frames=9"):
+        train(dataclasses.replace(settings, frames=9), [*videos, *short], tmp_path / "other", device="cpu")
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(InputError, match=absent):  # and not a run that takes weeks on another device
+        train(settings, videos, tmp_path / "absent", device=absent)
+
+
+def test_snapshots_are_the_encoders_on_the_way(videos: list, whole: Path, tmp_path: Path) -> None:
+    """Kept or not, they change no number; each is what a run of that length ends with."""
+    train(dataclasses.replace(SMALL, snapshot_every=5, checkpoint_minutes=60), videos, tmp_path, device="cpu")
+    assert weights(tmp_path) == weights(whole)
+    kept = sorted((tmp_path / "snapshots").glob("*.safetensors"))
+    assert [path.name for path in kept] == ["encoder-10.safetensors", "encoder-5.safetensors"]
+    train(dataclasses.replace(SMALL, iterations=5), videos, tmp_path / "short", device="cpu")
+    assert kept[1].read_bytes() == weights(tmp_path / "short") != kept[0].read_bytes()
+    notes = json.loads(kept[1].with_suffix(".json").read_text())
+    assert notes["iteration"] == 5 and notes["seconds"] > 0 and notes["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_frame_that_vanishes_ends_the_run_in_one_line(videos: list, whole: Path, tmp_path: Path,
+                                                        workers: int) -> None:
+    """What was trained is kept, and with the frame back the run ends as if nothing had been."""
+    root = shutil.copytree(videos[0].path.parent, tmp_path / "videos")
+    found, run = find_videos(root), tmp_path / "run"
+    train(dataclasses.replace(SMALL, iterations=2, workers=workers), found, run, device="cpu", data="these")
+    frames = [(video.path / name, tmp_path / f"{video.name}-{name}")
+              for video in found for name in video.files]
+    for path, hidden in frames:
+        path.rename(hidden)
+    with pytest.raises(InputError, match=r"^[^\n]*[abcd].\d+\.png: [^\n]*$"):
+        train(dataclasses.replace(SMALL, workers=workers), found, run, device="cpu", data="these")
+    for path, hidden in frames:
+        hidden.rename(path)
+    train(dataclasses.replace(SMALL, workers=workers), found, run, device="cpu", data="these")
+    assert weights(run) == weights(whole)

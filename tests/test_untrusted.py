@@ -17,11 +17,11 @@ import nbformat
 import pytest
 import torch
 
-from dulvos.study import steps as study
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
+from dulvos.study import steps as study
 from dulvos.study.download import unpack
-from dulvos.trainer import train
+from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 from tests.test_training import SMALL

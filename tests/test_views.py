@@ -12,9 +12,9 @@ from dulvos.views import Similarity, sample_similarity, warp
 from tests.oracles import texture
 
 SIZE = 128  # pixels; 16 cells
-CROPS = [  # flip, top, left, side: off-centre, so that each order of flip, shift and scale differs from all others
-    (False, 0, 0, 128), (True, 0, 0, 128), (False, 60, 0, 64), (True, 60, 0, 64), (True, 0, 64, 64), (True, 3, 30, 90),
-    (False, 41, 30, 77),
+CROPS = [  # flip, top, left, side: off-centre, so that no two orders of flip, shift and scale agree
+    (False, 0, 0, 128), (True, 0, 0, 128), (False, 60, 0, 64), (True, 60, 0, 64), (True, 0, 64, 64),
+    (True, 3, 30, 90), (False, 41, 30, 77),
 ]
 
 
@@ -52,7 +52,8 @@ def test_theta_maps_view_2_to_the_main_view(crop: tuple) -> None:
         pixel = torch.tensor([x, y])
         point = torch.cat([(2 * pixel + 1) / SIZE - 1, torch.ones(1)]).double()
         expected = [main_pixel(pixel[0], flip, left, side), main_pixel(pixel[1], False, top, side)]
-        torch.testing.assert_close(((theta @ point + 1) * SIZE - 1) / 2, torch.stack(expected).double(), rtol=0, atol=1e-4)
+        ours = ((theta @ point + 1) * SIZE - 1) / 2
+        torch.testing.assert_close(ours, torch.stack(expected).double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("crop", CROPS)
@@ -83,19 +84,21 @@ def test_warped_features_agree_with_those_of_view_2(crop: tuple) -> None:
     main, view = (F.avg_pool2d(x, 8)[:, None] for x in (image, transform.frames(image[:, None])[:, 0]))
     difference = (warp(main, transform.theta()) - view).abs().mean()
     assert difference < 0.04
-    assert crop == CROPS[0] or (main - view).abs().mean() > 2.5 * difference  # which a forgotten warp would give
+    forgotten = (main - view).abs().mean()  # without a warp
+    assert crop == CROPS[0] or forgotten > 2.5 * difference
 
 
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("corrected", [False, True])
 def test_alignment_in_pixels(crop: tuple, corrected: bool) -> None:
-    """Published: cell i at pixel 8i + 3.5; corrected: at pixel 8i, where a padded convolution of stride 8 looks."""
+    """Published: cell i at pixel 8i + 3.5; corrected: at pixel 8i, where a convolution of stride 8 looks."""
     flip, top, left, side = crop
     cells, centre = SIZE // 8, 0 if corrected else 3.5
     at = 8 * torch.arange(cells).double() + centre
     x = (main_pixel(at, flip, left, side) - centre) / 8
     y = (main_pixel(at, False, top, side) - centre) / 8
-    warped = warp(coordinates(cells, cells), similarity(crop).theta(), corrected_stride=8 if corrected else None)[0, 0]
+    theta = similarity(crop).theta()
+    warped = warp(coordinates(cells, cells), theta, corrected_stride=8 if corrected else None)[0, 0]
     for ours, cell in ((warped[0, 0], x), (warped[1, :, 0], y)):
         clear = (cell % 1 - 0.5).abs() > 1e-3  # halfway between two cells either will do
         assert clear.any()
@@ -108,7 +111,7 @@ def test_warp_of_a_map_that_is_not_square() -> None:
     warped = warp(coordinates(6, 16), theta)[0, 0]
     assert torch.equal(warped[0, 3, :12], torch.arange(4, 16).double())
     assert torch.equal(warped[1, :, 0], torch.arange(6).double())
-    flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])  # of 128 pixels: 8i comes from 127 - 8i, all but cell 16 - i
+    flip = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])  # of 128 pixels: 8i comes from 127 - 8i, near 16 - i
     warped = warp(coordinates(6, 16), flip, corrected_stride=8)[0, 0]
     assert torch.equal(warped[0, 2], torch.arange(16, 0, -1).double().clamp(max=15))
     assert torch.equal(warped[1, :, 0], torch.arange(6).double())

@@ -18,8 +18,16 @@ from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, write_mask
 from dulvos.study import runs
 from dulvos.study.evaluation import evaluate
-from dulvos.study.youtube_vos import CLASS_COLUMNS, LOCAL, check_submission, class_scores, local_split
-from dulvos.study.youtube_vos import object_categories, open_split, write_submission
+from dulvos.study.youtube_vos import (
+    CLASS_COLUMNS,
+    LOCAL,
+    check_submission,
+    class_scores,
+    local_split,
+    object_categories,
+    open_split,
+    write_submission,
+)
 from tests.miniature import FRAMES, STEP
 
 NAMES = [f"Annotations/{video}/{t:05d}.png" for video in ("v1", "v2") for t in range(0, FRAMES, STEP)]

@@ -46,7 +46,7 @@ YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
 # What the paper fixes at inference (anything else is another experiment), and what a training may choose.
 PROTOCOL = {name: getattr(SegmentSettings, name)
             for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
-FREE = ("seed", "precision", "compile", *NO_NUMBERS)
+FREE = ("seed", "precision", *NO_NUMBERS)
 WEIGHTS = "released weights"
 IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # a line of ours: method, data
 

@@ -28,8 +28,7 @@ from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import SUFFIX, Study, kind, newest, state
 from dulvos.study.steps import Step, run_steps
 from dulvos.study.tables import write_tables
-from dulvos.trainer import train
-from dulvos.training import TrainSettings
+from dulvos.training import TrainSettings, train
 
 __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "what_is_missing"]
 

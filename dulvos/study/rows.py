@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
@@ -126,6 +126,7 @@ def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[st
     row = study.find(kind, {"name": name, **wanted})
     if row is not None and whole(row):
         return row
+    make_folder(study.folder)  # refused now, not after hours
     key = run_key(kind, wanted) if row is None else row["key"]
     row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted, **compute(key)}
     row = flat({**row, **provenance(kind, row)})

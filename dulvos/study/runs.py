@@ -16,8 +16,7 @@ from dulvos.study import cutouts
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, newest, once
 from dulvos.study.youtube_vos import LOCAL, local_split
-from dulvos.trainer import train
-from dulvos.training import NO_NUMBERS, TrainSettings
+from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
 
 __all__ = [

@@ -45,7 +45,7 @@ from nbclient.exceptions import DeadKernelError
 
 from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
-from dulvos.files import replacing
+from dulvos.files import make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import evaluation, runs
 from dulvos.study.rows import ROOT, Study, newest, version
@@ -320,13 +320,9 @@ def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, sche
 def _only_here(study: Study) -> Iterator[None]:
     """One command at a time in a study's folder."""
     try:
-        study.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(study.folder / ".lock").acquire(timeout=0)
+        lock = FileLock(make_folder(study.folder) / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{study.folder}: in use by another process; wait for it, or stop it") from None
-    except OSError as error:
-        raise InputError(f"{study.folder}: cannot be written ({error.strerror}); set DULVOS_RESULTS to a folder "
-                         "that can") from None
     with lock:
         if shutil.disk_usage(study.folder).free < 2**30:
             raise InputError(f"{study.folder}: less than 1 GB is free on this disk; a study writes checkpoints and masks")

@@ -1,0 +1,230 @@
+"""Objectives: their settings, the method's two forwards, and the loss that each takes in an iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dulvos.encoder import Encoder, Features, prepare_frames
+from dulvos.errors import InputError
+from dulvos.objectives import OBJECTIVES, TrainSettings, forward_views, training_loss
+from dulvos.training import clip_numbers, make_clips, make_parts, training_step
+from tests.digests import ArrayVideo
+from tests.oracles import texture
+
+TINY = TrainSettings(batch=2, frames=3, gap=1, crop=32, scale_min=32, scale_max=36, grid=2, cross_grid=2,
+                     dim=32, lr=1e-3, precision="fp32")
+BASELINES = [name for name in OBJECTIVES if name != "dense"]
+
+
+# settings
+
+@pytest.mark.parametrize(("values", "named"), [  # the corpus holds more of them
+    ({"objective": "moco"}, "objective.*dense.*crw.*moco"), ({"stride": 16}, "stride.*4.*8"),
+    ({"objective": "crw", "frames": 2}, "frames >= 3"), ({"objective": "mast", "frames": 1}, "frames >= 2"),
+    ({"optimiser": "lamb"}, "optimiser.*adam.*sgd"), ({"second_forward": "test"}, "second_forward.*train"),
+    ({"alignment": "none"}, "alignment.*published"), ({"tau": 1e-320}, "tau"), ({"dim": 10**12}, "dim"),
+    ({"crop": 320}, "crop=320"), ({"cross_grid": 5}, "cross_grid=5.*32x32"),
+    ({"crop": 128, "grid": 32}, "grid=32.*16x16"), ({"lamda": 0.1, "iters": 5}, "iters, lamda; .*lam,")])
+def test_wrong_settings_are_named(values: object, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        TrainSettings.from_dict(values)
+
+
+def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
+    expected = {"objective": "dense", "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256,
+                "scale_max": 319, "grid": 8, "cross_grid": 4, "tau": 0.05, "lam": 0.1, "dim": 128, "lr": 1e-4,
+                "lr_decay": 0.5, "weight_decay": 5e-4, "optimiser": "adam", "jitter": "common", "stride": 8,
+                "second_forward": "train", "alignment": "published", "ordered": False, "norm": "batch"}
+    settings = dataclasses.asdict(TrainSettings())
+    assert {name: settings[name] for name in expected} == expected
+    assert TrainSettings.from_dict({"tau": 1, "lam": 0}) == TrainSettings(tau=1.0, lam=0.0)
+    assert TrainSettings(crop=128, grid=32, stride=4).grid == 32
+
+
+# the method
+
+class Normed(nn.Module):
+    """BatchNorm, cells of 8x8 pixels, and a record of the batches that came by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.batches = nn.BatchNorm2d(3), []
+
+    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
+        assert layers == ("key",)
+        self.batches.append(images)
+        return Features(key=F.avg_pool2d(self.norm(images), 8))
+
+
+def two_views(clips: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Views whose frames differ in mean, so that batches of other frames have other statistics."""
+    views = torch.randn(2, clips, frames, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    views[1] += 2 + torch.arange(frames).view(-1, 1, 1, 1)
+    return views[0], views[1]
+
+
+@pytest.mark.parametrize("second_forward", ["train", "eval"])
+def test_two_forwards_with_statistics_of_their_own(second_forward: str) -> None:
+    """B·T + B images, then B·(T - 1); each has its own statistics and updates the running ones."""
+    net, (frames, frames_view2) = Normed().train(), two_views(3, 4)
+    main, view2 = forward_views(net, frames, frames_view2, second_forward=second_forward)
+    first, second = torch.cat([frames.flatten(0, 1), frames_view2[:, 0]]), frames_view2[:, 1:].flatten(0, 1)
+    assert [len(batch) for batch in net.batches] == [3 * 4 + 3, 3 * 3]
+    assert torch.equal(net.batches[0], first) and torch.equal(net.batches[1], second)
+
+    twin = nn.BatchNorm2d(3).train()
+    key = F.avg_pool2d(twin(first), 8)
+    rest = F.avg_pool2d(twin.train(second_forward == "train")(second), 8)
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(net.norm.state_dict()[name], value)
+    assert net.training and net.norm.training
+    torch.testing.assert_close(main, key[:12].unflatten(0, (3, 4)))
+    torch.testing.assert_close(view2, torch.cat([key[12:, None], rest.unflatten(0, (3, 3))], 1))
+
+
+def test_the_second_forward_has_no_gradient() -> None:
+    net = Normed().train()
+    features, features_view2 = forward_views(net, *two_views(2, 3))
+
+    def slope(part: Tensor) -> bool:
+        return bool(torch.autograd.grad(part.square().sum(), net.norm.weight, retain_graph=True)[0].any())
+
+    assert slope(features[:, 1:]) and slope(features_view2[:, 0])
+    assert not slope(features_view2[:, 1:])
+
+
+def test_a_single_frame_needs_one_forward_and_evaluation_mode_stays() -> None:
+    net = Normed().train()
+    features, features_view2 = forward_views(net, *two_views(3, 1))
+    assert [len(batch) for batch in net.batches] == [6] and net.norm.num_batches_tracked == 1
+    assert features.shape == features_view2.shape == (3, 1, 3, 2, 2)
+    net = Normed().eval()
+    forward_views(net, *two_views(2, 3))
+    assert not net.training and net.norm.num_batches_tracked == 0
+
+
+class Content(nn.Module):
+    """Features of the colours around each cell, or of its place alone."""
+
+    def __init__(self, place: bool) -> None:
+        super().__init__()
+        self.place, self.directions = place, torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images: Tensor, layers: tuple[str, ...]) -> Features:
+        cells = F.avg_pool2d(images, 8)
+        if self.place:
+            y, x = torch.meshgrid(*(torch.linspace(-2, 2, side) for side in cells.shape[2:]), indexing="ij")
+            cells = torch.stack([y, x, torch.zeros_like(x)]).expand_as(cells)
+        waves = torch.einsum("kc,nchw->nkhw", 3 * self.directions, cells)
+        return Features(key=F.normalize(torch.cat([waves.sin(), waves.cos()], 1), dim=1))
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+def test_training_rewards_content_and_not_place(clips: int) -> None:
+    """A network that encodes places alone must pay, or training collapses to it."""
+    settings = TrainSettings(crop=128, grid=16, cross_grid=8, frames=2)
+    pictures = [texture(seed, 128, 128, sigma=14) for seed in range(clips)]
+    still = prepare_frames(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))[:, None]
+    mean = {}
+    for place in (False, True):
+        outputs = [training_loss(Content(place), still.expand(-1, 2, -1, -1, -1), settings,
+                                 torch.Generator().manual_seed(seed)) for seed in range(8)]
+        mean[place] = [sum(getattr(output, name).item() for output in outputs) / 8
+                       for name in ("space_time", "cross_view")]
+    for content, place in zip(mean[False], mean[True]):
+        assert place > 2 * content + 1, mean
+
+
+# the baselines
+
+def moving_textures(count: int, frames: int = 6) -> list[ArrayVideo]:
+    """Smooth colours that move by two pixels a frame."""
+    pictures = [texture(seed, 40, 40 + 2 * frames, sigma=8) for seed in range(count)]
+    return [ArrayVideo(f"v{i}", np.stack([picture[:, 2 * t: 2 * t + 40] for t in range(frames)]))
+            for i, picture in enumerate(pictures)]
+
+
+def mean_loss(net: Encoder, frames: Tensor, settings: TrainSettings) -> float:
+    """Over four draws of whatever the objective draws."""
+    with torch.no_grad():
+        return float(np.mean([training_loss(net, frames, settings, torch.Generator().manual_seed(seed)).total
+                              for seed in range(4)]))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_s_loss_falls(objective: str) -> None:
+    settings = dataclasses.replace(TINY, objective=objective)
+    clips, parts = make_clips(settings, moving_textures(2)), make_parts(settings, torch.device("cpu"))
+    frames = prepare_frames(torch.stack([clips[number] for number in (100, 101)]))
+    before = mean_loss(parts["net"], frames, settings)
+    for iteration in range(15):
+        batch = torch.stack([clips[number] for number in clip_numbers(settings, iteration)])
+        training_step(parts["net"], parts, batch, settings, iteration)
+    assert mean_loss(parts["net"], frames, settings) < 0.9 * before
+
+
+@pytest.mark.parametrize("objective", BASELINES)
+def test_baselines_take_frames_in_order(objective: str) -> None:
+    ordered, drawn = (make_clips(dataclasses.replace(TINY, **changes), moving_textures(2))
+                      for changes in ({"ordered": True}, {"objective": objective}))
+    assert all(torch.equal(ordered[number], drawn[number]) for number in range(6))
+
+
+@pytest.mark.parametrize("objective", BASELINES)
+def test_draws_are_a_function_of_the_generator_and_the_process(objective: str) -> None:
+    """Two processes see what one would, each its own clips; CRW's dropout is drawn by each process."""
+    settings = dataclasses.replace(TINY, objective=objective)
+    frames = torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net = make_parts(settings, torch.device("cpu"))["net"].eval()
+
+    def loss(seed: int, clips: slice = slice(None), **process: int) -> float:
+        with torch.no_grad():
+            return float(training_loss(net, frames[clips], settings, torch.Generator().manual_seed(seed),
+                                       **process).total)
+
+    assert loss(0) == loss(0)
+    assert (loss(0) == loss(1)) == (objective == "colorize")  # which draws nothing
+    if objective in ("mast", "corrflow", "colorize"):
+        halves = [loss(0, slice(rank, rank + 1), rank=rank, processes=2) for rank in (0, 1)]
+        assert np.mean(halves) == pytest.approx(loss(0), rel=1e-5)
+
+
+def test_mast_copies_the_channel_that_the_input_lacks() -> None:
+    """On frames where only b varies, the loss is large when b is dropped and small when a is."""
+    settings = dataclasses.replace(TINY, objective="mast")
+    seen = []
+
+    class Spy(Encoder):
+        def forward(self, images: Tensor, layers: tuple[str, ...], **options: Tensor) -> Features:
+            seen.append(options["factors"].tolist())
+            return super().forward(images, layers, **options)
+
+    net = Spy(settings.dim, colour="lab").train()
+    grey = torch.full((1, 3, 3, 32, 32), 128, dtype=torch.uint8)
+    grey[:, 1:, 2, 8:] = 77  # less blue moves b, and a hardly
+    losses = {}
+    for seed in range(8):
+        output = training_loss(net, prepare_frames(grey), settings, torch.Generator().manual_seed(seed))
+        losses[tuple(seen[-1])] = output.total.item()
+    assert set(losses) == {(1.5, 0, 1.5), (1.5, 1.5, 0)}
+    assert losses[(1.5, 1.5, 0)] > losses[(1.5, 0, 1.5)]
+
+
+def test_corrflow_passes_more_copies_on_as_training_goes() -> None:
+    """A share of 0.1 at first and 0.4 from lr_every on, whatever the length of the run."""
+    settings = dataclasses.replace(TINY, objective="corrflow", frames=3, lr_every=100)
+    frames = torch.randn(64, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    net = make_parts(settings, torch.device("cpu"))["net"].eval()
+
+    def loss(iteration: int) -> float:
+        with torch.no_grad():
+            return float(training_loss(net, frames, settings, torch.Generator().manual_seed(0),
+                                       iteration=iteration).copied)
+
+    assert loss(0) != loss(50) != loss(100) == loss(10**6)
