@@ -1,0 +1,164 @@
+"""Joints (JHMDB) and body parts (VIP), carried as masks are. Not run on the data sets.
+
+The readers follow the published layouts, the measures the literature on label propagation. Both are tested on
+drawn miniatures only, because neither data set was at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+
+from dulvos.datasets import Dataset, Sequence, read_predictions
+from dulvos.errors import InputError
+from dulvos.inference import MakeFeatures, SegmentSettings
+from dulvos.propagation import propagate
+from dulvos.videos import Video, open_video, resize
+
+__all__ = ["JOINT_SETTINGS", "JointVideo", "carry_joints", "load_jhmdb", "load_vip", "mean_iou", "pck"]
+
+JOINT_SETTINGS = SegmentSettings(context=7, radius=5.0)  # of the random walk's evaluation on JHMDB
+SIGMA = 0.5  # cells, of the bump that marks a joint
+STRONGEST = 3  # a joint lies at the weighted mean of this many cells
+
+
+@dataclass(frozen=True)
+class JointVideo:
+    """A video with the place of each joint in each frame: joints (T, J, 2), x and y in pixels."""
+
+    name: str
+    video: Video
+    joints: np.ndarray
+
+
+def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
+    """The test videos of a split of JHMDB (Jhuang et al., ICCV 2013), with 15 joints.
+
+    Reads `splits/<action>_test_split<split>.txt`, lines of "<video>.avi 2" for a test video;
+    `Rename_Images/<action>/<video>/*.png`; and `joint_positions/<action>/<video>/joint_positions.mat`.
+
+    Raises:
+        InputError: a list, a video or its joints are missing or wrong.
+    """
+    root, found = Path(root), []
+    lists = sorted((root / "splits").glob(f"*_test_split{split}.txt"))
+    if not lists:
+        raise InputError(f"{root / 'splits'}: no list of split {split}; expected "
+                         f"<action>_test_split{split}.txt")
+    for file in lists:
+        action = file.name.removesuffix(f"_test_split{split}.txt")
+        for name, kind in (line.split() for line in file.read_text().splitlines() if line.strip()):
+            if kind != "2":
+                continue
+            folder = Path(action) / Path(name).stem
+            video = open_video(root / "Rename_Images" / folder)
+            path = root / "joint_positions" / folder / "joint_positions.mat"
+            try:
+                joints = scipy.io.loadmat(path)["pos_img"].transpose(2, 1, 0) - 1.0  # MATLAB counts from 1
+            except Exception as error:  # scipy's differ with what is wrong
+                raise InputError(f"{path}: no joints ({type(error).__name__}); expected 'pos_img' of shape "
+                                 "(2, joints, frames)") from None
+            if len(joints) > len(video) or joints.shape[2] != 2:
+                raise InputError(
+                    f"{path}: joints {joints.shape}; expected (frames, joints, 2), and the video "
+                    f"has {len(video)} frames"
+                )
+            found.append(JointVideo(str(folder), video, joints))
+    return found
+
+
+def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeatures,
+                 settings: SegmentSettings = JOINT_SETTINGS, *, side: int = 320) -> np.ndarray:
+    """Carry the joints of the first frame through a video as soft maps, one channel each.
+
+    As in the random walk's evaluation, frames become squares, a joint marks the cell that it lies in, and it
+    is read at the upper left corners of the strongest cells.
+
+    Arguments:
+        frames: (H, W, 3) uint8 RGB.
+        first: (J, 2) x and y in pixels.
+        side: of the squares, in pixels.
+
+    Returns:
+        (T, J, 2) x and y in pixels; NaN for a joint that is lost.
+    """
+    frames = list(frames)
+    height, width = frames[0].shape[:2]
+    features = list(make((resize(frame, (side, side)) for frame in frames), settings))
+    rows, columns = features[0].shape[1:]
+    scale = np.array([width / columns, height / rows])
+    x, y = np.floor(first / scale).T[..., None, None]
+    squares = (np.arange(columns) - x) ** 2 + (np.arange(rows)[:, None] - y) ** 2  # [J, h, w]
+    bumps = np.exp(-squares / (2 * SIGMA**2)) * (squares <= (3 * SIGMA) ** 2)
+    maps = np.concatenate([bumps.sum(0, keepdims=True) == 0, bumps]).astype(np.float32)  # background first
+    places = []
+    protocol = {name: getattr(settings, name) for name in ("context", "radius", "topk", "tau")}
+    for soft in propagate(features, maps, **protocol):
+        weight, cell = soft[1:].flatten(1).cpu().topk(STRONGEST)  # [J, 3]
+        corners = torch.stack([cell % columns, cell // columns], -1)
+        places.append((weight[..., None] * corners).sum(1) / weight.sum(1, keepdim=True))  # 0 / 0 is NaN
+    return torch.stack(places).numpy() * scale
+
+
+def pck(videos: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float) -> float:
+    """Percentage of correct keypoints, PCK@alpha: means over the joints, then their mean.
+
+    A joint is correct within alpha · 0.6 · the diagonal of the box around the true joints. The first frame
+    and joints that are lost do not count.
+
+    Arguments:
+        videos: predicted and true joints, (T, J, 2) each.
+    """
+    correct = []
+    for predicted, truth in videos:
+        seen = ~np.isnan(predicted).any(2)  # [T, J]
+        boxes = np.where(seen[..., None], truth, np.nan)
+        size = 0.6 * np.linalg.norm(np.nanmax(boxes, 1) - np.nanmin(boxes, 1), axis=1)  # [T]
+        near = np.linalg.norm(predicted - truth, axis=2) <= alpha * size[:, None]
+        correct.append(np.where(seen, near, np.nan)[1:])
+    return 100 * float(np.nanmean(np.nanmean(np.concatenate(correct), 0)))
+
+
+def load_vip(root: Path, split: str = "val") -> Dataset:
+    """A split of VIP (Zhou et al., ACM MM 2018), whose masks hold the categories of body parts.
+
+    Reads `VIP_Fine/lists/<split>_videos.txt`, a name in each line, `VIP_Fine/Images/<video>/*.jpg` and
+    `VIP_Fine/Annotations/Category_ids/<video>/*.png`. `dulvos.study.evaluation.evaluate` carries the parts.
+
+    Raises:
+        InputError: the list, a video or an annotation is missing.
+    """
+    root = Path(root) / "VIP_Fine"
+    listed = root / "lists" / f"{split}_videos.txt"
+    if not listed.is_file():
+        raise InputError(f"{listed}: no such list; expected the names of the videos, one in each line")
+    sequences = []
+    for name in listed.read_text().split():
+        video = open_video(root / "Images" / name)
+        masks = {index: root / "Annotations/Category_ids" / name / f"{video.frame_name(index)}.png"
+                 for index in range(len(video))}
+        missing = next((path for path in masks.values() if not path.is_file()), None)
+        if missing:
+            raise InputError(f"{missing}: no such annotation; expected one of each frame")
+        sequences.append(Sequence(name, video, masks))
+    return Dataset("VIP", root, split, sequences)
+
+
+def mean_iou(dataset: Dataset, folder: Path) -> float:
+    """Mean intersection over union in percent, of the masks that `evaluate` left in a folder.
+
+    Intersections and unions are summed over all frames and videos, then averaged over the categories of the
+    annotations, the background included.
+    """
+    both, predicted, true = np.zeros((3, 256), np.int64)
+    for sequence in dataset.sequences:
+        truth, masks = sequence.truth(), read_predictions(folder, sequence)
+        both += np.bincount(truth[truth == masks], minlength=256)
+        predicted += np.bincount(masks.ravel(), minlength=256)
+        true += np.bincount(truth.ravel(), minlength=256)
+    return 100 * float((both / np.maximum(predicted + true - both, 1))[true > 0].mean())
