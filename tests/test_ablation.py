@@ -17,8 +17,9 @@ from dulvos.study.rows import NOT_RUN, Study, flat, version
 from dulvos.training import TrainSettings
 
 PAPER = SCALES["paper"]
-TINY = Scale("tiny", "a", "b", {"iterations": 8, "batch": 8, "frames": 5, "crop": 128, "scale_min": 128,
-                                "scale_max": 128}, "eight iterations", seeds=(3, 1, 1))
+TINY = dataclasses.replace(
+    SCALES["davis"], name="tiny", inference={}, words="eight iterations",
+    training={"iterations": 8, "batch": 8, "frames": 5, "crop": 128, "scale_min": 128, "scale_max": 128})
 SCORES = {"baseline": [49, 50, 51], "B40T1": [42], "B20T2": [48], "lam0": [44.5], "lam1": [46], "N4": [56],
           "T15": [49.5], "no-crop": [30], "no-jitter": [44], "ordered": [44], "layer-norm": [50.5],
           "tau0.1": [50.1], "random": [40]}
@@ -70,7 +71,8 @@ def test_every_point_is_one_change(scale: Scale) -> None:
     for point in others:
         settings = dataclasses.asdict(point.settings)
         changed = {name for name, value in settings.items() if value != getattr(base.settings, name)}
-        allowed = {"B, T": {"batch", "frames"} | ({"iterations", "lr_every"} if scale.epochs else set())}
+        lengths = {"iterations", "lr_every"} if scale.lengths == "epochs" else set()
+        allowed = {"B, T": {"batch", "frames", *lengths}}
         setting = EDGES.get(point.varied)
         assert changed <= allowed.get(point.varied, {setting}) if setting else len(changed) <= 2, point.name
         assert bool(changed) + (point.inference != base.inference) + (point.features == "random") == 1
@@ -198,7 +200,7 @@ def test_one_seed_has_no_deviation_and_no_verdict(study: Study) -> None:
 
 def test_numbers_that_mean_nothing_get_no_verdict(study: Study) -> None:
     write_scores(study, SCORES)
-    found = effects(study, dataclasses.replace(TINY, meaningless=True))
+    found = effects(study, dataclasses.replace(TINY, name="demo"))
     assert set(found["verdict"]) == {"-", "means nothing", NOT_RUN}
 
 

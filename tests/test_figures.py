@@ -25,7 +25,7 @@ HISTORY = pd.DataFrame({"iteration": [1, 2, 3], "loss_st": [4.8, 3.9, 2.9], "los
 LINES = [
     figures.Maps("frames", [None] * 3, marks=[(np.array([[1, 2], [3, 4]]), np.eye(3)[:2]), None]),
     figures.Maps("values", list(VALUES), label="v", opacity=0.7, limits=(0, 1)),
-    figures.Maps("some", [None, np.full((8, 10), np.nan), VALUES[2]], opacity=list(VALUES)),
+    figures.Maps("some", [None, np.full((8, 10), np.nan), VALUES[2]]),
     figures.Maps("colours", [np.zeros((8, 10, 3), np.uint8)] * 3, frames=[FRAME[::-1]] * 3)]
 MAKERS = {
     "montage": lambda: figures.montage([("a", [FRAME, FRAME]), ("b", [FRAME[:32]])], ["one", "two"]),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ from scipy import stats
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.study.paper import read_csv
 from dulvos.study.rows import NOT_RUN, Study, frame, has, kind
 from dulvos.study.tables import write
@@ -44,54 +43,62 @@ CONFIDENCE = 0.95  # a difference counts if this share of further seeds would no
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale at which the grid is run; its rows lie in a folder of their own.
+    """A scale at which the grid is run, a line of `ablation_scales.csv`.
 
     Arguments:
-        name: of the scale; the folder is `results/ablation-<name>`.
+        name: of the scale; its rows lie in `results/ablation-<name>`.
         train, evaluate: data sets, as the notebooks 01_train and 02_evaluate take them.
         training, inference: settings of the baseline that depart from the defaults.
-        words: the scale in words, for captions; the rows name the data that were evaluated.
         seeds: trainings of the baseline, of each other point of Fig. 3, and of each claim.
         minutes: of the baseline's training and evaluation on one core, about.
-        epochs: lengths are epochs, so that a point with another B takes other numbers of iterations.
-        meaningless: the numbers only show that everything runs.
+        lengths: "iterations", or "epochs": then a point with another B takes other numbers of iterations.
+        words: the scale in words, for captions; the rows name the data that were evaluated.
     """
 
     name: str
     train: str
     evaluate: str
     training: dict
+    inference: dict
+    seeds: tuple[int, ...]
+    minutes: tuple[float, ...]
+    lengths: str
     words: str
-    inference: dict = field(default_factory=dict)
-    seeds: tuple[int, int, int] = (1, 1, 1)
-    minutes: tuple[float, float] = (1.0, 1.0)
-    epochs: bool = False
-    meaningless: bool = False
 
     @property
     def folder(self) -> str:
         """Name of the study that holds the rows."""
         return f"ablation-{self.name}"
 
+    @property
+    def meaningless(self) -> bool:
+        """Whether the numbers only show that everything runs."""
+        return self.name == "demo"
 
-_PAPER = paper_settings("youtube-vos", SOURCES["youtube-vos"].videos)
 
-SCALES = {scale.name: scale for scale in (
-    Scale("demo", "cutouts", "cutouts",
-          {"iterations": 8, "batch": 4, "frames": 5, "gap": 1, "crop": 128, "scale_min": 144,
-           "scale_max": 208, "lr": 3e-4, "lr_every": 400},
-          "rendered videos, 8 iterations, B·T = 20 at 128² crops",
-          seeds=(2, 1, 1), minutes=(0.5, 0.5), meaningless=True),
-    Scale("davis", "davis", "davis",
-          {"iterations": 400, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256,
-           "scale_max": 384, "lr": 3e-4, "lr_every": 300},
-          "400 iterations, B·T = 40 at 128² crops, all of val evaluated at 240p",
-          {"shorter_side": 240}, seeds=(3, 1, 1), minutes=(11, 6)),
-    Scale("paper", "youtube-vos", "davis",
-          {"iterations": _PAPER.iterations, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256,
-           "scale_max": 319, "lr": 1e-4, "lr_every": _PAPER.lr_every, "workers": 4},
-          "trained on YouTube-VOS, 500 epochs, B·T = 80 at 256² crops, val at 480p",
-          seeds=(5, 1, 1), minutes=(360, 10), epochs=True))}
+def _pairs(text: str | None) -> dict:
+    """Settings from text such as "lam=0.1 norm=layer"."""
+    pairs = [pair.partition("=") for pair in (text or "").split()]
+    if not all(equals for _, equals, _ in pairs):
+        raise InputError(f"settings must be name=value pairs, not {text!r}")
+    return {name: _value(value) for name, _, value in pairs}
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _numbers(text: str) -> tuple:
+    return tuple(map(_value, text.split()))
+
+
+SCALES = {line["name"]: Scale(**{
+    **line, "training": _pairs(line["training"]), "inference": _pairs(line["inference"]),
+    "seeds": _numbers(line["seeds"]), "minutes": _numbers(line["minutes"])})
+    for line in read_csv("ablation_scales.csv").to_dict("records")}
 
 
 def find_scale(name: str) -> Scale:
@@ -159,15 +166,12 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
 
 
 def _point(scale: Scale, line: dict) -> Point:
-    pairs = [pair.partition("=") for pair in (line["settings"] or "").split()]
-    if not all(equals for _, equals, _ in pairs):
-        raise InputError(f"settings must be name=value pairs, not {line['settings']!r}")
-    changes, base = {name: _value(value) for name, _, value in pairs}, TrainSettings.from_dict(scale.training)
+    changes, base = _pairs(line["settings"]), TrainSettings.from_dict(scale.training)
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
     if line["varied"] == "B, T":  # T at a fixed B·T
         training["batch"] = base.batch * base.frames // training["frames"]
-        if scale.epochs:
+        if scale.lengths == "epochs":
             ratio = base.batch / training["batch"]
             training |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
     unknown = inference.keys() - {setting.name for setting in dataclasses.fields(SegmentSettings)}
@@ -179,13 +183,6 @@ def _point(scale: Scale, line: dict) -> Point:
     return Point(name, line["varied"], label, line["features"] or "trained", {**scale.training, **training},
                  inference, trained="" if line["features"] else name if training else "baseline",
                  seeds=scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)], line=line)
-
-
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def effects(study: Study, scale: Scale) -> pd.DataFrame:

@@ -264,7 +264,7 @@ class Maps:
         maps: for each column (h, w) float on the line's one scale (NaN shows the frame), (h, w, 3) uint8
             colours of cells, or None for the frame alone.
         label: of the scale; "" draws no scale.
-        opacity: of the maps, in [0, 1], for all or as (h, w) for each column.
+        opacity: of the maps, in [0, 1].
         marks: for each column positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
         frames: (H, W, 3) uint8 pictures below the maps, if not those of all lines.
         limits: of the scale; None takes the least and the greatest value.
@@ -273,7 +273,7 @@ class Maps:
     title: str
     maps: abc.Sequence[np.ndarray | None]
     label: str = ""
-    opacity: float | abc.Sequence[np.ndarray] = 1.0
+    opacity: float = 1.0
     marks: abc.Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
     frames: abc.Sequence[np.ndarray] | None = None
     limits: tuple[float, float] | None = None
@@ -293,17 +293,16 @@ def cell_maps(frames: abc.Sequence[np.ndarray], lines: abc.Sequence[Maps],
         for column, cells in enumerate(line.maps):
             if cells is not None:  # a photograph that shines through must not change the map's colours
                 grey = np.repeat(below[column].mean(2, keepdims=True), 3, 2).astype(np.uint8)
-                seen = np.min(line.opacity) < 1 or cells.ndim == 2
+                seen = line.opacity < 1 or cells.ndim == 2
                 below[column] = grey if seen else np.full_like(grey, 255)
         show_pictures(axes, below, () if number else titles)
         known = [np.ravel(cells) for cells in line.maps if cells is not None and cells.ndim == 2]
         values = np.concatenate(known or [[0, 1]])
         scale = Normalize(*(line.limits or (np.nanmin(values), np.nanmax(values))))
-        for column, (axis, cells) in enumerate(zip(axes, line.maps)):
+        for axis, cells in zip(axes, line.maps):
             if cells is not None:
-                opacity = line.opacity if np.isscalar(line.opacity) else line.opacity[column]
                 bottom, right = np.multiply(cells.shape[:2], STRIDE) - half
-                axis.imshow(cells, "viridis", scale, alpha=opacity, interpolation="nearest",
+                axis.imshow(cells, "viridis", scale, alpha=line.opacity, interpolation="nearest",
                             extent=(-half, right, bottom, -half))
         for axis, mark in zip(axes, line.marks):
             if mark is not None:
