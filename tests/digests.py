@@ -21,7 +21,7 @@ __all__ = ["EVALUATION_CASES", "TRAINING_CASES", "evaluation_digest", "moving_sq
 SMALL = {"batch": 2, "frames": 3, "gap": 2, "crop": 64, "scale_min": 64, "scale_max": 96, "grid": 4, "cross_grid": 2,
          "lr": 3e-4, "precision": "fp32"}
 TRAINING_CASES = {
-    "method": {}, "sgd, centre": {"optimiser": "sgd", "centre": True, "lr_every": 1},
+    "method": {}, "one frame": {"frames": 1}, "sgd, centre": {"optimiser": "sgd", "centre": True, "lr_every": 1},
     "aligned": {"alignment": "corrected"}, "each cell": {"jitter": "independent"}, "no jitter": {"jitter": "none"},
     "second forward": {"second_forward": "eval"}, "layer norm": {"norm": "layer"}, "in order": {"ordered": True},
     "colours a clip": {"photometric": "video"}, "colours a frame": {"photometric": "frame"},
