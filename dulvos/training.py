@@ -195,7 +195,8 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
                 raise diverged(str(error)) from None
             state.add(values)
             bar.update()
-            bar.set_postfix({name: f"{v:.3f}" for name, v in zip(COLUMNS[1:4], values)}, refresh=False)
+            shown = {name: f"{v:.3f}" for name, v in zip(COLUMNS[1:4], values) if not math.isnan(v)}
+            bar.set_postfix(shown, refresh=False)
             if settings.snapshot_every and state.iteration % settings.snapshot_every == 0:
                 save_network(folder / "snapshots" / f"encoder-{state.iteration}.safetensors")
             if (time.monotonic() - saved > 60 * settings.checkpoint_minutes

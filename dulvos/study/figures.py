@@ -207,12 +207,15 @@ def montage(rows: abc.Sequence[tuple[str, abc.Sequence[np.ndarray]]],
 
 @style()
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Both losses (raw and as running medians) and the learning rate; columns as in `history.csv`."""
+    """The losses (raw and as running medians) and the learning rate; columns as in `history.csv`."""
+    panels = {"loss_st": r"space-time loss $\mathcal{L}_{ST}$ (Eq. 3)",
+              "loss_cv": r"cross-view loss $\mathcal{L}_{CV}$ (Eq. 5)"}
+    if history["loss_st"].isna().all():
+        panels = {"loss": "loss"}  # a baseline's
     figure = NotebookFigure((WIDTH, 2.1))
-    *axes, rate = figure.subplots(1, 3)
+    *axes, rate = figure.subplots(1, len(panels) + 1)
     window = max(5, len(history) // 50)
-    titles = r"space-time loss $\mathcal{L}_{ST}$ (Eq. 3)", r"cross-view loss $\mathcal{L}_{CV}$ (Eq. 5)"
-    for axis, name, colour, title in zip(axes, ("loss_st", "loss_cv"), (BLUE, VERMILLION), titles):
+    for axis, (name, title), colour in zip(axes, panels.items(), (BLUE, VERMILLION)):
         smooth = history[name].rolling(window, center=True, min_periods=1).median()
         axis.plot(history.iteration, history[name], color=colour, alpha=0.25, linewidth=0.5)
         axis.plot(history.iteration, smooth, color=colour)
