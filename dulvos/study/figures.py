@@ -265,12 +265,13 @@ class Maps:
     Arguments:
         title: beside the line.
         maps: for each column (h, w) float on the line's one scale (NaN shows the frame), (h, w, 3) uint8
-            colours of cells, or None for the frame alone.
+            colours of cells, or (h, w, 4) with their opacity, or None for the frame alone.
         label: of the scale; "" draws no scale.
         opacity: of the maps, in [0, 1].
         marks: for each column positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
         frames: (H, W, 3) uint8 pictures below the maps, if not those of all lines.
         limits: of the scale; None takes the least and the greatest value.
+        stride, offset: of the cells in pixels, or (y, x) each; cell i has its middle at offset + stride·i.
     """
 
     title: str
@@ -280,13 +281,15 @@ class Maps:
     marks: abc.Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
     frames: abc.Sequence[np.ndarray] | None = None
     limits: tuple[float, float] | None = None
+    stride: float | tuple[float, float] = STRIDE
+    offset: float | tuple[float, float] = 0.0
 
 
 @style()
 def cell_maps(frames: abc.Sequence[np.ndarray], lines: abc.Sequence[Maps],
               titles: abc.Sequence[str] = ()) -> Figure:
-    """Maps of cells over their frames (H, W, 3) uint8, a column each; cell i covers the pixels 8·i ± 4."""
-    columns, half = len(frames), STRIDE / 2
+    """Maps of cells over their frames (H, W, 3) uint8, a column each."""
+    columns = len(frames)
     side = (WIDTH - 0.2 - 0.5 * any(line.label for line in lines)) / columns
     height = 0.2 + len(lines) * (side * frames[0].shape[0] / frames[0].shape[1] + 0.02)
     figure = NotebookFigure((WIDTH, height))
@@ -296,7 +299,7 @@ def cell_maps(frames: abc.Sequence[np.ndarray], lines: abc.Sequence[Maps],
         for column, cells in enumerate(line.maps):
             if cells is not None:  # a photograph that shines through must not change the map's colours
                 grey = np.repeat(below[column].mean(2, keepdims=True), 3, 2).astype(np.uint8)
-                seen = line.opacity < 1 or cells.ndim == 2
+                seen = line.opacity < 1 or cells.shape[2:] != (3,)
                 below[column] = grey if seen else np.full_like(grey, 255)
         show_pictures(axes, below, () if number else titles)
         known = [np.ravel(cells) for cells in line.maps if cells is not None and cells.ndim == 2]
@@ -304,12 +307,13 @@ def cell_maps(frames: abc.Sequence[np.ndarray], lines: abc.Sequence[Maps],
         scale = Normalize(*(line.limits or (np.nanmin(values), np.nanmax(values))))
         for axis, cells in zip(axes, line.maps):
             if cells is not None:
-                bottom, right = np.multiply(cells.shape[:2], STRIDE) - half
+                top, left = np.subtract(line.offset, np.divide(line.stride, 2)) * np.ones(2)
+                bottom, right = np.multiply(cells.shape[:2], line.stride) + (top, left)
                 axis.imshow(cells, "viridis", scale, alpha=line.opacity, interpolation="nearest",
-                            extent=(-half, right, bottom, -half))
+                            extent=(left, right, bottom, top))
         for axis, mark in zip(axes, line.marks):
             if mark is not None:
-                y, x = np.reshape(mark[0], (-1, 2)).T * STRIDE
+                y, x = (np.reshape(mark[0], (-1, 2)) * line.stride + line.offset).T
                 for colour, width in (("black", 1.4), ("white", 0.7)):  # a rim that shows on any ground
                     axis.scatter(x, y, s=30 if len(x) < 10 else 9, c=mark[1], edgecolor=colour,
                                  linewidth=width, zorder=3, clip_on=False)
