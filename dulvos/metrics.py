@@ -22,24 +22,20 @@ STATS_COLUMNS = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay
 SUMMARY_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 BACKGROUND = (0, 255)  # 255: void
 TOLERANCE = 0.008  # of the image diagonal
-PACKET = 4  # frames: the truth and the prediction of each are the 8 bits of a byte
+PACKET = 4  # frames at once: their truths and predictions fill the 8 bits of a byte
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceScores:
-    """J and F of each object in each scored frame of one sequence.
+    """J and F of each object in each scored frame of one sequence."""
 
-    ids: the objects' ids, ascending.
-    j, f: (objects, T - 2) float64, frames 1..T-2; NaN up to and including the object's first annotation.
-    """
-
-    ids: tuple[int, ...]
-    j: np.ndarray
+    ids: tuple[int, ...]  # of the objects, ascending
+    j: np.ndarray  # (objects, T - 2) float64, of the frames 1 ... T-2; NaN until after the first annotation
     f: np.ndarray
 
     @property
     def stats(self) -> np.ndarray:
-        """`STATS_COLUMNS` of each object: (objects, 6) float64; NaN for an object without a scored frame."""
+        """`STATS_COLUMNS` of each object: (objects, 6) float64, NaN for an object without a scored frame."""
         return np.array([_statistics(j) + _statistics(f) for j, f in zip(self.j, self.f, strict=True)])
 
     @property
@@ -51,16 +47,18 @@ class SequenceScores:
 def score_sequence(
     truth: np.ndarray, prediction: np.ndarray, *, first_frame: Mapping[int, int] | None = None
 ) -> SequenceScores:
-    """Score a sequence's predicted ids: J and F of each object in the frames between the first and the last.
+    """J and F of each object in the frames between the first and the last.
 
-    The objects are those of the first annotation, truth[0]; any other id is background. With `first_frame`
-    (YouTube-VOS) they are its keys, and each counts from the frame after its first annotation.
+    The objects are those of the first annotation, truth[0]; other ids are background. With `first_frame`
+    (YouTube-VOS) its keys are the objects, and each counts from the frame after its first annotation.
 
-    truth, prediction: (T, H, W) integer ids, T >= 3; 0 and 255 are background.
-    first_frame: object id -> index, 0..T-1, of the frame of its first annotation in `truth`.
+    Arguments:
+        truth, prediction: (T, H, W) integer ids, T >= 3; 0 and 255 are background.
+        first_frame: object id -> frame of its first annotation in `truth`, in [0, T).
 
-    Raises InputError if the arrays are not integers of one shape (T, H, W), if T < 3, if the first annotation
-    holds no object, if `first_frame` disagrees with the truth, or if no object has a frame to score.
+    Raises:
+        InputError: arrays that are not integers of one shape (T, H, W), T < 3, no object in the first
+            annotation, a `first_frame` that disagrees with the truth, no frame to score.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     _check_shapes(truth, prediction, "(T, H, W)")
@@ -68,7 +66,7 @@ def score_sequence(
         raise InputError(f"truth is {truth.dtype}, prediction {prediction.dtype}: ids must be integers")
     length, *size = truth.shape
     if length < 3:
-        raise InputError(f"{length} frame(s): at least 3 are needed, the first and the last are not scored")
+        raise InputError(f"{length} frame(s): at least 3 are needed; the first and the last are not scored")
     entry = _entry_frames(truth, first_frame)
 
     j, f = np.full((2, len(entry), length - 2), np.nan)
@@ -81,15 +79,18 @@ def score_sequence(
 
     packets = [(row, object_id, frame) for row, (object_id, start) in enumerate(entry.items())
                for frame in range(start + 1, length - 1, PACKET)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter's lock
         list(pool.map(lambda packet: score(*packet), packets))
     return SequenceScores(ids=tuple(entry), j=j, f=f)
 
 
 def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
-    """Mean of each statistic over the objects of all sequences, not over sequences, by `SUMMARY_COLUMNS`.
+    """Mean of each statistic over the objects of all sequences, with the names of DAVIS's official tool.
 
     J&F-Mean = (J-Mean + F-Mean) / 2. Objects without a scored frame are left out.
+
+    Raises:
+        InputError: no scores.
     """
     stats = [sequence.stats for sequence in scores]
     if not stats:
@@ -99,15 +100,16 @@ def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
 
 
 def jaccard(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Region similarity J = |A ∩ B| / |A ∪ B| of two masks (H, W) bool, 1 if both are empty."""
+    """Region similarity J = |A ∩ B| / |A ∪ B| of two masks (H, W) bool; 1 if both are empty."""
     return float(_jaccard(_pack_masks(truth, prediction))[0])
 
 
 def boundary_f(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Contour accuracy F = 2PR / (P + R) of two masks (H, W) bool, matched within ⌈.008 · diagonal⌉ pixels.
+    """Contour accuracy F = 2PR / (P + R) of two masks (H, W) bool.
 
-    P is the share of the prediction's boundary that lies near the truth's, R the share of the truth's near
-    the prediction's. F is 1 if both boundaries are empty, 0 if one is; a mask that fills the frame has none.
+    P is the share of the prediction's boundary that lies within ⌈.008 · diagonal⌉ pixels of the truth's, R
+    the share of the truth's that lies as near to the prediction's. F is 1 if both boundaries are empty, 0 if
+    one is. The border of the image is no boundary.
     """
     return float(_boundary_f(_pack_masks(truth, prediction), np.shape(truth))[0])
 
@@ -115,11 +117,11 @@ def boundary_f(truth: np.ndarray, prediction: np.ndarray) -> float:
 def _pack(truth: np.ndarray, prediction: np.ndarray, object_id: int) -> np.ndarray:
     """Masks of an object in n <= PACKET frames, (n, H, W) ids, as the bits of one (h, w) uint8 array.
 
-    Bit i is the truth of frame i, bit PACKET + i its prediction, so one pass serves them all. (h, w) is their
-    bounding box and a pixel around: boundaries lie in it, and matches are looked up on boundaries only.
+    Bit i is the truth of frame i, bit PACKET + i its prediction, so that one pass serves all. (h, w) is their
+    bounding box and one pixel around it, which holds all boundaries.
     """
     planes = np.zeros(truth.shape[1:], dtype=np.uint8)
-    plane = np.empty_like(planes)  # one buffer: a new array for each frame costs more than the comparison
+    plane = np.empty_like(planes)  # used again: new memory would take longer than the comparison
     for first_bit, frames in ((0, truth), (PACKET, prediction)):
         for bit, ids in enumerate(frames, first_bit):
             np.equal(ids, object_id, out=plane.view(bool))
@@ -148,7 +150,7 @@ def _jaccard(planes: np.ndarray) -> np.ndarray:
 def _boundary_f(planes: np.ndarray, size: Iterable[int]) -> np.ndarray:
     boundary = _boundary(planes)
     near = _dilate(boundary, radius=ceil(TOLERANCE * hypot(*size)))
-    near_other = near >> PACKET | near * np.uint8(1 << PACKET)  # numpy's `<<` is several times slower
+    near_other = near >> PACKET | near * np.uint8(1 << PACKET)  # numpy's `<<` takes several times as long
     length, matched = _count(boundary), _count(boundary & near_other)
     recall, precision = matched / np.maximum(length, 1)
     f = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)  # 0 without a match
@@ -165,7 +167,7 @@ def _boundary(planes: np.ndarray) -> np.ndarray:
 
 
 def _dilate(planes: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation with the disk x² + y² <= radius², as the union of its columns from the rim inwards."""
+    """Dilation with the disk x² + y² <= radius², the union of its columns, from the outer ones inwards."""
     height, width = planes.shape
     dilated, column, reach = np.zeros_like(planes), np.pad(planes, radius), 0
     for x in range(radius, -1, -1):
@@ -181,10 +183,10 @@ def _statistics(values: np.ndarray) -> tuple[float, float, float]:
     values = values[~np.isnan(values)]
     if not values.size:
         return np.nan, np.nan, np.nan
-    # As the official tool: 1e-10 rounds halves up, quarters share a frame. (Its uint8 edges wrap at 256.)
+    # as the official tool, 1e-10 rounds halves up, and quarters share a frame (its uint8 edges overflow)
     edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
     decay = values[edges[0] : edges[1] + 1].mean() - values[edges[3] : edges[4] + 1].mean()
-    return values.mean(), np.mean(values > 0.5), decay
+    return float(values.mean()), float(np.mean(values > 0.5)), decay
 
 
 def _entry_frames(truth: np.ndarray, first_frame: Mapping[int, int] | None) -> dict[int, int]:
@@ -192,12 +194,12 @@ def _entry_frames(truth: np.ndarray, first_frame: Mapping[int, int] | None) -> d
     if first_frame is None:
         first_frame = dict.fromkeys(np.setdiff1d(truth[0], BACKGROUND).tolist(), 0)
     if not first_frame:
-        raise InputError("no object in the first annotation: all its ids are background (0, 255)")
+        raise InputError("the first annotation holds no object: all its ids are background (0, 255)")
     for object_id, frame in first_frame.items():
         if object_id in BACKGROUND or not 0 <= frame < len(truth) or object_id not in truth[frame]:
-            raise InputError(f"first_frame: truth[{frame}] of {len(truth)} frames has no object {object_id}")
+            raise InputError(f"first_frame: frame {frame} of {len(truth)} has no object {object_id} in truth")
     if min(first_frame.values()) >= len(truth) - 2:
-        raise InputError("no frame to score: every object is first annotated in the last two frames")
+        raise InputError("no frame to score: all objects are first annotated in the last two frames")
     return dict(sorted(first_frame.items()))
 
 

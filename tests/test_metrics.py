@@ -50,18 +50,20 @@ def scores_of(*j: list[float]) -> SequenceScores:
     return SequenceScores(ids=tuple(range(1, len(j) + 1)), j=np.array(j), f=np.array(j) / 2)
 
 
-@pytest.mark.parametrize("case", ["metrics_two_objects", "metrics_edges"])
+@pytest.mark.parametrize("case", ["metrics_two_objects", "metrics_edges", "published_bmx_trees"])
 def test_golden(golden: Path, case: str) -> None:
     expected = np.load(golden / f"{case}.npz")
     scores = score_sequence(expected["truth"], expected["prediction"])
-    assert STATS_COLUMNS == tuple(expected["stats_columns"])
-    for name in ("j", "f", "stats", "j_and_f"):
+    for name in ("j", "f", "j_and_f"):
         np.testing.assert_allclose(getattr(scores, name), expected[name], rtol=0, atol=1e-9, err_msg=name)
+    columns = [STATS_COLUMNS.index(name) for name in expected["stats_columns"]]
+    np.testing.assert_allclose(scores.stats[:, columns], expected["stats"], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("size", "objects"), [((60, 100), 2), ((75, 100), 3), ((101, 64), 1), ((96, 128), 4), ((240, 427), 2)]
-)
+SIZES = [((60, 100), 2), ((101, 64), 1), ((96, 128), 4), ((240, 427), 2)]
+
+
+@pytest.mark.parametrize(("size", "objects"), SIZES)
 def test_agrees_with_the_protocol_step_by_step(size: tuple[int, int], objects: int) -> None:
     truth, other = blobs(0, 6, size, objects), blobs(1, 6, size, objects)
     near = np.stack([np.roll(frame, t, axis=t % 2) for t, frame in enumerate(truth)])
@@ -84,23 +86,19 @@ def test_objects_inside_the_frame_and_at_its_border_agree_too(size: tuple[int, i
         np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-9)
 
 
-def test_perfect_prediction_scores_one() -> None:
+def test_a_perfect_prediction_scores_one_whatever_marks_the_background() -> None:
     truth = blobs(0, 9, (48, 64), 3)
-    scores = score_sequence(truth, truth)
-    np.testing.assert_array_equal(scores.stats, [[1, 1, 0, 1, 1, 0]] * 3)
-    assert scores.j_and_f == 1
+    void = np.where(truth == 0, 255, truth).astype(np.uint8)
+    for pair in ((truth, truth), (void, truth), (truth, void), (void, void)):
+        scores = score_sequence(*pair)
+        assert scores.ids == (1, 2, 3) and scores.j_and_f == 1
+        np.testing.assert_array_equal(scores.stats, [[1, 1, 0, 1, 1, 0]] * 3)
 
 
 @pytest.mark.parametrize("measure", [jaccard, boundary_f])
-def test_empty_masks(measure) -> None:
+def test_empty_masks_symmetry_and_memory_layout(measure) -> None:
     empty, mask = np.zeros((60, 80), dtype=bool), square(20, 30)
-    assert measure(empty, empty) == 1
-    assert measure(mask, empty) == 0
-    assert measure(empty, mask) == 0
-
-
-@pytest.mark.parametrize("measure", [jaccard, boundary_f])
-def test_symmetric_and_independent_of_memory_layout(measure) -> None:
+    assert (measure(empty, empty), measure(mask, empty), measure(empty, mask)) == (1, 0, 0)
     a, b = (masks == 1 for masks in blobs(2, 2, (50, 70), 1))
     assert 0 < measure(a, b) < 1
     assert measure(a, b) == measure(b, a) == measure(np.asfortranarray(a), b)
@@ -150,23 +148,12 @@ def test_ids_of_the_first_annotation_only() -> None:
     assert scores.j_and_f == 1
 
 
-def test_255_is_background() -> None:
-    truth = blobs(5, 5, (40, 50), 1)
-    void = np.where(truth == 0, 255, truth).astype(np.uint8)
-    for pair in ((void, truth), (truth, void), (void, void)):
-        scores = score_sequence(*pair)
-        assert scores.ids == (1,)
-        assert scores.j_and_f == 1
-
-
 def test_recall_is_strict() -> None:
     assert scores_of([0.5, 0.5, 0.51, 0.4]).stats[0, 1] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("length", "first", "last"),
-    [(1, 1, 1), (4, 2, 2), (5, 2, 2), (7, 3, 2), (10, 3, 3), (11, 4, 3), (13, 4, 4), (300, 76, 76)],
-)
+@pytest.mark.parametrize(("length", "first", "last"), [
+    (1, 1, 1), (4, 2, 2), (5, 2, 2), (7, 3, 2), (10, 3, 3), (11, 4, 3), (13, 4, 4), (300, 76, 76)])
 def test_decay_is_first_quarter_minus_last(length: int, first: int, last: int) -> None:
     """Edges round half up, and each quarter includes both of its edges; long sequences do not overflow."""
     values = np.random.default_rng(length).uniform(size=length)
@@ -200,28 +187,25 @@ def test_late_object_counts_after_its_first_annotation() -> None:
     assert scores.j_and_f == pytest.approx(scores.stats[:2][:, [0, 3]].mean())
 
 
-def test_errors_say_what_is_wrong() -> None:
-    truth = blobs(8, 4, (40, 50), 2)
-    with pytest.raises(InputError, match=r"\(4, 40, 50\).*\(3, 40, 50\)"):
-        score_sequence(truth, truth[:3])
-    with pytest.raises(InputError, match=r"\(40, 50\).*\(50, 40\)"):
-        jaccard(truth[0] > 0, truth[0].T > 0)
-    with pytest.raises(InputError, match=r"\(40, 50\).*\(1, 50\)"):
-        boundary_f(truth[0] > 0, truth[0, :1] > 0)
-    with pytest.raises(InputError, match=r"\(T, H, W\)"):
-        score_sequence(truth[0], truth[0])
-    with pytest.raises(InputError, match="prediction float32.*integers"):
-        score_sequence(truth, truth.astype(np.float32))
-    with pytest.raises(InputError, match="2 frame.*at least 3"):
-        score_sequence(truth[:2], truth[:2])
-    with pytest.raises(InputError, match="first annotation"):
-        score_sequence(np.full_like(truth, 255), truth)
-    with pytest.raises(InputError, match="first annotation"):
-        score_sequence(truth, truth, first_frame={})
-    for wrong in ({9: 0}, {0: 0}, {1: 4}, {1: -1}):
-        with pytest.raises(InputError, match=f"no object {[*wrong][0]}"):
-            score_sequence(truth, truth, first_frame=wrong)
-    with pytest.raises(InputError, match="last two frames"):
-        score_sequence(truth, truth, first_frame={1: 2})
-    with pytest.raises(InputError, match="no scores"):
-        summarise([])
+TRUTH = blobs(8, 4, (40, 50), 2)
+
+
+@pytest.mark.parametrize(("call", "named"), [
+    (lambda: score_sequence(TRUTH, TRUTH[:3]), r"\(4, 40, 50\).*\(3, 40, 50\)"),
+    (lambda: jaccard(TRUTH[0] > 0, TRUTH[0].T > 0), r"\(40, 50\).*\(50, 40\)"),
+    (lambda: boundary_f(TRUTH[0] > 0, TRUTH[0, :1] > 0), r"\(40, 50\).*\(1, 50\)"),
+    (lambda: score_sequence(TRUTH[0], TRUTH[0]), r"\(T, H, W\)"),
+    (lambda: score_sequence(TRUTH, TRUTH.astype(np.float32)), "prediction float32"),
+    (lambda: score_sequence(TRUTH[:2], TRUTH[:2]), "^2 .*at least 3"),
+    (lambda: score_sequence(np.full_like(TRUTH, 255), TRUTH), "first annotation"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={}), "first annotation"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={9: 0}), "first_frame.* 0 .*object 9"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={0: 0}), "first_frame.* 0 .*object 0"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={1: 4}), "first_frame.* 4 .*object 1"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={1: -1}), "first_frame.* -1 .*object 1"),
+    (lambda: score_sequence(TRUTH, TRUTH, first_frame={1: 2}), "last two frames"),
+    (lambda: summarise([]), "scores"),
+])
+def test_wrong_inputs_are_named(call, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        call()
