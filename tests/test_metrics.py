@@ -1,4 +1,4 @@
-"""Metrics against the official values, a plain way of the protocol, and what its words imply."""
+"""Metrics against official values, a plain way, and what the protocol's words imply."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.scoring import plain
 from dulvos.errors import InputError
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, boundary_f, jaccard, score_sequence, summarise
 
@@ -22,27 +23,6 @@ def square(top: int, left: int, side: int = 20, size: tuple[int, int] = (60, 80)
     mask = np.zeros(size, dtype=bool)
     mask[top : top + side, left : left + side] = True
     return mask
-
-
-def plain(truth: np.ndarray, prediction: np.ndarray) -> list[list[float]]:
-    """J and F of one frame of ids as the protocol words them, a step at a time: (2, objects), ids ascending."""
-    radius = int(np.ceil(0.008 * np.hypot(*truth.shape)))
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    disk = (y**2 + x**2 <= radius**2).astype(np.uint8)
-    scores = []
-    for name in np.setdiff1d(truth, 0):
-        masks = [truth == name, prediction == name]
-        union = np.logical_or(*masks).sum()
-        edges = []
-        for mask in masks:
-            wide = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-            others = (wide[:-1, 1:], wide[1:, :-1], wide[1:, 1:])
-            edges.append(np.any([mask != other for other in others], axis=0))
-        near = [cv2.dilate(edge.astype(np.uint8), disk) > 0 for edge in edges]
-        precision, recall = ((edges[i] & near[1 - i]).sum() / max(edges[i].sum(), 1) for i in (1, 0))
-        f = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        scores.append((np.logical_and(*masks).sum() / union if union else 1.0, f if edges[0].any() or edges[1].any() else 1.0))
-    return np.transpose(scores).tolist()
 
 
 def scores_of(*j: list[float]) -> SequenceScores:
@@ -72,8 +52,7 @@ def test_agrees_with_the_protocol_step_by_step(size: tuple[int, int], objects: i
 
     scores = score_sequence(truth, prediction)
     assert scores.ids == tuple(range(1, objects + 1))
-    expected = np.stack([plain(truth[frame], prediction[frame]) for frame in range(1, 5)], axis=-1)
-    np.testing.assert_allclose([scores.j, scores.f], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose([scores.j, scores.f], plain(truth, prediction), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (35, 50), (1, 50), (60, 1)])
@@ -81,9 +60,9 @@ def test_objects_inside_the_frame_and_at_its_border_agree_too(size: tuple[int, i
     truth = square(20, 30, 15, size) if min(size) > 1 else square(0, 0, 15, size)
     for shift in ((0, 0), (1, 2), (2, -3), (-2, -1), (40, 1)):
         prediction = np.roll(truth, shift, axis=(0, 1))
-        expected = plain(truth.astype(np.uint8), prediction.astype(np.uint8))
-        measured = [[jaccard(truth, prediction)], [boundary_f(truth, prediction)]]
-        np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-9)
+        expected = plain(*(np.stack([mask] * 3).astype(np.uint8) for mask in (truth, prediction)))
+        measured = [jaccard(truth, prediction), boundary_f(truth, prediction)]
+        np.testing.assert_allclose(measured, np.ravel(expected), rtol=0, atol=1e-9)
 
 
 def test_a_perfect_prediction_scores_one_whatever_marks_the_background() -> None:
