@@ -36,9 +36,11 @@ COLLECTED = tuple(name for name, source in collections.SOURCES.items() if source
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    given = tuple(arguments)
     commands = {"demo": demo_command, "davis": davis_command, "grid": grid_command, "paper": paper_command,
-                "train": partial(train_command, tuple(arguments)), "evaluate": evaluate_command,
-                "segment": segment_command, "index": index_command, "download": download_command}
+                "train": partial(train_command, given), "evaluate": partial(evaluate_command, given),
+                "segment": partial(segment_command, given), "index": index_command,
+                "download": download_command}
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="dulvos", description=__doc__)
@@ -165,6 +167,14 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
     return paper_plan.run_paper(rows, here, dry=dry_run, **dataclasses.asdict(run))
 
 
+def _chosen(arguments: tuple[str, ...], settings: TrainSettings | SegmentSettings) -> dict:
+    """The settings that the arguments name; all others follow the collection or the protocol."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    names = {field.name: field.name.replace("_", "-") for field in dataclasses.fields(settings)}
+    return {name: getattr(settings, name) for name, flag in names.items()
+            if {f"--{flag}", f"--no-{flag}"} & flags}
+
+
 def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study: str, name: str = "trained",
                   device: str | None = None, settings: OmitArgPrefixes[_Train] = _Train()) -> int:
     """Train one encoder, as notebook 01_train does, and write its row; the same command continues after a stop.
@@ -179,9 +189,7 @@ def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study
         name: of the run.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
-    flags = {word.partition("=")[0] for word in arguments}
-    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
-              if {f"--{field.name.replace('_', '-')}", f"--no-{field.name.replace('_', '-')}"} & flags}
+    chosen = _chosen(arguments, settings)
     chosen.setdefault("workers", reading_processes(find_device(device)))
     if data in COLLECTED:
         frames = chosen.get("frames", TrainSettings.frames)
@@ -194,10 +202,10 @@ def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study
     return 0
 
 
-def evaluate_command(*, encoder: tuple[str, ...], davis: Path | None = None, youtube_vos: Path | None = None,
-                     split: Literal["valid", "local"] = "valid", study: str = "encoders", processes: int = 0,
-                     device: str | None = None,
-                     settings: OmitArgPrefixes[SegmentSettings] = SegmentSettings()) -> int:
+def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...], davis: Path | None = None,
+                     youtube_vos: Path | None = None, split: Literal["valid", "local"] = "valid",
+                     study: str = "encoders", processes: int = 0, device: str | None = None,
+                     settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Evaluate encoders by label propagation: dulvos evaluate --encoder timm:vit_small_patch16_224.dino --davis DIR.
 
     Prints one table, the best encoder first, and leaves masks, DAVIS's official csv files and a row for each encoder
@@ -215,15 +223,17 @@ def evaluate_command(*, encoder: tuple[str, ...], davis: Path | None = None, you
     """
     if (davis is None) == (youtube_vos is None):
         raise InputError("give --davis DIR or --youtube-vos DIR")
-    table = evaluate_encoders(encoder, str(davis or youtube_vos), settings, split="val" if davis else split,
+    chosen = SegmentSettings.of(**_chosen(arguments, settings))
+    table = evaluate_encoders(encoder, str(davis or youtube_vos), chosen, split="val" if davis else split,
                               study=Study(study), device=device, processes=processes)
     table["s / frame"] = table["s / frame"].map("{:.2f}".format)
     print(to_text(table).to_string(index=False))
     return 0
 
 
-def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")],
-                    /, *, checkpoint: str = "davis2016", device: str | None = None, fps: float | None = None,
+def segment_command(arguments: tuple[str, ...], video: Positional[Path],
+                    given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")], /, *,
+                    checkpoint: str = "davis2016", device: str | None = None, fps: float | None = None,
                     mp4: bool = True, settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
@@ -243,7 +253,7 @@ def segment_command(video: Positional[Path], given: Annotated[Positional[tuple[s
     if len(given) < 2:
         raise InputError("give at least one MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
     *named, out = given
-    chosen = SegmentSettings(**dataclasses.asdict(settings))
+    chosen = SegmentSettings.of(**_chosen(arguments, settings))
     if video.is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding them, which takes minutes for a long one
     opened = videos.open_video(video)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,39 +16,62 @@ from torch import Tensor, nn
 from dulvos.devices import autocast, free_memory
 from dulvos.encoder import IMAGE_MEAN, IMAGE_STD, LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_types
-from dulvos.propagation import object_ids, propagate, to_labels
-from dulvos.videos import Video, resize, shrink, shrunk_size
+from dulvos.propagation import PROTOCOLS, Protocol, object_ids, propagate, to_labels
+from dulvos.videos import Video, resize, shrunk_size
 
-__all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode", "segment"]
+__all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode",
+           "seen_size", "segment"]
 
 _CHANNELS = {"res3": 256, "res4": 512, "key": 128}
 _BYTES_A_PIXEL = 120  # of a frame in the encoder, about
+_DINO_SIDES = 64  # the longer side is a multiple of this in DINO's evaluation
+_DINO_STD = (0.228, 0.224, 0.225)  # and this is its deviation
+# what belongs to DINO's evaluation besides the propagation
+_FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}
 
 
 @dataclass(frozen=True)
-class SegmentSettings:
+class SegmentSettings(Protocol):
     """Settings of inference; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
 
+    `SegmentSettings.of("dino")` has those of DINO's evaluation, by which image encoders are compared.
+
     Raises:
-        InputError: a value of the wrong type, unknown layer or precision, a side below the encoder's stride.
+        InputError: a value of the wrong type, out of range or unknown.
     """
 
-    layer: str = "res4"  # res3, res4, key
-    context: int = 20  # recent entries; the reference comes on top
-    radius: float = 12.0  # of the neighbourhood in recent entries, in cells, exclusive
-    topk: int = 10
-    tau: float = 0.05
-    shorter_side: int = 0  # frames are reduced to this shorter side for the encoder; 0 keeps them
+    layer: str = "res4"  # of our encoder: res3, res4, key; other encoders have one layer
+    shorter_side: int = 0  # reduce frames to this shorter side for the encoder; 0 keeps them
+    frames: str = "crw"  # crw: shrunk, antialiased; dino: exactly shorter_side, the longer a multiple of 64
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; propagation is float32
+    protocol: str = "crw"  # whose values the settings began with: crw, dino
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.layer not in LAYERS:
-            raise InputError(f"layer must be one of {LAYERS}, not {self.layer!r}")
-        if self.precision not in ("bf16", "fp32"):
-            raise InputError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}")
-        if self.shorter_side and self.shorter_side < STRIDE:
-            raise InputError(f"shorter_side must be 0 (keep) or >= {STRIDE}, not {self.shorter_side}")
+        super().__post_init__()
+        for name, allowed in (("layer", (*LAYERS, "")), ("precision", ("bf16", "fp32")),
+                              ("frames", tuple(_FRAMES)), ("protocol", tuple(PROTOCOLS))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        dino = self.frames == "dino"
+        if self.shorter_side < (_DINO_SIDES if dino else STRIDE) and (self.shorter_side or dino):
+            least = _DINO_SIDES if dino else f"{STRIDE} or 0 (keep)"
+            raise InputError(f"shorter_side must be >= {least}, not {self.shorter_side}")
+        usual = asdict(PROTOCOLS["crw"])
+        if self.protocol != "crw" and usual == {name: getattr(self, name) for name in usual}:
+            raise InputError(f"protocol={self.protocol!r} does not set the other values; use "
+                             f"SegmentSettings.of({self.protocol!r})")
+
+    @classmethod
+    def of(cls, protocol: str = "crw", **changes: Any) -> SegmentSettings:
+        """The settings of a protocol, "crw" (the paper's) or "dino", with some of them changed.
+
+        Raises:
+            InputError: an unknown protocol, or a wrong setting.
+        """
+        if protocol not in PROTOCOLS:
+            raise InputError(f"protocol must be one of {tuple(PROTOCOLS)}, not {protocol!r}")
+        return cls(**{"protocol": protocol, **asdict(PROTOCOLS[protocol]), **_FRAMES[protocol], **changes})
 
 
 MakeFeatures = Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]]
@@ -70,7 +95,7 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
     """
     place = _device(encoder)
     batch = batch or (4 if place.type == "cpu" else 16)
-    frames = (_seen(frame, encoder, settings) for frame in frames)
+    frames = (_seen(frame, settings, getattr(encoder, "multiple", 1)) for frame in frames)
     while chunk := list(itertools.islice(frames, batch)):
         while chunk:
             try:
@@ -90,31 +115,45 @@ def _device(encoder: Callable) -> torch.device:
     return torch.device(getattr(encoder, "device", "cpu"))
 
 
-def _seen(frame: np.ndarray, encoder: Callable, settings: SegmentSettings) -> np.ndarray:
-    """A frame as the encoder sees it."""
-    frame, multiple = shrink(frame, settings.shorter_side), getattr(encoder, "multiple", 1)
-    size = tuple(max(1, round(side / multiple)) * multiple for side in frame.shape[:2])
-    return frame if size == frame.shape[:2] else resize(frame, size)
+def seen_size(size: tuple[int, int], settings: SegmentSettings, multiple: int = 1) -> tuple[int, int]:
+    """The (h, w) at which an encoder sees frames of size (H, W); `multiple` as in `encode`."""
+    if settings.frames == "dino":
+        longer = int(settings.shorter_side * (max(size) / min(size))) // _DINO_SIDES * _DINO_SIDES
+        size = (settings.shorter_side, longer) if size[0] <= size[1] else (longer, settings.shorter_side)
+    else:
+        size = shrunk_size(size, settings.shorter_side)
+    return tuple(max(1, round(side / multiple)) * multiple for side in size)
+
+
+def _seen(frame: np.ndarray, settings: SegmentSettings, multiple: int = 1) -> np.ndarray:
+    height, width = size = seen_size(frame.shape[:2], settings, multiple)
+    if size == frame.shape[:2]:
+        return frame
+    return cv2.resize(frame, (width, height)) if settings.frames == "dino" else resize(frame, size)
 
 
 def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
               place: torch.device) -> Tensor:
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(place)  # [n, 3, H, W], channels last
-    images = prepare_frames(images, getattr(encoder, "mean", IMAGE_MEAN), getattr(encoder, "std", IMAGE_STD))
+    mean, std = getattr(encoder, "mean", IMAGE_MEAN), getattr(encoder, "std", IMAGE_STD)
+    std = _DINO_STD if settings.frames == "dino" and std == IMAGE_STD else std
+    images = prepare_frames(images, mean, std)
     with torch.inference_mode(), autocast(place, settings.precision):
         if isinstance(encoder, Encoder):
-            return getattr(encoder(images, (settings.layer,)), settings.layer)
+            layer = settings.layer or "res4"
+            return getattr(encoder(images, (layer,)), layer)
         return F.normalize(encoder(images).float(), dim=1)
 
 
-def colour_features(frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
-    """A baseline without a network: the mean colour of every 8 x 8 pixels, with a constant so that darkness counts too.
+def colour_features(frames: Iterable[np.ndarray],
+                    settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
+    """A baseline without a network: the mean colour of 8 x 8 pixels, and a constant, so that darkness counts.
 
     Yields:
         (4, h, w) float32, L2-normalised, as `encode` does.
     """
     for frame in frames:
-        image = prepare_frames(torch.from_numpy(shrink(frame, settings.shorter_side)).permute(2, 0, 1)[None])
+        image = prepare_frames(torch.from_numpy(_seen(frame, settings)).permute(2, 0, 1)[None])
         colour = F.adaptive_avg_pool2d(image, [-(-side // STRIDE) for side in image.shape[2:]])
         yield F.normalize(torch.cat([colour, torch.ones_like(colour[:, :1])], 1), dim=1)[0]
 
@@ -128,14 +167,15 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
 
     Arguments:
         frames: (H, W, 3) uint8 RGB of one size.
-        first_mask: (H, W) ids of frame 0, or a mapping from frame number to the ids that are new (or corrected) there.
-        features: makes (K, h, w) features of frames, such as `partial(encode, encoder)`, or `colour_features`.
+        first_mask: (H, W) ids of frame 0; or a mapping from frame number to the ids that are new or corrected
+            in that frame.
+        features: makes (K, h, w) features of frames: `partial(encode, encoder)`, `colour_features`, ...
 
     Yields:
-        (H, W) uint8 ids; where a mask was given, its objects exactly as given.
+        (H, W) uint8 ids; in a frame with a given mask, its objects are exactly as given.
 
     Raises:
-        InputError: frames of another kind, a mask of another size than the frames; what `propagate` raises.
+        InputError: frames are of another kind, or a mask has another size than they; what `propagate` raises.
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     size = np.shape(next(iter(masks.values()), ()))
@@ -159,22 +199,28 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
     """
     ids = object_ids(masks)
     if ids[-1] > 254:
-        raise InputError(f"object ids must be <= 254, not {ids[-1]}; dulvos.read_mask reads a mask of 0 and 255 as object 1")
-    softs = propagate(features, masks, context=settings.context, radius=settings.radius, topk=settings.topk, tau=settings.tau,
-                      history=history, ended=ended)
-    return _enlarged(softs, masks, ids, len(history))
+        raise InputError(f"object ids must be <= 254, not {ids[-1]}; dulvos.read_mask reads a mask of 0 and "
+                         "255 as object 1")
+    softs = propagate(features, masks, settings, history=history, ended=ended)
+    return _enlarged(softs, masks, ids, settings, len(history))
 
 
 def _enlarged(softs: Iterator[Tensor], masks: Mapping[int, np.ndarray], ids: tuple[int, ...],
-              start: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+              settings: SegmentSettings, start: int) -> Iterator[tuple[Tensor, np.ndarray]]:
     size = np.shape(next(iter(masks.values())))
+
+    def enlarge(soft: Tensor, ids: tuple[int, ...]) -> np.ndarray:
+        stride = round(seen_size(size, settings)[0] / soft.shape[1])
+        labels = to_labels(soft, size, ids, enlarge=settings.enlarge, stride=stride)
+        return labels.to(torch.uint8).cpu().numpy()
+
     for t, soft in enumerate(softs, start):
         if t not in masks:
-            yield soft, to_labels(soft, size, ids).to(torch.uint8).cpu().numpy()
+            yield soft, enlarge(soft, ids)
             continue
         given = np.asarray(masks[t])
         kept = [i for i, name in enumerate(ids) if name == 0 or name not in given]
-        labels = to_labels(soft[kept], size, tuple(ids[i] for i in kept)).cpu().numpy()
+        labels = enlarge(soft[kept], tuple(ids[i] for i in kept))
         yield soft, np.where(given > 0, given, 0 if t == min(masks) else labels).astype(np.uint8)
 
 
@@ -194,8 +240,8 @@ def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: C
     Raises:
         InputError: more than is free.
     """
-    height, width = shrunk_size(tuple(video.size), settings.shorter_side)
-    channels = getattr(encoder, "channels", _CHANNELS[settings.layer])
+    height, width = seen_size(tuple(video.size), settings)
+    channels = getattr(encoder, "channels", _CHANNELS.get(settings.layer, 512))
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks
     # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder
     needed = 7 * kept * cells * channels + 4 * height * width * _BYTES_A_PIXEL

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.inference import SegmentSettings, colour_features, encode, segment
+from dulvos.inference import SegmentSettings, colour_features, encode, seen_size, segment
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,66 @@ def test_a_mask_of_another_size_is_named_with_both_sizes(frames):
         list(segment(frames[0], np.ones((40, 40), np.uint8), colour_features))
 
 
-@pytest.mark.parametrize("wrong", [{"layer": "res5"}, {"precision": "fp16"}, {"shorter_side": 4}])
+@pytest.mark.parametrize("wrong", [
+    {"layer": "res5"}, {"precision": "fp16"}, {"shorter_side": 4}, {"frames": "davis"}, {"protocol": "mast"},
+    {"protocol": "dino"}, {"context": 0}, {"tau": "0.1"}])
 def test_settings_name_what_is_wrong(wrong):
+    """`protocol` alone would leave the values of the other one."""
     with pytest.raises(InputError, match=next(iter(wrong))):
         SegmentSettings(**wrong)
+
+
+def test_a_protocol_sets_its_values_and_each_can_be_changed():
+    dino = SegmentSettings.of("dino")
+    assert SegmentSettings.of() == SegmentSettings.of("crw") == SegmentSettings()
+    values = dino.context, dino.neighbourhood, dino.topk, dino.tau, dino.shorter_side
+    assert values == (7, "box", 5, 0.1, 480)
+    for field in dataclasses.fields(dino):
+        if field.name not in ("protocol", "precision", "layer"):
+            usual = getattr(SegmentSettings(), field.name)
+            changes = {"frames": "crw"} if field.name == "shorter_side" else {}
+            changed = SegmentSettings.of("dino", **{field.name: usual}, **changes)
+            assert getattr(changed, field.name) == usual and changed.protocol == "dino"
+    with pytest.raises(InputError, match="protocol"):
+        SegmentSettings.of("mast")
+
+
+@pytest.mark.parametrize(("size", "dino", "crw", "patches"), [
+    ((480, 854), (480, 832), (240, 427), (238, 420)), ((854, 480), (832, 480), (427, 240), (420, 238)),
+    ((480, 480), (480, 448), (240, 240), (238, 238)), ((240, 432), (480, 832), (240, 432), (238, 434))])
+def test_the_size_that_an_encoder_sees(size, dino, crw, patches):
+    """DINO's rule enlarges too, and a square becomes a rectangle; transformers see whole patches."""
+    assert seen_size(size, SegmentSettings.of("dino")) == dino
+    assert seen_size(size, SegmentSettings(shorter_side=240)) == crw
+    assert seen_size(size, SegmentSettings(shorter_side=240), 14) == patches
+
+
+def test_frames_of_dinos_protocol_have_its_filter_and_deviation(frames):
+    seen = []
+
+    def encoder(images):
+        seen.append(images[0])
+        return images
+
+    settings = SegmentSettings.of("dino", shorter_side=64, precision="fp32")
+    next(encode(encoder, frames[0], settings))
+    expected = cv2.resize(frames[0][0], (64, 64), interpolation=cv2.INTER_LINEAR) / 255
+    expected = (expected - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
+    np.testing.assert_allclose(seen[0].permute(1, 2, 0), expected, atol=1e-5)
+    encoder.std = (0.5, 0.5, 0.5)  # an encoder's own counts
+    next(encode(encoder, frames[0], settings))
+    np.testing.assert_allclose(seen[1][2] * 0.5, seen[0][2] * 0.225, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["dino_protocol", "dino_small"])
+def test_the_protocol_of_dino_gives_its_labels(golden, case):
+    """From features to labels at full size, by the golden case of the released code."""
+    known = np.load(golden / f"{case}.npz")
+    features = torch.nn.functional.normalize(torch.from_numpy(known["features"]), dim=1)
+    first = np.kron(known["first_segmentation"], np.ones((known["patch"],) * 2, int)).astype(np.uint8)
+    settings = SegmentSettings.of("dino", frames="crw", shorter_side=0, context=int(known["n_last_frames"]),
+                                  radius=float(known["size_mask_neighborhood"]), topk=int(known["topk"]),
+                                  tau=float(known["tau"]))
+    blank = [np.zeros((*first.shape, 3), np.uint8)] * len(features)
+    masks = list(segment(blank, first, lambda frames, _: (x for x, _ in zip(features, frames)), settings))
+    assert np.mean(np.stack(masks[1:]) != known["labels"]) < 1e-4

@@ -162,5 +162,6 @@ def test_the_segment_command_takes_the_same_names(frames: list, mask: np.ndarray
         Image.fromarray(frame).save(tmp_path / "clip" / f"{t}.png")
     write_mask(tmp_path / "mask.png", mask)
     where = [str(tmp_path / name) for name in ("clip", "mask.png", "out")]
-    assert main(["segment", *where, "--checkpoint", "timm:vit_tiny_patch16_224=random", "--no-mp4"]) == 0
+    more = ["--checkpoint", "timm:vit_tiny_patch16_224=random", "--no-mp4", "--protocol", "dino"]
+    assert main(["segment", *where, *more, "--shorter-side", "64"]) == 0
     assert read_mask(tmp_path / "out" / "2.png").shape == SIZE

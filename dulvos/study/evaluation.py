@@ -261,6 +261,8 @@ def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features
     """
     place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
     source, said = find_features(study, features)
+    if features.startswith("timm:"):
+        settings = dataclasses.replace(settings, layer="")  # its name says which
     wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
     wanted |= {"weights": said["weights"], "seed": None if features in BASELINES else seed,
                "selected": selected, "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}

@@ -44,8 +44,8 @@ DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}
 YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
 
 # What the paper fixes at inference (anything else is another experiment), and what a training may choose.
-PROTOCOL = {name: getattr(SegmentSettings, name)
-            for name in ("layer", "context", "radius", "topk", "tau", "shorter_side")}
+PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSettings)
+            if field.name not in ("precision", "protocol")}
 FREE = ("seed", "precision", *NO_NUMBERS)
 WEIGHTS = "released weights"
 IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # a line of ours: method, data

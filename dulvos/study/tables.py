@@ -90,11 +90,17 @@ def _scores(row: pd.Series) -> dict[str, float]:
 
 def difference(row: pd.Series | None, other: pd.Series | None) -> dict[str, float]:
     """Scores of a row minus those of another, in points; empty if more than the features differs."""
-    same = ["data", "split", "fingerprint", *(f"parameters.{name}" for name in PROTOCOL)]
-    if row is None or other is None or any(str(row.get(field)) != str(other.get(field)) for field in same):
+    if row is None or other is None or _setting(row) != _setting(other):
         return {}
     theirs = _scores(other)
     return {column: round(value - theirs[column], 1) for column, value in _scores(row).items()}
+
+
+def _setting(row: pd.Series) -> list[str]:
+    """An evaluation's data and settings; one that came after the row was made had its default."""
+    settings = {name: row.get(f"parameters.{name}") for name in PROTOCOL}
+    settings = [PROTOCOL[name] if pd.isna(value) else value for name, value in settings.items()]
+    return [str(value) for value in (row["data"], row["split"], row.get("fingerprint"), *settings)]
 
 
 def sequence_table(study: Study) -> pd.DataFrame:
