@@ -1,7 +1,8 @@
-"""Label propagation of one frame, ours beside the plain way: `python -m benchmarks.propagation [--size 720p] [--runs 5]`.
+"""Label propagation of one frame, ours beside a plain way: `python -m benchmarks.propagation [--size 720p]`.
 
-The plain way follows the description word by word: affinities of all pairs of cells in chunks of 100 queries, a radius mask, a
-top-k over all keys. Features are those of a DAVIS video with `--davis DIR`, else random numbers that change a little.
+The plain way is a script that follows the protocol's description word by word: it compares all pairs of cells.
+With `--engine` it is our own plain engine. Features are those of a DAVIS video with `--davis DIR`, else random
+numbers that change a little; other counts of channels than 512 are random projections of these.
 """
 
 from __future__ import annotations
@@ -11,29 +12,31 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.measure import added_memory, compare, profile
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis
 from dulvos.inference import encode
-from dulvos.propagation import propagate
+from dulvos.propagation import PROTOCOLS, Plain, propagate
 
-SIZES = {"480p": (60, 107), "720p": (90, 160)}
-CONTEXT = 20
+SIZES = {"480p": (60, 107), "720p": (90, 160), "480p-stride16": (30, 53)}
+CONTEXT = PROTOCOLS["crw"].context
 
 
-def plain(keys: list[torch.Tensor], masks: list[torch.Tensor], query: torch.Tensor, *, radius: float = 12, topk: int = 10,
-          tau: float = 0.05, cells: torch.Tensor | None = None) -> torch.Tensor:
-    """One frame from the reference (first of the lists) and the recent entries: (K, h, w) features, (M, h, w) masks.
+def plain(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: float = 12, topk: int = 10,
+          tau: float = 0.05) -> Tensor:
+    """CRW's protocol for one frame: the reference, first of the lists, and the recent entries.
 
-    Returns (M, h·w), or (M, n) for the n flat indices `cells`.
+    Takes (K, h, w) features and (M, h, w) masks, returns (M, h·w). Affinities in chunks of 100 queries, a
+    radius mask, a top-k over all keys.
     """
-    channels, height, width = query.shape
-    y, x = (grid.flatten() for grid in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    _, height, width = query.shape
+    y, x = (grid.flatten() for grid in _grid(height, width))
     every = torch.stack(keys).flatten(2)  # [n, K, h·w]
     labels = torch.stack(masks).flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, M]
     out = []
-    for chunk in (torch.arange(height * width) if cells is None else cells).split(100):
+    for chunk in torch.arange(height * width).split(100):
         affinity = torch.einsum("kq,nkc->qnc", query.flatten(1)[:, chunk], every)
         far = (y[chunk, None] - y).square() + (x[chunk, None] - x).square() >= radius**2  # [q, h·w]
         affinity[:, 1:].masked_fill_(far[:, None], -torch.inf)
@@ -42,53 +45,101 @@ def plain(keys: list[torch.Tensor], masks: list[torch.Tensor], query: torch.Tens
     return torch.cat(out).t()
 
 
-def video_features(davis: str, sequence: str, size: tuple[int, int], count: int) -> list[torch.Tensor]:
-    """res4 of consecutive frames, enlarged to `size` cells where that is another."""
+def plain_dino(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: int = 12, topk: int = 5,
+               tau: float = 0.1) -> Tensor:
+    """DINO's protocol for one frame: the first frame and up to seven recent ones, as `plain` takes them.
+
+    exp(cosine / τ) of all pairs, times a box mask; each query keeps what reaches its topk-th value, and the
+    rest becomes 0; weights are normalised and multiply the masks.
+    """
+    channels, height, width = query.shape
+    y, x = (grid.flatten() for grid in _grid(height, width))
+    box = ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)  # [h·w, h·w]
+    sources = torch.stack(keys).flatten(2).transpose(1, 2)  # [n, h·w, K]
+    affinity = torch.exp(torch.bmm(sources, query.view(1, channels, -1).expand(len(keys), -1, -1)) / tau)
+    affinity = (affinity * box).flatten(0, 1)  # [n·h·w, h·w]
+    affinity[affinity < affinity.topk(topk, 0).values[-1]] = 0
+    affinity /= affinity.sum(0)
+    return torch.stack(masks, 1).flatten(1) @ affinity
+
+
+def _grid(height: int, width: int) -> tuple[Tensor, ...]:
+    return torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+
+
+def video_features(davis: str, sequence: str, size: tuple[int, int], count: int) -> list[Tensor]:
+    """res4 of consecutive frames, (512, h, w) each, resized to `size` cells."""
     video = next(s.video for s in load_davis(davis, "val").sequences if s.name == sequence)
-    frames = (video.read(t) for t in range(count))
-    found = list(encode(load_encoder("davis2016"), frames))
-    return [F.normalize(F.interpolate(f[None], size, mode="bilinear")[0], dim=0) if f.shape[1:] != size else f for f in found]
+    features = encode(load_encoder("davis2016"), (video.read(t) for t in range(count)))
+    resized = (F.interpolate(f[None], size, mode="bilinear", antialias=True)[0] for f in features)
+    return [F.normalize(f, dim=0) for f in resized]
 
 
-def drifting_features(size: tuple[int, int], count: int, channels: int = 512) -> list[torch.Tensor]:
-    """Random features that change a little from frame to frame."""
+def drifting_features(size: tuple[int, int], count: int) -> list[Tensor]:
+    """Random features (512, h, w) that change a little from frame to frame."""
     generator = torch.Generator().manual_seed(0)
-    still = torch.rand(channels, *size, generator=generator)
-    return [F.normalize(still + 0.1 * torch.randn(channels, *size, generator=generator), dim=0) for _ in range(count)]
+    still = torch.rand(512, *size, generator=generator)
+    noise = (torch.randn(512, *size, generator=generator) for _ in range(count))
+    return [F.normalize(still + 0.1 * change, dim=0) for change in noise]
+
+
+def project(features: list[Tensor], channels: int) -> list[Tensor]:
+    """The same with another number of channels, by a random matrix, which keeps cosines nearly or exactly."""
+    matrix = torch.randn(channels, len(features[0]), generator=torch.Generator().manual_seed(1))
+    if channels > len(features[0]):
+        matrix = torch.linalg.qr(matrix).Q
+    return [F.normalize(torch.einsum("jk,khw->jhw", matrix, frame), dim=0) for frame in features]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="480p")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="crw")
+    parser.add_argument("--channels", type=int, default=512)
     parser.add_argument("--davis", help="folder in DAVIS's layout: real features instead of random ones")
     parser.add_argument("--sequence", default="breakdance")
+    parser.add_argument("--engine", action="store_true", help="compare with our own plain engine")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="where the time of one frame goes")
     options = parser.parse_args()
-    size, count = SIZES[options.size], CONTEXT + options.runs + 2
-    frames = video_features(options.davis, options.sequence, size, count) if options.davis else drifting_features(size, count)
+    size, protocol = SIZES[options.size], PROTOCOLS[options.protocol]
+    context, count = protocol.context, protocol.context + options.runs + 2
+    frames = drifting_features(size, count)
+    if options.davis:
+        frames = video_features(options.davis, options.sequence, size, count)
+    if options.channels != 512:
+        frames = project(frames, options.channels)
     mask = torch.zeros(8 * size[0], 8 * size[1], dtype=torch.long)
     mask[: 4 * size[0], : 4 * size[1]] = 1
 
-    stream, softs, turn = propagate(iter(frames), mask, context=CONTEXT), [], itertools.count(CONTEXT + 1)
+    stream, engine = (propagate(iter(frames), mask, protocol, engine=way) for way in (None, Plain))
+    softs: list[Tensor] = []
+    turn = itertools.count(context + 1)
 
-    def ours() -> torch.Tensor:
+    def ours() -> Tensor:
         softs.append(next(stream))
         return softs[-1].flatten(1)
 
-    def theirs() -> torch.Tensor:
+    def script() -> Tensor:
         t = next(turn)
-        recent = range(t - CONTEXT, t)
-        return plain([frames[0], *(frames[j] for j in recent)], [softs[0], *(softs[j] for j in recent)], frames[t])
+        entries = [0, *range(t - context, t)]
+        way = plain if options.protocol == "crw" else plain_dino
+        return way([frames[j] for j in entries], [softs[j] for j in entries], frames[t])
 
-    _, memory = added_memory(lambda: [ours() for _ in range(CONTEXT + 1)])  # the context, too, which is kept from then on
+    # the context is part of the memory: it is kept from then on
+    _, memory = added_memory(lambda: [ours() for _ in range(context + 1)])
     if options.profile:
         profile(ours)
         return
-    source = options.sequence if options.davis else "random features"
-    compare("propagate a frame", f"{options.size} ({size[0]}x{size[1]}x512), 21 entries, {source}", ours, theirs, runs=options.runs,
-            difference=lambda a, b: (a - b).abs().max().item(),
-            ours_mb=memory)
+    if options.engine:
+        for _ in range(context + 1):
+            next(engine)
+    case = (f"{options.size} ({size[0]}x{size[1]}x{options.channels}), {context + 1} entries, "
+            + (options.sequence if options.davis else "random features")
+            + (", DINO's protocol" if options.protocol == "dino" else "")
+            + (", beside our plain engine" if options.engine else ""))
+    compare("propagate a frame", case, ours, (lambda: next(engine).flatten(1)) if options.engine else script,
+            runs=options.runs, difference=lambda a, b: (a - b).abs().max().item(), ours_mb=memory)
 
 
 if __name__ == "__main__":
