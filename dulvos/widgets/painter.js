@@ -4,7 +4,7 @@
 const limited = (value, least, most) => Math.min(most, Math.max(least, value));
 const join = (a, b) => a && b ? [0, 1, 2, 3].map((k) => Math[k < 2 ? "min" : "max"](a[k], b[k])) : a ?? b;
 
-/** Paints the pixels whose centre is within `radius` of a line through points [x, y]; returns a box or null. */
+/** Paints the pixels whose centres lie within `radius` of a line through points [x, y]; returns their box. */
 export function stroke(ids, width, height, points, radius, id) {
   let box = null;
   points.forEach(([bx, by], k) => {
@@ -31,10 +31,10 @@ export function stroke(ids, width, height, points, radius, id) {
 export function polygon(ids, width, height, corners, id) {
   const edges = corners.map((corner, k) => [corner, corners[(k + 1) % corners.length]]);
   for (let y = 0; y < height; y++) {
-    const crossings = edges.filter(([a, b]) => (a[1] <= y) !== (b[1] <= y))
+    const xs = edges.filter(([a, b]) => (a[1] <= y) !== (b[1] <= y))
       .map(([a, b]) => a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0])).sort((a, b) => a - b);
-    for (let k = 0; k < crossings.length; k += 2) {
-      const from = Math.max(0, Math.ceil(crossings[k])), to = Math.min(width, Math.floor(crossings[k + 1]) + 1);
+    for (let k = 0; k < xs.length; k += 2) {
+      const from = Math.max(0, Math.ceil(xs[k])), to = Math.min(width, Math.floor(xs[k + 1]) + 1);
       if (from < to) ids.fill(id, y * width + from, y * width + to);
     }
   }
@@ -64,18 +64,15 @@ export async function encodePng(ids, width, height, palette) {
   const rows = new Uint8Array((width + 1) * height); // each begins with the number of its filter, none
   for (let y = 0; y < height; y++) rows.set(ids.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
   const number = (value) => [24, 16, 8, 0].map((shift) => value >>> shift & 255);
-  const chunk = (name, data) => {
+  const eight = Array(8).fill(0), chunk = (name, data) => {
     const body = [...[...name].map((letter) => letter.charCodeAt()), ...data];
-    let crc = -1;
-    for (const byte of body) {
-      crc ^= byte;
-      for (let k = 0; k < 8; k++) crc = crc & 1 ? 0xEDB88320 ^ (crc >>> 1) : crc >>> 1;
-    }
+    const shift = (crc) => crc & 1 ? 0xEDB88320 ^ (crc >>> 1) : crc >>> 1;
+    const crc = body.reduce((sum, byte) => eight.reduce(shift, sum ^ byte), -1);
     return [...number(data.length), ...body, ...number(~crc)];
   };
   const packed = await pipe(rows, new CompressionStream("deflate"));
-  const head = [...number(width), ...number(height), 8, 3, 0, 0, 0]; // 8 bits, palette
-  return Uint8Array.from([[137, 80, 78, 71, 13, 10, 26, 10], chunk("IHDR", head), chunk("PLTE", palette),
+  return Uint8Array.from([[137, 80, 78, 71, 13, 10, 26, 10], // then the size, 8 bits, palette
+    chunk("IHDR", [...number(width), ...number(height), 8, 3, 0, 0, 0]), chunk("PLTE", palette),
     chunk("IDAT", packed), chunk("IEND", [])].flat());
 }
 
@@ -83,8 +80,8 @@ const HTML = `<div><span class="tools"></span><span class="soft" title="Diameter
   <input class="size" type="range" max="1" step="any" aria-label="size"><output></output></span>
   <span class="objects"></span></div>
 <div><span class="edit"></span><span class="view"></span><span class="files"></span></div><canvas></canvas>
-<div><span class="play"></span><div class="time" title="▼ painted here, ✕ an object ends here"><div class="marks">
-  </div><input class="frame" type="range" aria-label="frame"><div class="bar"></div></div>
+<div><span class="play"></span><div class="time" title="▼ painted, ✕ an object ends"><div class="marks"></div>
+  <input class="frame" type="range" aria-label="frame"><div class="bar"></div></div>
   <output class="where"></output><span class="run"></span></div>
 <div class="soft" role="status"></div>`;
 const TOOLS = ["Brush", "Polygon", "Eraser", "Fill", "Move"];
@@ -94,43 +91,38 @@ const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLe
 function render({ model, el }) {
   const [height, width] = model.get("size"), length = model.get("length"), last = Math.max(1, length - 1);
   const palette = bytes(model.get("palette")), rgb = (id) => model.get("colours")[(id + 6) % 7];
-  const pack = (...four) => new Uint32Array(Uint8Array.from(four).buffer)[0]; // RGBA as ImageData stores it
-  const colours = Uint32Array.from({ length: 256 }, (_, id) => id && pack(...rgb(id), 0));
+  const pixelOf = (id) => id && rgb(id).reduceRight((sum, part) => sum << 8 | part, 0x8C); // ImageData's RGBA
+  const colours = Uint32Array.from({ length: 256 }, (_, id) => pixelOf(id));
   const everything = [0, 0, width, height], largest = Math.max(2, Math.min(width, height) / 2);
   const root = make("div", { className: "dulvos-painter", tabIndex: 0, innerHTML: HTML });
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys would add and delete cells
   el.append(root);
-  const seek = (selector) => root.querySelector(selector), canvas = seek("canvas"), context = canvas.getContext("2d");
-  const tint = new OffscreenCanvas(width, height), tinted = tint.getContext("2d");
-  const frames = Array.from({ length }, () => ({ picture: null, mask: null, asked: false }));
-  const ends = frames.map((_, frame) => new Set(model.get("state").ended[frame])); // objects gone from a frame on
-  const painted = new Map(), latest = new Map(), pointers = new Map(), past = [], future = [];
-  let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0, typed = 0;
-  let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [];
-  let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false, awaited = false, stale = null;
-  let sending = Promise.resolve(), showing = Promise.resolve();
+  const seek = (selector) => root.querySelector(selector), canvas = seek("canvas");
+  const context = canvas.getContext("2d"), tinted = new OffscreenCanvas(width, height).getContext("2d");
+  const frames = Array.from({ length }, () => ({})), painted = new Map(), pointers = new Map();
+  const ends = frames.map((_, frame) => new Set(model.get("state").ended[frame])); // objects that end there
+  let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
+  let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [], typed = 0;
+  let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false;
+  let past = [], future = []; // edits: [frame, the mask before, an object that ended]
+  let awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 
   // frames, masks and the kernel
   const send = (content, buffers) => model.send(content, undefined, buffers);
-  function ask(frame) {
+  const ask = (frame) => {
     if (!frames[frame].asked) send({ kind: "frame", frame });
     frames[frame].asked = true;
-  }
-  async function labels(frame) {
-    if (painted.has(frame)) return painted.get(frame).ids;
-    return frames[frame].mask ? inflate(frames[frame].mask) : new Uint8Array(width * height);
-  }
+  };
   const show = (frame) => (showing = reveal(limited(frame, 0, length - 1)));
   async function reveal(frame) {
-    const mine = ++turn, { picture } = frames[frame];
+    const mine = ++turn, { picture, mask } = frames[frame], kept = painted.get(frame)?.ids;
+    ask(frame);
+    const found = kept ?? (mask ? await inflate(mask) : new Uint8Array(width * height));
+    const image = picture && await createImageBitmap(picture);
+    if (mine !== turn || action?.before) return image?.close(); // another was asked for, or a stroke began
     if (frame !== t) corners = [];
-    t = frame;
-    ask(t);
-    tell();
-    const [image, found] = await Promise.all([picture && createImageBitmap(picture), labels(t)]);
-    if (mine !== turn || action?.before) return image?.close();
     bitmap?.close();
-    [bitmap, ids] = [image, found];
+    [t, bitmap, ids] = [frame, image, found];
     colour(everything);
     refresh();
   }
@@ -142,39 +134,42 @@ function render({ model, el }) {
       if (frame === t) show(t);
     } else if (kind === "load") {
       if (frame !== t) await show(frame);
-      const before = ids;
-      ids = await inflate(bytes(buffer));
-      commit(before);
+      const loaded = await inflate(bytes(buffer));
+      change((mask) => mask.set(loaded));
     } else if (!(painted.get(frame)?.run >= run)) { // else it was found before this frame was painted
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
       if (!action && (follow || frame === t)) show(frame);
     }
   }
-  function publish() { // the mask goes to the kernel, unless a later one is waiting already
+  function publish() { // to the kernel
     const frame = t, copy = ids.slice();
     painted.set(frame, { ids, run: state.run });
-    latest.set(frame, copy);
     sending = sending.then(async () => {
-      if (latest.get(frame) !== copy) return;
       const png = await encodePng(copy, width, height, palette);
       send({ kind: "paint", frame, ended: [...ends[frame]] }, [png.buffer]);
     });
     refresh();
   }
 
-  // edits: [frame, its mask before, an object that the edit ended]
+  // edits
   function commit(before, box = everything, ended = 0) {
     if (!ended && !before.some((id, k) => id !== ids[k])) return;
     past.push([t, before, ended]);
-    future.length = 0;
+    future = [];
     if (past.length > 1 && past.length * ids.length > 2 ** 28) past.shift();
     colour(box);
     publish();
   }
+  function change(edit, ended) {
+    const before = ids;
+    ids = ids.slice();
+    edit(ids);
+    commit(before, everything, ended);
+  }
   async function step(from, to) { // undo: from the past to the future
-    if (!from.length) return;
-    const [frame, mask, ended] = from.pop();
+    const [frame, mask, ended] = from.pop() ?? [];
+    if (!mask) return;
     if (frame !== t) await show(frame);
     to.push([frame, ids, ended]);
     ids = mask;
@@ -183,17 +178,12 @@ function render({ model, el }) {
     publish();
   }
   function end() { // also where no pixel of the object is left
-    const before = ids;
-    ids = ids.map((id) => id === object ? 0 : id);
     ends[t].add(object);
-    commit(before, everything, object);
+    change((mask) => mask.set(mask.map((id) => id === object ? 0 : id)), object);
   }
   function close() {
-    const before = ids.slice();
-    if (corners.length > 2) polygon(ids, width, height, corners, object);
-    corners = [];
-    commit(before);
-    draw();
+    if (corners.length > 2) change((mask) => polygon(mask, width, height, corners, object));
+    take(tool);
   }
   function dab(points) {
     if (size === 1) points = points.map((point) => point.map(Math.round)); // else it might miss every centre
@@ -203,26 +193,12 @@ function render({ model, el }) {
   }
 
   // drawing
-  function draw() {
-    if (!awaited) requestAnimationFrame(drawNow);
-    awaited = true;
-  }
-  function colour(box) {
-    stale = join(stale, box);
-    draw();
-  }
-  function colourNow(box) {
-    const [left, top] = [Math.max(0, box[0] - 1), Math.max(0, box[1] - 1)]; // rims reach one pixel further
-    const [right, bottom] = [Math.min(width, box[2] + 1), Math.min(height, box[3] + 1)];
+  const colour = (box) => { stale = join(stale, box); draw(); };
+  const draw = () => { if (!awaited) requestAnimationFrame(drawNow); awaited = true; };
+  function colourNow([left, top, right, bottom]) {
     const image = new ImageData(right - left, bottom - top), pixels = new Uint32Array(image.data.buffer);
     for (let y = top, k = 0; y < bottom; y++) {
-      for (let x = left, i = y * width + left; x < right; x++, i++, k++) {
-        const id = ids[i];
-        if (!id) continue;
-        const rim = (x && ids[i - 1] !== id) || (x < width - 1 && ids[i + 1] !== id)
-          || (y && ids[i - width] !== id) || (y < height - 1 && ids[i + width] !== id);
-        pixels[k] = colours[id] | (rim ? 0xFF000000 : 0x80000000);
-      }
+      for (let x = left; x < right; x++) pixels[k++] = colours[ids[y * width + x]];
     }
     tinted.putImageData(image, left, top);
   }
@@ -236,7 +212,7 @@ function render({ model, el }) {
     context.setTransform(zoomed, 0, 0, zoomed, ratio * view.x, ratio * view.y);
     context.imageSmoothingEnabled = zoomed < 2;
     if (bitmap) context.drawImage(bitmap, 0, 0, width, height);
-    context.drawImage(tint, 0, 0);
+    context.drawImage(tinted.canvas, 0, 0);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const line = corners.length && cursor ? [...corners, cursor] : corners;
     line.map(inView).forEach((place, k) => path[k ? "lineTo" : "moveTo"](...place));
@@ -246,22 +222,12 @@ function render({ model, el }) {
       path.moveTo(x + radius, y);
       path.arc(x, y, radius, 0, 7);
     }
-    for (const [lineWidth, strokeStyle] of [[3, "#000a"], [1.2, "#fff"]]) {
-      Object.assign(context, { lineWidth, strokeStyle });
-      context.stroke(path);
+    for (const style of [{ lineWidth: 3, strokeStyle: "#000a" }, { lineWidth: 1.2, strokeStyle: "#fff" }]) {
+      Object.assign(context, style).stroke(path);
     }
   }
-  function tell() { // the timeline
-    const part = (frame) => `${100 * limited((frame - 0.5) / last, 0, 1)}%`, { done, found, given, ended } = state;
-    const faint = `color-mix(in srgb, var(--accent) 35%, var(--line)) 0 ${part(found)}`; // out of date
-    const mark = (sign) => (frame) => `<b style="left: calc(8px + ${frame / last} * (100% - 16px))">${sign}</b>`;
-    seek(".bar").style.background = `linear-gradient(90deg, var(--accent) ${part(done)}, ${faint}, var(--line) 0)`;
-    seek(".marks").innerHTML = [...given.map(mark("▼")), ...Object.keys(ended).map(mark("✕"))].join("");
-    Object.assign(seek(".frame"), { min: 0, max: length - 1, value: t });
-    seek(".where").value = `frame ${t} / ${length - 1}`;
-  }
-  function refresh() { // buttons and words
-    const { objects, running, done } = state, seen = new Uint8Array(256);
+  function refresh() { // buttons, words and the timeline
+    const { objects, running, done, found, given, ended, message } = state, seen = new Uint8Array(256);
     for (let i = 0; i < ids.length; i++) seen[ids[i]] = 1;
     for (const id of [object, ...objects]) seen[id] = 1;
     const held = [...seen.keys()].filter((id) => id && seen[id]), next = held.at(-1) + 1;
@@ -273,27 +239,33 @@ function render({ model, el }) {
     }
     button("objects", "+", `A new object: ${next}`, () => choose(next)).disabled = next > 254;
     for (const name of TOOLS) buttons[name].ariaPressed = name === tool;
+    canvas.style.cursor = tool === "Move" ? "grab" : "crosshair";
     [buttons.Undo.disabled, buttons.Redo.disabled] = [!past.length, !future.length];
     buttons.Run.disabled = !objects.length || (!running && done === length);
-    buttons.Run.textContent = running ? "■ Stop" : done === length ? "Done" : done ? `Go on from frame ${done}`
-      : "Find masks";
+    buttons.Run.textContent = running ? "■ Stop" : done === length ? "Done"
+      : done ? `Go on from frame ${done}` : "Find masks";
     buttons.Play.textContent = playing ? "❚❚" : "▶";
     [seek(".size").value, seek("output").value] = [Math.log(size) / Math.log(largest), `${size} px`];
-    seek("[role=status]").textContent = state.message || (running ? `Finding masks: ${done} of ${length} frames.`
-      : tool === "Polygon" ? "Click corner after corner, and the first one again at the end." : objects.length ? ""
-        : "Paint the objects in this frame, each with a number of its own; then find their masks in the others.");
-    tell();
+    seek("[role=status]").textContent = message || (running ? `Finding masks: ${done} of ${length} frames.`
+      : tool === "Polygon" ? "Click corner after corner, and the first one again at the end."
+        : objects.length ? "" : "Paint objects, each with its own number, then find their masks.");
+    const part = (frame) => `${100 * limited((frame - 0.5) / last, 0, 1)}%`;
+    const mark = (sign) => (frame) => `<b style="--at: ${frame / last}">${sign}</b>`;
+    seek(".bar").style = `--done: ${part(done)}; --found: ${part(found)}`;
+    seek(".marks").innerHTML = [...given.map(mark("▼")), ...Object.keys(ended).map(mark("✕"))].join("");
+    Object.assign(seek(".frame"), { min: 0, max: length - 1, value: t });
+    seek(".where").value = `frame ${t} / ${length - 1}`;
   }
 
   // what the user does
   const choose = (id) => { object = limited(id, 1, 254); refresh(); };
   const resize = (next) => { size = Math.round(limited(next, 1, largest)); refresh(); draw(); };
   const go = (frame) => { [follow, playing] = [false, false]; return show(frame); };
-  function take(name) {
-    [tool, corners, canvas.style.cursor] = [name, [], name === "Move" ? "grab" : "crosshair"];
-    refresh();
-    draw();
-  }
+  const take = (name) => { [tool, corners, typed] = [name, [], 0]; refresh(); draw(); };
+  const type = (digit) => { // digits that follow each other quickly make one number
+    choose(performance.now() - typed < 700 && object < 26 ? 10 * object + digit : digit);
+    typed = performance.now();
+  };
   async function play() {
     [follow, playing] = [false, !playing];
     if (playing && t === length - 1) await show(0);
@@ -305,23 +277,19 @@ function render({ model, el }) {
     playing = false;
     refresh();
   }
-  async function run() {
-    if (!state.running) await sending;
-    follow = !state.running;
-    send({ kind: state.running ? "stop" : "run" });
-  }
+  const run = async (kind = state.running ? "stop" : "run") => {
+    follow = kind === "run";
+    await sending;
+    send({ kind });
+  };
   async function save() {
-    const download = `${String(t).padStart(5, "0")}.png`, png = await encodePng(ids, width, height, palette);
-    const href = URL.createObjectURL(new Blob([png], { type: "image/png" }));
-    make("a", { href, download }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 1000);
+    const png = new Blob([await encodePng(ids, width, height, palette)], { type: "image/png" });
+    make("a", { href: URL.createObjectURL(png), download: `${String(t).padStart(5, "0")}.png` }).click();
   }
   function load() {
     const input = make("input", { type: "file", accept: "image/png" }), frame = t;
-    input.onchange = async () => {
-      const [file] = input.files;
+    input.onchange = async ({ target: { files: [file] } }) =>
       send({ kind: "load", frame, name: file.name }, [await file.arrayBuffer()]);
-    };
     input.click();
   }
   function button(group, label, title, act) {
@@ -332,9 +300,11 @@ function render({ model, el }) {
   }
   const commands = [ // key, what it does, group and label of its button
     ...TOOLS.map((name) => [name[0].toLowerCase(), () => take(name), "tools", name]),
-    ["Ctrl+z", () => step(past, future), "edit", "Undo"], ["Ctrl+y", () => step(future, past), "edit", "Redo"],
-    ["Delete", end, "edit", "Gone from here on"], ["-", () => zoom(1 / 1.5), "view", "−"],
-    ["+", () => zoom(1.5), "view", "+"], ["w", () => zoom(0), "view", "Whole picture"],
+    ...[..."0123456789"].map((digit) => [digit, () => type(+digit)]),
+    ["Ctrl+z", () => step(past, future), "edit", "Undo"],
+    ["Ctrl+y", () => step(future, past), "edit", "Redo"], ["Delete", end, "edit", "Gone from here on"],
+    ["-", () => zoom(1 / 1.5), "view", "−"], ["+", () => zoom(1.5), "view", "+"],
+    ["w", () => zoom(0), "view", "Whole picture"],
     ["o", load, "files", "Load PNG"], ["s", save, "files", "Save PNG"], [" ", play, "play", "Play"],
     ["r", run, "run", "Run"], ["[", () => resize(Math.min(size - 1, size / 1.25))],
     ["]", () => resize(Math.max(size + 1, size * 1.25))], ["ArrowLeft", () => go(t - 1)],
@@ -345,27 +315,23 @@ function render({ model, el }) {
     buttons[label] = button(group, label, `${label} (key ${key === " " ? "Space" : key.toUpperCase()})`, act);
   }
   root.addEventListener("keydown", (event) => {
-    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, held = event.ctrlKey || event.metaKey;
-    const name = held ? `Ctrl+${event.shiftKey ? "Shift+" : ""}${key}` : key, { timeStamp: now } = event;
-    let act = commands.find((command) => command[0] === name)?.[1];
-    if (/^\d$/.test(name)) { // digits that follow each other quickly make one number
-      act = () => choose(now - typed < 700 && object < 26 ? 10 * object + +key : +key);
-    }
-    const other = event.target.type === "range" ? /^Arrow/ : corners.length ? /^$/ : /^Enter$/; // not for the painter
-    if (!act || event.altKey || other.test(key)) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const name = event.ctrlKey || event.metaKey ? `Ctrl+${event.shiftKey ? "Shift+" : ""}${key}` : key;
+    const act = commands.find((command) => command[0] === name)?.[1];
+    if (!act || event.altKey || (key === "Enter" && !corners.length)) return;
     event.preventDefault();
     event.stopPropagation();
     act();
-    typed = /^\d$/.test(name) ? now : 0;
   });
-  seek(".size").oninput = (event) => resize(largest ** event.target.value);
-  seek(".frame").oninput = (event) => go(+event.target.value);
+  seek(".size").oninput = ({ target }) => resize(largest ** target.value);
+  seek(".frame").oninput = ({ target }) => go(+target.value);
 
   // the view and the pointer: mouse, touch or pen
-  const room = () => [canvas.clientWidth, canvas.clientHeight], whole = () => Math.min(room()[0] / width, room()[1] / height);
+  const room = () => [canvas.clientWidth, canvas.clientHeight];
+  const whole = () => Math.min(room()[0] / width, room()[1] / height);
   function zoom(factor, [x, y] = room().map((side) => side / 2), to = [x, y], from = view) {
     const scale = limited(from.scale * factor, whole(), Math.max(40, whole())), ratio = scale / from.scale;
-    const keep = (place, span, side) => span <= side ? (side - span) / 2 : limited(place, side - span, 0); // in sight
+    const keep = (at, span, side) => span <= side ? (side - span) / 2 : limited(at, side - span, 0);
     view = { scale, x: keep(to[0] - (x - from.x) * ratio, width * scale, room()[0]),
       y: keep(to[1] - (y - from.y) * ratio, height * scale, room()[1]) };
     draw();
@@ -380,12 +346,10 @@ function render({ model, el }) {
   const place = () => canvas.getBoundingClientRect();
   const offset = (event) => [event.clientX - place().left, event.clientY - place().top];
   const pixel = (event) => offset(event).map((side, k) => (side - [view.x, view.y][k]) / view.scale - 0.5);
-  function fingers() { // their distance and middle
-    const [[ax, ay], [bx, by]] = pointers.values();
-    return [Math.hypot(ax - bx, ay - by), [(ax + bx) / 2, (ay + by) / 2]];
-  }
+  const fingers = ([[ax, ay], [bx, by]] = pointers.values()) => // their distance and middle
+    [Math.hypot(ax - bx, ay - by), [(ax + bx) / 2, (ay + by) / 2]];
   canvas.addEventListener("pointerdown", (event) => {
-    const at = pixel(event), before = ids.slice();
+    const at = pixel(event);
     event.preventDefault();
     root.focus({ preventScroll: true });
     [follow, playing] = [false, false];
@@ -402,20 +366,20 @@ function render({ model, el }) {
       else corners.push(at);
       draw();
     } else if (tool === "Fill") {
-      fill(ids, width, height, ...at.map(Math.round), object);
-      commit(before);
-    } else { // button 5 is a pen's other end
-      action = { before, box: null, last: at, id: tool === "Eraser" || event.button === 5 ? 0 : object };
+      change((mask) => fill(mask, width, height, ...at.map(Math.round), object));
+    } else {
+      const erase = tool === "Eraser" || event.button === 5; // a pen's other end
+      action = { before: ids.slice(), box: null, last: at, id: erase ? 0 : object };
       dab([at]);
     }
   });
   canvas.addEventListener("pointermove", (event) => {
     cursor = pixel(event);
     if (pointers.has(event.pointerId)) pointers.set(event.pointerId, offset(event));
-    const all = [...(event.getCoalescedEvents?.() ?? []), event], [span, middle] = pointers.size > 1 ? fingers() : [];
-    if (action?.before) dab(all.map(pixel));
-    else if (action?.pan) zoom(1, action.pan, offset(event), action.view);
-    else if (action?.pinch && span) zoom(span / action.pinch[0], action.pinch[1], middle, action.view);
+    const { before, pan, pinch } = action ?? {}, [span, middle] = pointers.size > 1 ? fingers() : [];
+    if (before) dab([...(event.getCoalescedEvents?.() ?? []), event].map(pixel));
+    else if (pan) zoom(1, pan, offset(event), action.view);
+    else if (pinch && span) zoom(span / pinch[0], pinch[1], middle, action.view);
     else draw();
   });
   canvas.onpointerup = canvas.onpointercancel = (event) => {
@@ -429,25 +393,21 @@ function render({ model, el }) {
     const used = event.ctrlKey || root.contains(document.activeElement);
     if (used && zoom(1.0015 ** -event.deltaY, offset(event))) event.preventDefault();
   }, { passive: false });
-
   function restate() {
-    const first = model.get("state").run === state.run ? length : model.get("state").start; // later masks are new
-    for (const list of [past, future]) list.splice(0, list.length, ...list.filter(([frame]) => frame <= first));
+    const before = state, valid = ([frame]) => frame <= state.start; // later masks are new
     state = model.get("state");
+    if (state.run !== before.run) [past, future] = [past.filter(valid), future.filter(valid)];
     refresh();
   }
-  const observer = new ResizeObserver(layout);
+  const observer = new ResizeObserver(layout); // which also calls it for the first time
   observer.observe(root);
   model.on("change:state", restate);
   model.on("msg:custom", receive);
-  /** For tests and scripts: the frame shown, its mask, a pixel's place on the page, when all is shown and sent. */
+  /** For tests and scripts: frame and mask that are shown, the time when all is sent, a pixel's place. */
   root.painter = {
-    get frame() { return t; },
-    get ids() { return ids; },
+    get frame() { return t; }, get ids() { return ids; }, settled: () => showing.then(() => sending),
     onPage: (x, y) => inView([x, y]).map((side, k) => side + [place().left, place().top][k]),
-    settled: async () => { await showing; await sending; },
   };
-  layout();
   send({ kind: "hello" });
   show(0);
   return () => {
