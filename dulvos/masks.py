@@ -270,10 +270,13 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         yield t, ids
 
 
-def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> None:
+def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> set[Path]:
     """Make a folder hold these masks and no others, as PNGs that `given_masks` takes.
 
     Masks drawn by hand are never deleted: others in the folder are moved to `earlier-<number>/` in it.
+
+    Returns:
+        the files of these masks.
     """
     masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
     for path in sorted(folder.glob("*.png")):
@@ -286,3 +289,4 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> N
         path.rename(place)
     for name, ids in masks.items():
         write_mask(folder / name, ids)
+    return {folder / name for name in masks}

@@ -32,10 +32,11 @@ def frame_rate(video: Video) -> float:
         return FPS
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *, quality: int = 20) -> Path:
+def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *,
+              quality: int = 20) -> Path:
     """Write frames as an mp4 that every browser plays (H.264, yuv420p, index in front), whole or not at all.
 
-    Frames are taken one by one. A side of odd length, which yuv420p does not allow, gets its last row or column twice.
+    Frames are taken one by one. yuv420p needs even sides: the last row or column of an odd one is repeated.
 
     Arguments:
         path: the file, with suffix .mp4; the folders above it are made.
@@ -50,12 +51,13 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
     if path.suffix != ".mp4":
         raise InputError(f"{path}: movies are mp4 files; expected a name that ends in .mp4")
     if not 0.1 <= fps <= 1000 or not 0 <= quality <= 51:
-        raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, quality={quality}")
+        raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, "
+                         f"quality={quality}")
     shape, number = None, 0
-    # FFmpeg opens the file a second time to move the index, so it needs a name, not a stream; an absolute one, since it
-    # takes what precedes a colon for a protocol
+    # FFmpeg opens the file again to move the index, so it needs a name, and an absolute one: it takes what
+    # precedes a colon for a protocol
     with (replacing(path) as stream,
-          av.open(os.path.abspath(stream.name), "w", format="mp4", options={"movflags": "faststart"}) as container):
+          av.open(os.path.abspath(stream.name), "w", "mp4", options={"movflags": "faststart"}) as container):
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",
                                      options={"crf": str(quality), "preset": "veryfast"})
         for number, frame in enumerate(frames, 1):
@@ -64,7 +66,8 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
                 track.height, track.width = (side + side % 2 for side in shape[:2])
                 track.codec_context.colorspace = _BT601
             if frame.shape != shape:
-                raise InputError(f"{path}: frame {number - 1} is {frame.shape}, frame 0 {shape}; a movie's frames have one size")
+                raise InputError(f"{path}: frame {number - 1} is {frame.shape}, frame 0 {shape}; all frames "
+                                 "of a movie must have one size")
             even = np.pad(frame, [(0, shape[0] % 2), (0, shape[1] % 2), (0, 0)], mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
             container.mux(track.encode(picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)))

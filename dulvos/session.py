@@ -1,4 +1,4 @@
-"""A video of your own at work: masks are given, found, corrected and found again, and nothing is computed twice."""
+"""A video of your own: masks are given, found, corrected and found again, and nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A video whose features and soft masks are kept, so that `run` goes on from the first frame that something changed.
+    """A video whose features and soft masks are kept: `run` goes on from the first frame that changed.
 
     The masks are those of `dulvos.segment` with the same `given`.
 
@@ -31,10 +31,12 @@ class Session:
         features: makes (K, h, w) features of frames, as `dulvos.segment` takes it.
         settings: of inference.
         given: frame number -> (H, W) uint8 ids of the objects that are new or corrected there.
-        room: bytes of features to keep in memory, by default half of what is free; others lie in a temporary file.
+        room: bytes of features to keep in memory (default: half of what is free); the rest lies in a
+            temporary file.
 
     Fields:
-        given: as above; ended: frame number -> ids of objects that are gone from that frame on. Both may be changed.
+        given: as above; may be changed.
+        ended: frame number -> ids of the objects that are gone from that frame on; may be changed.
     """
 
     def __init__(self, video: Video, features: MakeFeatures, settings: SegmentSettings = SegmentSettings(),
@@ -45,9 +47,9 @@ class Session:
         self._features = _Features(free_memory(torch.device("cpu")) // 2 if room is None else room)
         self._softs: list[tuple[tuple[int, ...], Tensor]] = []  # ids of the channels, (M, h, w)
         self._found: list[bytes] = []  # masks, compressed: a mask of 4K would take 8 MB
-        self._made: tuple[dict, dict] = {}, {}  # the given and ended that the first `_valid` masks follow from
-        self._valid = 0
-        self._before: dict[int, tuple[np.ndarray, set[int]]] = {}  # painted frame -> its mask before, objects given there
+        self._made: tuple[dict, dict] = {}, {}  # the given and ended that masks follow from,
+        self._valid = 0  # the first so many
+        self._before: dict[int, tuple[np.ndarray, set[int]]] = {}  # frame -> mask before, objects given
 
     @property
     def found(self) -> int:
@@ -57,12 +59,13 @@ class Session:
     @property
     def done(self) -> int:
         """Number of leading frames whose masks follow from what is given now."""
-        changed = [t for was, now in zip(self._made, (self.given, self.ended)) for t in was.keys() | now.keys()
+        pairs = zip(self._made, (self.given, self.ended))
+        changed = [t for was, now in pairs for t in {*was, *now}
                    if not np.array_equal(was.get(t), now.get(t))]
         return min([self._valid, *changed])
 
     def labels(self, t: int) -> np.ndarray:
-        """The mask of a frame, (H, W) uint8 ids, as found and then corrected; 0 where nothing is known yet."""
+        """The mask of a frame, (H, W) uint8 ids, as found and then corrected; 0 before anything is known."""
         ids = np.zeros(self.video.size, np.uint8)
         if t < self.found:
             ids = np.frombuffer(zlib.decompress(self._found[t]), np.uint8).reshape(ids.shape)
@@ -71,7 +74,7 @@ class Session:
         return np.where(given > 0, given, np.where(corrected, 0, ids)).astype(np.uint8)
 
     def paint(self, t: int, ids: np.ndarray, ended: Collection[int] = ()) -> None:
-        """Correct a frame: objects whose pixels changed are given anew, and those erased altogether end there.
+        """Correct a frame: objects whose pixels changed are given anew; those erased altogether end there.
 
         Untouched objects go on as before, and painting what was there before takes the correction back.
 
@@ -84,10 +87,11 @@ class Session:
             InputError: no such frame, or a mask of another size or kind.
         """
         if not 0 <= t < len(self.video):
-            raise InputError(f"frame {t} is painted, but {self.video.path} has the frames 0 to {len(self.video) - 1}")
+            raise InputError(f"frame {t} is painted, but {self.video.path} has the frames 0 to "
+                             f"{len(self.video) - 1}")
         if ids.shape != tuple(self.video.size) or ids.dtype != np.uint8 or ids.max() > 254:
-            raise InputError(f"frame {t}: a mask is uint8 ids up to 254 of size {tuple(self.video.size)}, not {ids.dtype} "
-                             f"up to {ids.max(initial=0)} of size {ids.shape}")
+            raise InputError(f"frame {t}: a mask must be uint8 ids up to 254, of size {tuple(self.video.size)}, "
+                             f"not {ids.dtype} up to {ids.max(initial=0)}, of size {ids.shape}")
         before, touched = self._before.setdefault(t, (self.labels(t), _objects(self.given.get(t))))
         changed, present = before != ids, _objects(ids)
         touched = touched | _objects(before[changed]) | _objects(ids[changed]) | {*ended}
@@ -109,8 +113,8 @@ class Session:
             raise InputError(f"{self.video.path}: no object is marked; paint one, or give a mask")
         for t, mask in self.given.items():
             if mask.shape != tuple(self.video.size) or not 0 <= t < len(self.video):
-                raise InputError(f"a mask of {mask.shape} is given for frame {t}; {self.video.path} has {len(self.video)} "
-                                 f"frames of {tuple(self.video.size)}")
+                raise InputError(f"a mask of size {mask.shape} is given for frame {t}; {self.video.path} has "
+                                 f"{len(self.video)} frames of size {tuple(self.video.size)}")
         start, made = self.done, (dict(self.given), dict(self.ended))
         ids = object_ids(made[0])
         carried = carry(self._needed(start, made[0]), made[0], self.settings,
@@ -119,7 +123,7 @@ class Session:
         self._made, self._valid = made, start
         del self._softs[start:]
         for t, (soft, labels) in enumerate(carried, start):
-            if t > start or t >= self.found:  # what was painted on frame `start` was compared with what it still follows
+            if t > start or t >= self.found:  # from now on, painting it is compared with its new mask
                 self._before.pop(t, None)
             self._softs.append((ids, soft.cpu()))
             self._found[t:t + 1] = [zlib.compress(labels.tobytes(), 1)]
@@ -143,7 +147,7 @@ class Session:
 
 
 class _Features:
-    """Features of frames by number: in memory up to `room` bytes, those beyond in a temporary file that goes with it."""
+    """Features of frames by number, in memory up to `room` bytes, the rest in a temporary file."""
 
     def __init__(self, room: int):
         self._room, self._length = room, 0
@@ -168,7 +172,8 @@ class _Features:
         if t < len(self._memory):
             return self._memory[t].to(self._device)
         offset = (t - len(self._memory)) * 4 * math.prod(self._shape)
-        return torch.from_numpy(np.array(np.memmap(self._file, np.float32, "r", offset, self._shape))).to(self._device)
+        mapped = np.memmap(self._file, np.float32, "r", offset, self._shape)
+        return torch.from_numpy(np.array(mapped)).to(self._device)
 
 
 def _set(target: dict[int, Any], t: int, value: Any, keep: Collection) -> None:

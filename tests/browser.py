@@ -1,6 +1,6 @@
-"""Notebooks in a real JupyterLab: a server on loopback, headless Chromium, mouse clicks, and a second client of the kernel.
+"""Notebooks in a real JupyterLab: a server on loopback, headless Chromium, and a second client of the kernel.
 
-Nothing beyond loopback is reached: what a page asks of the network is refused and then stands among its errors.
+What a page requests from beyond loopback is refused, and then stands among its errors.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dulvos.study import results
 __all__ = ["Lab", "Notebook", "find_browser", "lacking", "serve"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")
 SIZE = {"width": 1280, "height": 1080}  # of the window, in CSS pixels
 SESSION = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
 
@@ -56,7 +56,7 @@ def lacking() -> str | None:
     absent = [name for name in ("playwright", "anywidget", "jupyterlab") if util.find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
-    return None if find_browser() else f"no browser ({', '.join(BROWSERS)}): apt-get install chromium, as root"
+    return None if find_browser() else f"no browser ({', '.join(BROWSERS)}); as root: apt install chromium"
 
 
 @contextlib.contextmanager
@@ -74,22 +74,25 @@ def serve(folder: Path) -> Iterator[Lab]:
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (config / "labconfig" / "page_config.json").write_text(json.dumps(news))
     token = secrets.token_hex()
-    environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(runtime),
-                   "JUPYTERLAB_SETTINGS_DIR": str(config), "JUPYTERLAB_WORKSPACES_DIR": str(config / "workspaces"),
+    environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(config),
+                   "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTERLAB_SETTINGS_DIR": str(config),
+                   "JUPYTERLAB_WORKSPACES_DIR": str(config / "workspaces"),
                    "IPYTHONDIR": str(config), "DULVOS_RESULTS": str(folder / "results"),
-                   "PYTHONPATH": os.pathsep.join(filter(None, [str(results.ROOT), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--expose-app-in-browser"]
+                   "PYTHONPATH": f"{results.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1",
+               "--expose-app-in-browser"]
     if os.getuid() == 0:
         command.append("--allow-root")
     with open(log, "w") as stream:
-        server = subprocess.Popen(command, cwd=folder / "notebooks", env=environment, stdout=stream, stderr=stream,
-                                  stdin=subprocess.DEVNULL, start_new_session=True)
+        server = subprocess.Popen(command, cwd=folder / "notebooks", env=environment, stdout=stream,
+                                  stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         url = _wait_for_server(server, runtime, token, log)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
-            context = browser.new_context(viewport=SIZE)  # one for all pages: JupyterLab's scripts are loaded once
-            context.route(lambda address: urlsplit(address).hostname not in ("127.0.0.1", None), lambda route: route.abort())
+            context = browser.new_context(viewport=SIZE)  # of all pages: they load the scripts once
+            context.route(lambda address: urlsplit(address).hostname not in ("127.0.0.1", None),
+                          lambda route: route.abort())
             yield Lab(folder, url, token, context)
             browser.close()
     finally:
@@ -100,7 +103,8 @@ def serve(folder: Path) -> Iterator[Lab]:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait_for_server(server: subprocess.Popen, runtime: Path, token: str, log: Path, seconds: float = 90) -> str:
+def _wait_for_server(server: subprocess.Popen, runtime: Path, token: str, log: Path,
+                     seconds: float = 90) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -114,14 +118,14 @@ def _wait_for_server(server: subprocess.Popen, runtime: Path, token: str, log: P
 
 def _get(url: str, token: str):
     request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands between a machine and itself
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
     with direct.open(request, timeout=10) as answer:
         return json.load(answer)
 
 
 @dataclass
 class Lab:
-    """A running JupyterLab: its folder (notebooks/ and results/ are below), address, token and playwright's browser context."""
+    """A running JupyterLab: its folder (notebooks/, results/), address, token, and playwright's context."""
 
     folder: Path
     url: str
@@ -129,7 +133,8 @@ class Lab:
     context: object
 
     @contextlib.contextmanager
-    def open(self, source: Path | nbformat.NotebookNode, name: str, parameters: dict | None = None) -> Iterator[Notebook]:
+    def open(self, source: Path | nbformat.NotebookNode, name: str,
+             parameters: dict | None = None) -> Iterator[Notebook]:
         """A copy of a notebook, with parameters written into it as papermill does, in a page of its own."""
         path = self.folder / "notebooks" / f"{name}.ipynb"
         node = load_notebook_node(str(source)) if isinstance(source, Path) else source
@@ -156,7 +161,7 @@ class Notebook:
         lab: the server.
         path: of the copy that is open.
         page: playwright's page.
-        console: errors in the browser's console and errors that no script caught; none is known that would be harmless.
+        console: errors in the browser's console and errors that no script caught; none is harmless.
     """
 
     lab: Lab
@@ -166,12 +171,13 @@ class Notebook:
     _client: BlockingKernelClient | None = None
 
     def run(self, seconds: float, start: str | None = None) -> None:
-        """Run all cells, as the Run menu does, or those from the first that contains `start`; wait for the last one, and save.
+        """Run all cells, or those from the first that contains `start`; wait for the last one, and save.
 
         Raises:
             playwright.sync_api.TimeoutError: they take longer.
         """
-        self.page.wait_for_function(f"{SESSION}?.session?.kernel?.connectionStatus === 'connected'", timeout=60_000)
+        connected = f"{SESSION}?.session?.kernel?.connectionStatus === 'connected'"
+        self.page.wait_for_function(connected, timeout=60_000)
         self.page.evaluate("""start => {
           window.ended = false;
           const notebook = window.jupyterapp.shell.currentWidget.content;
@@ -184,11 +190,12 @@ class Notebook:
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
     def red_cells(self) -> list[str]:
-        """What failed, as the saved notebook tells: an "Error: message" for each red cell, and cells that never ran."""
+        """What failed, by the saved notebook: "Error: message" of each red cell, and cells that never ran."""
         found = []
         for cell in nbformat.read(self.path, as_version=4).cells:
             if cell.cell_type == "code":
-                found += [f"{output.ename}: {output.evalue}" for output in cell.outputs if output.output_type == "error"]
+                errors = [output for output in cell.outputs if output.output_type == "error"]
+                found += [f"{error.ename}: {error.evalue}" for error in errors]
                 if cell.source.strip() and cell.execution_count is None:
                     found.append(f"not run: {cell.source.splitlines()[0]}")
         return found
@@ -202,8 +209,9 @@ class Notebook:
         """
         if self._client is None:
             sessions = _get(f"{self.lab.url}api/sessions", self.lab.token)
-            kernel = next(session["kernel"]["id"] for session in sessions if session["path"].endswith(self.path.name))
-            self._client = BlockingKernelClient(connection_file=str(self.lab.folder / "runtime" / f"kernel-{kernel}.json"))
+            mine = next(session for session in sessions if session["path"].endswith(self.path.name))
+            file = self.lab.folder / "runtime" / f"kernel-{mine['kernel']['id']}.json"
+            self._client = BlockingKernelClient(connection_file=str(file))
             self._client.load_connection_file()
             self._client.start_channels()
         wrapped = f"__import__('json').dumps({expression}, default=lambda value: value.tolist())"
@@ -221,7 +229,7 @@ class Notebook:
         return json.loads(ast.literal_eval(value["data"]["text/plain"]))
 
     def wait_for(self, expression: str, seconds: float = 30):
-        """The expression's value in the kernel as soon as it is true; its last value when the time is over."""
+        """The expression's value in the kernel as soon as it is true, or its last value in that time."""
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)) and time.monotonic() < deadline:
             self.page.wait_for_timeout(50)  # lets the page work, as time.sleep would not

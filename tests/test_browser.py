@@ -1,4 +1,4 @@
-"""Notebooks in a real JupyterLab and a real browser: formulas are typeset, and nothing goes wrong out of sight."""
+"""Notebooks in a real JupyterLab and a real browser: formulas are typeset; errors out of sight are found."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browse
 
 def _notebook(*cells: str) -> nbformat.NotebookNode:
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    return new_notebook(cells=[new_markdown_cell("# Made by a test"), *map(new_code_cell, cells)], metadata=kernel)
+    made = [new_markdown_cell("# Made by a test"), *map(new_code_cell, cells)]
+    return new_notebook(cells=made, metadata=kernel)
 
 
 def test_the_harness_finds_red_cells_console_errors_and_requests_that_leave_the_machine(lab):
-    script = "from IPython.display import Javascript\nJavascript(\"console.error('seen'); fetch('https://example.org')\")"
+    code = "console.error('seen'); fetch('https://example.org')"
+    script = f"from IPython.display import Javascript\nJavascript({code!r})"
     with lab.open(_notebook(script, "value = 6 * 7", "1 / 0", "'never'"), "failing") as notebook:
         notebook.run(120)
         assert notebook.red_cells() == ["ZeroDivisionError: division by zero", "not run: 'never'"]
@@ -48,10 +50,11 @@ def test_formulas_of_all_notebooks_are_typeset(lab):
             if "$" not in "".join(rendered.all_text_contents()):
                 break
             notebook.page.wait_for_timeout(200)
-        assert [text for text in rendered.all_text_contents() if "$" in text] == [], "formulas stand there as they were typed"
+        assert [text for text in rendered.all_text_contents() if "$" in text] == [], "formulas stand as typed"
         formulas = notebook.page.locator(".jp-MarkdownOutput mjx-container").all_text_contents()
         assert len(formulas) > 20
-        # a backslash too many breaks the line, and the command's name is set as if it were a product of letters
-        assert [formula for formula in formulas if re.search("mathcal|hat|frac|lambda|tau|theta|cdot|sum", formula)] == []
+        # after one backslash too many, a command's name is set like a product of letters
+        names = "mathcal|hat|frac|lambda|tau|theta|cdot|sum"
+        assert [formula for formula in formulas if re.search(names, formula)] == []
         assert notebook.page.locator("mjx-merror, [data-mjx-error]").all_text_contents() == []
         assert notebook.console == []

@@ -66,7 +66,8 @@ def test_what_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "fps", "quality", "match"), [
-    ("movie.avi", 10, 20, "ends in .mp4"), ("movie.mp4", 0, 20, "fps"), ("movie.mp4", float("nan"), 20, "fps"),
+    ("movie.avi", 10, 20, "ends in .mp4"), ("movie.mp4", 0, 20, "fps"),
+    ("movie.mp4", float("nan"), 20, "fps"),
     ("movie.mp4", 10, 52, "quality")])
 def test_wrong_arguments_are_named(tmp_path, name, fps, quality, match):
     with pytest.raises(InputError, match=match):

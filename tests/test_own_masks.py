@@ -1,4 +1,4 @@
-"""Masks of your own video: every form is read or refused in one line; results never replace what they are made from."""
+"""Masks of your own video are read or refused in one line; results never replace what they are made from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SIZE, LENGTH = (48, 80), 6
 def video(tmp_path):
     (tmp_path / "clip").mkdir()
     for index in range(LENGTH):
-        Image.fromarray(np.full((*SIZE, 3), 9 * index, np.uint8)).save(tmp_path / "clip" / f"{index + 10}.png")
+        frame = Image.fromarray(np.full((*SIZE, 3), 9 * index, np.uint8))
+        frame.save(tmp_path / "clip" / f"{index + 10}.png")
     return videos.open_video(tmp_path / "clip")
 
 
@@ -35,7 +36,8 @@ def save(path, ids):
 def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video, tmp_path):
     first, later = save(tmp_path / "a.png", block(1, 7)), save(tmp_path / "b=c.png", block(0, 9))
     given = masks.given_masks(video, [f"4={later}", first])
-    assert list(given) == [0, 4] and np.array_equal(given[0], block(1, 7)) and np.array_equal(given[4], block(0, 9))
+    assert list(given) == [0, 4]
+    assert np.array_equal(given[0], block(1, 7)) and np.array_equal(given[4], block(0, 9))
     save(tmp_path / "given" / "10.png", block(1)), save(tmp_path / "given" / "13.png", block(2))
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 3]
     assert list(masks.given_masks(video, [later])) == [0]  # "b=c.png" is a name
@@ -44,14 +46,16 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video, tmp_path):
 
 
 def test_wrong_masks_are_named_in_one_line(video, tmp_path):
-    good, small = save(tmp_path / "good.png", block(1)), save(tmp_path / "small.png", block(1, size=SIZE[::-1]))
-    empty, stray = save(tmp_path / "empty.png", block()), save(tmp_path / "stray" / "00003.png", block(1)).parent
+    good, empty = save(tmp_path / "good.png", block(1)), save(tmp_path / "empty.png", block())
+    small = save(tmp_path / "small.png", block(1, size=SIZE[::-1]))
+    stray = save(tmp_path / "stray" / "00003.png", block(1)).parent
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "nothing").mkdir()
     Image.fromarray(block(1).astype(np.uint16) * 300).save(tmp_path / "large.png")
-    for given, match in (([tmp_path / "absent.png"], "absent.png.*no such file"), ([small], "small.png is 48x80.*80x48"),
-                         ([empty], "empty.png.*no object"), ([good, f"0={good}"], "second mask of frame 0"),
-                         ([f"6={good}"], "frame 6.*0 to 5"), ([tmp_path / "text.png"], "text.png.*not a complete PNG"),
+    for given, match in (([tmp_path / "absent.png"], "absent.png.*no such file"),
+                         ([small], "small.png is 48x80.*80x48"), ([empty], "empty.png.*no object"),
+                         ([good, f"0={good}"], "second mask of frame 0"), ([f"6={good}"], "frame 6.*0 to 5"),
+                         ([tmp_path / "text.png"], "text.png.*not a complete PNG"),
                          ([tmp_path / "large.png"], "large.png.*300"), ([stray], "00003.png.*10.png"),
                          ([tmp_path / "nothing"], "no masks.*10.png")):
         with pytest.raises(InputError, match=match) as error:
@@ -70,10 +74,11 @@ def test_results_never_replace_what_they_are_made_from(video, tmp_path):
     for wrong in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(InputError, match="cannot be written"):
             masks.check_folder(wrong, video)
-    (tmp_path / "new" / "out" / "given").mkdir(parents=True)  # masks of an earlier session lie in a folder of their own
-    assert masks.check_folder(tmp_path / "new" / "out", video, [mask, tmp_path / "new" / "out" / "given"]).is_dir()
-    (tmp_path / "new" / "out" / "given").rmdir()
-    assert not list((tmp_path / "new" / "out").iterdir())
+    out = tmp_path / "new" / "out"
+    (out / "given").mkdir(parents=True)  # masks of an earlier session lie in a folder of their own
+    assert masks.check_folder(out, video, [mask, out / "given"]).is_dir()
+    (out / "given").rmdir()
+    assert not list(out.iterdir())
 
 
 def numbers(folder):
@@ -93,7 +98,8 @@ def test_masks_are_written_as_they_come_and_those_of_an_earlier_run_go_first(vid
     next(masks.save_masks(found[3:], video, out))  # a correction: what lies before it stays
     assert numbers(out) == [0, 1, 2, 3] and not (out / masks.MOVIE).exists()
     list(masks.save_masks(found[:2], videos.first_frames(video, 2), out))
-    assert numbers(out) == [0, 1] and (out / "notes.png").exists(), "a longer run's masks are gone, others' files stay"
+    assert numbers(out) == [0, 1], "masks of a longer run are gone"
+    assert (out / "notes.png").exists(), "files of others stay"
 
 
 def test_given_masks_are_kept_as_they_are_now(video, tmp_path):

@@ -1,4 +1,4 @@
-"""The painter without a page: its JavaScript functions under node, and what the kernel makes of the browser's messages."""
+"""The painter without a page: its JavaScript functions under node, and how the kernel answers messages."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def javascript(name, mask, *rest):
     if not shutil.which("node"):
         pytest.skip("node is not installed: apt-get install nodejs")
     script = Path(widgets.__file__).with_name("painter.js").read_text()
-    done = subprocess.run(["node", "--input-type=module", "-e", script + CALL.replace("NAME", name)], text=True,
-                          input=json.dumps({"mask": mask.tolist(), "rest": rest}), capture_output=True, check=True)
+    command = ["node", "--input-type=module", "-e", script + CALL.replace("NAME", name)]
+    given = json.dumps({"mask": mask.tolist(), "rest": rest})
+    done = subprocess.run(command, text=True, input=given, capture_output=True, check=True)
     ids, found = json.loads(done.stdout)
     return np.array(ids, np.uint8).reshape(mask.shape), found
 
@@ -47,14 +48,16 @@ def empty():
 
 
 @pytest.mark.parametrize(("points", "radius"), [
-    ([[30, 10]], 5), ([[21, 7]], 0.5), ([[10, 20], [50, 20]], 3), ([[5.3, 4.2], [40.7, 33.1], [55.5, 12]], 2.5),
+    ([[30, 10]], 5), ([[21, 7]], 0.5), ([[10, 20], [50, 20]], 3),
+    ([[5.3, 4.2], [40.7, 33.1], [55.5, 12]], 2.5),
     ([[-30, -30], [5, 5], [500, 5]], 1.5), ([[-20, 10], [-9, 10]], 4)])
 def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(points, radius):
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     distance = np.full((HEIGHT, WIDTH), np.inf)
     for a, b in zip(np.array(points, float), np.array(points[1:] or points, float)):
-        along = np.clip(((x - a[0]) * (b - a)[0] + (y - a[1]) * (b - a)[1]) / max(1e-9, ((b - a) ** 2).sum()), 0, 1)
-        distance = np.minimum(distance, np.hypot(x - a[0] - along * (b - a)[0], y - a[1] - along * (b - a)[1]))
+        (u, v), square = b - a, max(1e-9, ((b - a) ** 2).sum())
+        along = np.clip(((x - a[0]) * u + (y - a[1]) * v) / square, 0, 1)
+        distance = np.minimum(distance, np.hypot(x - a[0] - along * u, y - a[1] - along * v))
     ids, box = javascript("stroke", empty() + 9, points, radius, 3)
     assert np.array_equal(ids == 3, distance <= radius) and set(np.unique(ids)) <= {3, 9}
     if not (ids == 3).any():
@@ -62,11 +65,13 @@ def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(points
     else:
         rows, columns = (ids == 3).any(1).nonzero()[0], (ids == 3).any(0).nonzero()[0]
         left, top, right, bottom = box
-        assert left <= columns[0] and columns[-1] < right <= WIDTH and top <= rows[0] and rows[-1] < bottom <= HEIGHT
+        assert 0 <= left <= columns[0] and columns[-1] < right <= WIDTH
+        assert 0 <= top <= rows[0] and rows[-1] < bottom <= HEIGHT
 
 
 @pytest.mark.parametrize("corners", [
-    [[10, 5], [30, 5], [30, 25], [10, 25]], [[2.8, 3.1], [55, 10], [20.2, 38]], [[-9, -9], [70, 20], [-9, 60]],
+    [[10, 5], [30, 5], [30, 25], [10, 25]], [[2.8, 3.1], [55, 10], [20.2, 38]],
+    [[-9, -9], [70, 20], [-9, 60]],
     [[10, 5], [50, 35], [50, 5], [10, 35]]])  # the last one crosses itself
 def test_a_polygon_is_filled_with_its_rim(corners):
     ids, _ = javascript("polygon", empty(), corners, 7)
@@ -75,7 +80,8 @@ def test_a_polygon_is_filled_with_its_rim(corners):
     rim = np.zeros((HEIGHT + 200, WIDTH + 200), np.uint8)
     cv2.polylines(rim, [np.rint(corners).astype(np.int32) + 100], True, 1, 3)
     sure = rim[100:-100, 100:-100] == 0
-    assert np.array_equal((ids == 7)[sure], inside.reshape(HEIGHT, WIDTH)[sure]) and set(np.unique(ids)) <= {0, 7}
+    assert np.array_equal(ids[sure], np.where(inside.reshape(HEIGHT, WIDTH), 7, 0)[sure])
+    assert set(np.unique(ids)) <= {0, 7}
     assert all(ids[round(y), round(x)] == 7 for x, y in corners if 0 <= x < WIDTH and 0 <= y < HEIGHT)
 
 
@@ -147,12 +153,14 @@ def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painte
 
     kept = (painter.out / "00004.png").stat().st_mtime_ns
     ids = painter.session.labels(5) | block(2, 60, 30)
-    painter.receive({"kind": "paint", "frame": 5, "ended": [1]}, png(np.where(ids == 1, 0, ids), tmp_path / "a.png"))
+    without = np.where(ids == 1, 0, ids)
+    painter.receive({"kind": "paint", "frame": 5, "ended": [1]}, png(without, tmp_path / "a.png"))
     assert painter.state["done"] == 5 and painter.state["ended"] == {"5": [1]}
     assert next(carried := painter.carry()) == 5
     assert names(painter.out) == [*(f"{i:05d}.png" for i in range(6)), "given/00000.png", "given/00005.png"]
     assert list(carried) == [6, 7, 8] and (painter.out / "00004.png").stat().st_mtime_ns == kept
-    assert all(np.array_equal(read_mask(painter.out / f"{t:05d}.png"), painter.session.labels(t)) for t in range(LENGTH))
+    saved = [read_mask(painter.out / f"{t:05d}.png") for t in range(LENGTH)]
+    assert all(np.array_equal(ids, painter.session.labels(t)) for t, ids in enumerate(saved))
     painter.receive({"kind": "paint", "frame": 5, "ended": []}, png(ids, tmp_path / "a.png"))
     list(painter.carry())
     assert not list(painter.out.glob("given/earlier*")), "corrections of this session replace each other"
@@ -184,7 +192,8 @@ def test_a_new_view_gets_what_is_known(painter):
     painter.receive({"kind": "frame", "frame": 3})
     content, (jpeg,) = painter.sent[-1]
     frame = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    assert content == {"kind": "frame", "frame": 3} and np.abs(frame[20, 21].astype(int) - (250, 60, 60)).max() < 25
+    assert content == {"kind": "frame", "frame": 3}
+    assert np.abs(frame[20, 21].astype(int) - (250, 60, 60)).max() < 25
 
 
 def test_frames_of_4k_are_reduced_for_the_browser(tmp_path):
@@ -197,7 +206,8 @@ def test_frames_of_4k_are_reduced_for_the_browser(tmp_path):
 
 
 def test_what_is_wrong_is_the_widgets_message(painter, tmp_path):
-    for content, words in ((b"no picture", "b.png: unreadable mask"), (png(block(1)[1:], tmp_path / "a.png")[0], "b.png is 80x47")):
+    small, = png(block(1)[1:], tmp_path / "a.png")
+    for content, words in ((b"no picture", "b.png: unreadable mask"), (small, "b.png is 80x47")):
         painter.receive({"kind": "load", "frame": 0, "name": "../b.png"}, [content])
         assert painter.state["message"].startswith(words) and not painter.sent
     painter.receive({"kind": "load", "frame": 2, "name": "c.png"}, png(block(4), tmp_path / "a.png"))

@@ -1,4 +1,4 @@
-"""The painter in a real JupyterLab and a real browser: what the mouse paints reaches the kernel pixel for pixel."""
+"""The painter in a real JupyterLab and a real browser: what the mouse paints reaches the kernel exactly."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def opened(lab):
 
 @pytest.fixture
 def page(opened):
-    """A new painter with nothing painted; at the end, the console holds no error and no request that left the machine."""
+    """A new painter; at the end, the console must hold no error and no request that left the machine."""
     opened.run(120)
     assert opened.red_cells() == []
     opened.page.wait_for_selector(".dulvos-painter")
@@ -135,7 +135,7 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
         page.press("Control+Shift+z")
         assert np.array_equal(page.ids(), state)
     assert page.reaches_the_kernel(0, states[3])
-    assert page.page.locator(".jp-Cell").count() == 1, "the keys are the painter's alone: in JupyterLab B adds a cell"
+    assert page.page.locator(".jp-Cell").count() == 1, "keys are the painter's: in JupyterLab, B adds a cell"
 
 
 def test_a_polygon_closes_on_its_first_corner_and_a_fill_stops_at_edges(page):
@@ -174,7 +174,10 @@ def test_pngs_are_loaded_saved_and_refused_in_words(page, tmp_path):
     assert np.array_equal(read_mask(download.value.path()), mask)
     assert download.value.suggested_filename == "00000.png" and Image.open(download.value.path()).mode == "P"
     for name, content, words in (("small.png", block(1)[1:], "80x47"), ("<b>.png", None, "unreadable mask")):
-        (tmp_path / name).write_bytes(b"no picture") if content is None else write_mask(tmp_path / name, content)
+        if content is None:
+            (tmp_path / name).write_bytes(b"no picture")
+        else:
+            write_mask(tmp_path / name, content)
         load(tmp_path / name)
         page.page.get_by_text(words).wait_for(timeout=10_000)
         assert name in page.page.locator(".dulvos-painter [role=status]").inner_text()
@@ -228,11 +231,13 @@ def test_a_correction_changes_later_frames_only_and_encodes_nothing_again(page):
     assert page.kernel("count.frames") == LENGTH and page.ids().any()
     found = [page.to(t) for t in range(LENGTH)]
     assert all(page.reaches_the_kernel(t, found[t]) for t in (0, 4, 8)) and all(1 in ids for ids in found)
-    assert page.page.evaluate("""() => {  // what the canvas shows: a red square, which the mask covers by half
+    red = page.page.evaluate("""() => {  // of a pixel in the square, which the mask covers by half
         const canvas = document.querySelector(".dulvos-painter canvas"), box = canvas.getBoundingClientRect();
         const [x, y] = document.querySelector(".dulvos-painter").painter.onPage(30, 14);
         const ratio = canvas.width / box.width;
-        return canvas.getContext("2d").getImageData((x - box.left) * ratio, (y - box.top) * ratio, 1, 1).data[0] }""") > 180
+        const place = [(x - box.left) * ratio, (y - box.top) * ratio];
+        return canvas.getContext("2d").getImageData(...place, 1, 1).data[0]; }""")
+    assert red > 180
 
     page.to(5)
     page.press("2")
@@ -245,7 +250,8 @@ def test_a_correction_changes_later_frames_only_and_encodes_nothing_again(page):
     page.run()
     assert page.kernel("count.frames") == LENGTH, "features are not computed again"
     again = [page.to(t) for t in range(LENGTH)]
-    assert all(np.array_equal(found[t], again[t]) for t in range(5)) and [2 in ids for ids in again] == [False] * 5 + [True] * 4
+    assert all(np.array_equal(found[t], again[t]) for t in range(5))
+    assert [2 in ids for ids in again] == [False] * 5 + [True] * 4
 
     page.to(7)
     page.press("1")
@@ -256,7 +262,8 @@ def test_a_correction_changes_later_frames_only_and_encodes_nothing_again(page):
     assert page.kernel("count.frames") == LENGTH and page.kernel("session.ended") == {"7": [1]}
     assert page.page.locator(".dulvos-painter .marks b").all_inner_texts() == ["▼", "▼", "✕"]
     names = page.kernel("sorted(str(path) for path in Path('out').rglob('*.*') if path.name[0] != '.')")
-    assert names == [*(f"out/{t:05d}.png" for t in range(LENGTH)), "out/given/00000.png", "out/given/00005.png", "out/overlay.mp4"]
+    given = ["out/given/00000.png", "out/given/00005.png"]
+    assert names == [*(f"out/{t:05d}.png" for t in range(LENGTH)), *given, "out/overlay.mp4"]
 
 
 def test_a_search_stops_and_goes_on_and_is_played(page):
@@ -292,7 +299,8 @@ def test_notebook_06_finds_masks_and_a_new_object_is_followed_from_where_it_is_p
         page.drag((0.7 * width, 0.05 * height), (0.75 * width, 0.12 * height))
         page.run()
         found = [read_mask(path) for path in files]
-        assert all((found[t] == before[t]).all() for t in range(3)) and [5 in ids for ids in found] == [False] * 3 + [True]
+        assert all((found[t] == before[t]).all() for t in range(3))
+        assert [5 in ids for ids in found] == [False] * 3 + [True]
         assert notebook.console == [] and (lab.folder / "own" / "overlay.mp4").exists()
         if pictures:
             page.page.locator(".dulvos-painter").evaluate("element => element.scrollIntoView()")

@@ -1,4 +1,4 @@
-"""The painter of notebook 06: objects are painted in the browser, and their masks found, corrected and played there."""
+"""The painter of notebook 06: paint objects in the browser, and see, correct and play their masks there."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LONGER_SIDE = 1920  # pixels of a frame in the browser at most; masks are painte
 class Painter(anywidget.AnyWidget):
     """A video to paint objects on, and a timeline that shows their masks as they are found.
 
-    Painting, zooming and playing happen in the browser. A stroke's end sends the frame's mask, and the session decides what
-    follows from it: correcting a frame stops a search that is going on, and the next one goes on from that frame.
+    Painting, zooming and playing happen in the browser. When a stroke ends, the frame's mask reaches the
+    session: a search for masks that is going on stops, and the next one goes on from the corrected frame.
 
     Arguments:
         session: the video and its masks.
-        out: folder, as `check_folder` returns it, that gets `<frame>.png` as masks are found, `overlay.mp4` when all are, and
-            the painted masks in `given/`; None saves nothing.
+        out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` when
+            all are, and the painted masks in `given/`. None saves nothing.
         fps: frames a second, of playing and of the mp4.
     """
 
@@ -52,8 +52,8 @@ class Painter(anywidget.AnyWidget):
         self.session, self.out = session, out
         self._busy, self._stop, self._searches, self._start = threading.Lock(), threading.Event(), 0, 0
         self._kept: set[Path] = set()  # painted masks that this painter saved
-        super().__init__(size=list(session.video.size), length=len(session.video), fps=fps, palette=PALETTE.tobytes(),
-                         colours=OBJECT_COLOURS.tolist(), state=self._state())
+        super().__init__(size=list(session.video.size), length=len(session.video), fps=fps,
+                         palette=PALETTE.tobytes(), colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
 
     def carry(self) -> Iterator[int]:
@@ -77,8 +77,7 @@ class Painter(anywidget.AnyWidget):
             if self.out:
                 for path in self._kept:
                     path.unlink(missing_ok=True)
-                save_given(self.out / "given", self.session.video, self.session.given)
-                self._kept = {self.out / "given" / f"{self.session.video.frame_name(t)}.png" for t in self.session.given}
+                self._kept = save_given(self.out / "given", self.session.video, self.session.given)
                 masks = save_masks(masks, self.session.video, self.out)
             for t, _ in masks:
                 self._show(t)
@@ -93,7 +92,8 @@ class Painter(anywidget.AnyWidget):
             pass
         finally:
             self._busy.release()
-            self._tell(f"All masks are in {self.out}." if self.out and self.session.done == self.length else "")
+            complete = self.out and self.session.done == self.length
+            self._tell(f"All masks are in {self.out}." if complete else "")
 
     def _pictures(self) -> Iterator[np.ndarray]:
         for t, frame in enumerate(self.session.video.frames()):
@@ -111,8 +111,9 @@ class Painter(anywidget.AnyWidget):
         """Answer the browser; what is wrong shows as the widget's message.
 
         Arguments:
-            content: "kind" is "hello" (a new view), "frame" (its picture is wanted), "paint" (its mask, in a PNG), "load"
-                (a mask file), "run" or "stop"; "frame" its number; "ended" and "name" go with "paint" and "load".
+            content: "kind" is "hello" (a new view), "frame" (its picture is wanted), "paint" (its mask as a
+                PNG), "load" (a mask file), "run" or "stop"; "frame" is a number. "paint" has "ended" objects,
+                "load" a file's "name".
             buffers: bytes of the PNG.
         """
         t = content.get("frame", 0)
@@ -147,7 +148,8 @@ class Painter(anywidget.AnyWidget):
                 raise InputError(str(error).replace(f"{folder}/", "")) from None
         if ids.shape != tuple(self.size):
             mask, size = (f"{width}x{height}" for height, width in (ids.shape, self.size))
-            raise InputError(f"{path.name} is {mask} (width x height), the frames are {size}; they must have one size")
+            raise InputError(f"{path.name} is {mask} (width x height), the frames are {size}; they must have "
+                             "one size")
         self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
         self._tell()
 
@@ -164,11 +166,12 @@ class Painter(anywidget.AnyWidget):
         self.send({"kind": "mask", "frame": t, "run": self._searches}, [ids])
 
     def _state(self, message: str = "", running: bool | None = None) -> dict[str, Any]:
-        session = self.session
-        return {"message": message, "running": self._busy.locked() if running is None else running, "run": self._searches,
-                "start": self._start, "done": session.done, "found": session.found, "given": sorted(session.given),
-                "ended": {str(t): list(ids) for t, ids in session.ended.items()},
-                "objects": sorted(set().union(*(np.unique(ids).tolist() for ids in session.given.values())) - {0})}
+        session, running = self.session, self._busy.locked() if running is None else running
+        objects = {0}.union(*(np.unique(ids).tolist() for ids in session.given.values())) - {0}
+        ended = {str(t): list(ids) for t, ids in session.ended.items()}
+        return {"message": message, "running": running, "run": self._searches, "start": self._start,
+                "done": session.done, "found": session.found, "given": sorted(session.given), "ended": ended,
+                "objects": sorted(objects)}
 
     def _tell(self, message: str = "", running: bool | None = None) -> None:
         self.state = self._state(message, running)
