@@ -90,8 +90,8 @@ class Session:
             raise InputError(f"frame {t} is painted, but {self.video.path} has the frames 0 to "
                              f"{len(self.video) - 1}")
         if ids.shape != tuple(self.video.size) or ids.dtype != np.uint8 or ids.max() > 254:
-            raise InputError(f"frame {t}: a mask must be uint8 ids up to 254, of size {tuple(self.video.size)}, "
-                             f"not {ids.dtype} up to {ids.max(initial=0)}, of size {ids.shape}")
+            raise InputError(f"frame {t}: a mask must be uint8 ids up to 254, of size {tuple(self.video.size)}"
+                             f", not {ids.dtype} up to {ids.max(initial=0)}, of size {ids.shape}")
         before, touched = self._before.setdefault(t, (self.labels(t), _objects(self.given.get(t))))
         changed, present = before != ids, _objects(ids)
         touched = touched | _objects(before[changed]) | _objects(ids[changed]) | {*ended}

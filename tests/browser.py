@@ -29,7 +29,7 @@ from jupyter_client import BlockingKernelClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from dulvos.study import results
+from dulvos.study.rows import ROOT
 
 __all__ = ["Lab", "Notebook", "find_browser", "lacking", "serve"]
 
@@ -78,7 +78,7 @@ def serve(folder: Path) -> Iterator[Lab]:
                    "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTERLAB_SETTINGS_DIR": str(config),
                    "JUPYTERLAB_WORKSPACES_DIR": str(config / "workspaces"),
                    "IPYTHONDIR": str(config), "DULVOS_RESULTS": str(folder / "results"),
-                   "PYTHONPATH": f"{results.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+                   "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1",
                "--expose-app-in-browser"]
     if os.getuid() == 0:

@@ -8,10 +8,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dulvos.study import results
+from dulvos.study.rows import ROOT
 from tests import browser
 
-NOTEBOOKS = sorted((results.ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
 

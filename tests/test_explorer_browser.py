@@ -16,13 +16,13 @@ from PIL import Image
 
 from dulvos.correspondence import affinity, anchor_grid, best_matches, dominant_anchors
 from dulvos.encoder import prepare_frames
-from dulvos.study import results
+from dulvos.study.rows import ROOT
 from tests import browser
 from tests.test_explorer import Patches, write_clip
 
 SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
 ELEMENT = "document.querySelector('.dulvos-explorer')?.parentElement"
-COMMITTED = results.ROOT / "results/explorer.html"
+COMMITTED = ROOT / "results/explorer.html"
 T = 4
 
 pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
@@ -257,7 +257,7 @@ SMALL = {"frames": 3, "batch": 2, "checkpoint": "random", "beside": "", "shorter
 
 def test_notebook_05_in_jupyterlab(lab):
     """From top to bottom; then mouse, keyboard and kernel act on the widget. Screenshots need all of it."""
-    source = results.ROOT / "notebooks/05_explore_anchors.ipynb"
+    source = ROOT / "notebooks/05_explore_anchors.ipynb"
     with lab.open(source, source.stem, {} if SCREENSHOTS else SMALL) as notebook:
         notebook.run(300)
         assert notebook.red_cells() == [] and notebook.console == []

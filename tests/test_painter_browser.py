@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from dulvos.masks import read_mask, write_mask
-from dulvos.study import results
+from dulvos.study.rows import ROOT
 from tests import browser
 from tests.test_session import LENGTH, SIZE, block
 
@@ -287,11 +287,12 @@ def test_a_search_stops_and_goes_on_and_is_played(page):
 def test_notebook_06_finds_masks_and_a_new_object_is_followed_from_where_it_is_painted(lab):
     """For the README's picture: DULVOS_SCREENSHOTS=results/screenshots bash run_all.sh test FILE."""
     pictures, count = os.environ.get("DULVOS_SCREENSHOTS"), 4
-    small = {"frames": count, "shorter_side": 0 if pictures else 96, "out": "own"}  # in the lab's folder
-    with lab.open(results.ROOT / "notebooks" / "06_your_video.ipynb", "06_your_video", small) as notebook:
+    small = {"frames": count, "shorter_side": 0 if pictures else 96, "out": "own"}  # beside the notebook
+    with lab.open(ROOT / "notebooks" / "06_your_video.ipynb", "06_your_video", small) as notebook:
         notebook.run(300)
         assert notebook.red_cells() == []
-        files = [lab.folder / "own" / f"{t:05d}.png" for t in range(count)]
+        folder = lab.folder / "notebooks" / "own"
+        files = [folder / f"{t:05d}.png" for t in range(count)]
         before = [read_mask(path) for path in files]
         page, (height, width) = Page(notebook, before[0].shape), before[0].shape
         page.to(3)
@@ -301,7 +302,7 @@ def test_notebook_06_finds_masks_and_a_new_object_is_followed_from_where_it_is_p
         found = [read_mask(path) for path in files]
         assert all((found[t] == before[t]).all() for t in range(3))
         assert [5 in ids for ids in found] == [False] * 3 + [True]
-        assert notebook.console == [] and (lab.folder / "own" / "overlay.mp4").exists()
+        assert notebook.console == [] and (folder / "overlay.mp4").exists()
         if pictures:
             page.page.locator(".dulvos-painter").evaluate("element => element.scrollIntoView()")
             page.page.wait_for_timeout(500)

@@ -35,8 +35,8 @@ class Painter(anywidget.AnyWidget):
 
     Arguments:
         session: the video and its masks.
-        out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` when
-            all are, and the painted masks in `given/`. None saves nothing.
+        out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` at
+            the end, and the painted masks in `given/`. None saves nothing.
         fps: frames a second, of playing and of the mp4.
     """
 
