@@ -427,8 +427,8 @@ class Page {
     const box = (half) => (x, y) => `M${x - half} ${y - half}h${2 * half}v${2 * half}h${-2 * half}z`;
     const cross = (x, y) => `M${x - arm} ${y}h${2 * arm}M${x} ${y - arm}v${2 * arm}`;
     const best = (this.maps[encoder]?.best[frame] ?? []).map((cell) => one.pixelOf(cell));
-    mark("white", 1.2, best.slice(1), ring);
-    mark(ORANGE, 1.6, best.slice(0, 1), ring);
+    mark("white", large ? 1.2 : 0.7, best.slice(1), ring);
+    mark(ORANGE, large ? 1.6 : 1.2, best.slice(0, 1), ring);
     if (anchor !== null && frame === 0) {
       const places = one.anchors(view.n, false).map((cell) => one.pixelOf(cell));
       const dot = (place, i) => mark(css(this.anchorColours[view.n][i]), 2, [place], box(ratio));
