@@ -195,7 +195,8 @@ class Explorer(anywidget.AnyWidget):
             raise InputError(f"layer must be one of {', '.join(self._layers)}, not {layer!r}")
         for name, encoder in self._encoders.items():
             if (name, layer) not in self._packed:
-                settings = SegmentSettings(layer if layer in LAYERS else "res4", shorter_side=self._side)
+                settings = SegmentSettings(layer=layer if layer in LAYERS else "res4",
+                                           shorter_side=self._side)
                 frames = [*map(self.video.read, self.indices), *(other.read(0) for other in self.others)]
                 maps = [next(encode(encoder, [frame], settings)) for frame in frames]  # sizes may differ
                 cells = [tuple(features.shape[1:]) for features in maps]
