@@ -104,7 +104,7 @@ def run_in_place(folder: Path, step: Step) -> None:
     parameters, body = (cell.source for cell in nbformat.read(folder / f"{step.notebook}.ipynb", as_version=4).cells)
     names: dict = {}
     exec(parameters, names)
-    exec(body.replace("time.sleep", "float"), names | step.parameters)  # noqa: S102
+    exec(body.replace("time.sleep", "float"), names | step.parameters)
 
 
 def write_notebooks(folder: Path, grid: GridStudy, *, steps: int = 8, seconds: float = 0.1, bad: str = "") -> None:
