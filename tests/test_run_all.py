@@ -122,7 +122,7 @@ def test_the_small_build_of_pytorch_is_taken_if_its_index_can_be_reached(checkou
 def test_failures_are_the_scripts_own(checkout):
     assert checkout.run("demo", RUN_STATUS="3").returncode == 3
     checkout.drop("torch")
-    checkout.calls
+    assert checkout.calls
     assert checkout.run("demo", PIP_STATUS="1").returncode == 1 and not any("dulvos" in call for call in checkout.calls[1:])
     done = checkout.run("demo", DULVOS_PYTHON="absent")
     assert done.returncode == 1 and "DULVOS_PYTHON" in done.stderr
