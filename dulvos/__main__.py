@@ -218,7 +218,7 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
         youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
         split: of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
         study: folder below results/.
-        processes: that share the videos; by default one for each GPU, or one without a GPU.
+        processes: that share the videos; 0 means one for each GPU, or one without a GPU.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
     if (davis is None) == (youtube_vos is None):
@@ -227,6 +227,7 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     table = evaluate_encoders(encoder, str(davis or youtube_vos), chosen, split="val" if davis else split,
                               study=Study(study), device=device, processes=processes)
     table["s / frame"] = table["s / frame"].map("{:.2f}".format)
+    print(f"protocol {chosen.protocol}; percent, means over objects")
     print(to_text(table).to_string(index=False))
     return 0
 

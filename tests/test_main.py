@@ -109,8 +109,10 @@ def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, 
 
 def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    assert main(["evaluate", "--encoder", "copy", "colour", "--davis", str(tiny), "--context", "2"]) == 0
+    assert main(["evaluate", "--encoder", "copy", "colour", "--davis", str(tiny), "--protocol", "dino",
+                 "--shorter-side", "64"]) == 0
     said = capsys.readouterr().out
+    assert set(Study("encoders").rows()["parameters.context"]) == {7}
     assert all(word in said for word in ("copy", "colour", "J&F-Mean", "s / frame"))
     assert len(list((tmp_path / "encoders/rows").glob("evaluate-*.json"))) == 2
 

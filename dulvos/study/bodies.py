@@ -97,8 +97,7 @@ def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeat
     bumps = np.exp(-squares / (2 * SIGMA**2)) * (squares <= (3 * SIGMA) ** 2)
     maps = np.concatenate([bumps.sum(0, keepdims=True) == 0, bumps]).astype(np.float32)  # background first
     places = []
-    protocol = {name: getattr(settings, name) for name in ("context", "radius", "topk", "tau")}
-    for soft in propagate(features, maps, **protocol):
+    for soft in propagate(features, maps, settings):
         weight, cell = soft[1:].flatten(1).cpu().topk(STRONGEST)  # [J, 3]
         corners = torch.stack([cell % columns, cell // columns], -1)
         places.append((weight[..., None] * corners).sum(1) / weight.sum(1, keepdim=True))  # 0 / 0 is NaN
