@@ -149,14 +149,6 @@ def defaults(notebook: Path) -> dict:
     return {name: ast.literal_eval(item["default"]) for name, item in papermill.inspect_notebook(str(notebook)).items()}
 
 
-def refuse_unknown(notebook: str, names: dict) -> None:
-    """For notebooks that are not rewritten yet; goes with the last of them."""
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    check_parameters(ROOT / "notebooks" / f"{notebook}.ipynb", {
-        name: value for name, value in names.items() if isinstance(value, plain) and not name.startswith("_")
-        and name not in ("In", "Out")})
-
-
 def find_state(step: Step, *, check_data: bool = True) -> State:
     """Whether a step is done, and its row.
 
