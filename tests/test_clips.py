@@ -172,6 +172,7 @@ def test_short_videos_are_left_out_by_name() -> None:
     assert [video.name for video in kept] == ["ok", "long"]
     assert len(lines) == 1 and "brief" in lines[0]
     assert {clips(videos, frames=5).video_of(i).name for i in range(8)} == {"ok", "long"}
+    assert clips(videos, frames=1, gap=1)[0].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize(("videos", "settings", "named"), [
