@@ -303,7 +303,7 @@ function render({ model, el }) {
     ...[..."0123456789"].map((digit) => [digit, () => type(+digit)]),
     ["Ctrl+z", () => step(past, future), "edit", "Undo"],
     ["Ctrl+y", () => step(future, past), "edit", "Redo"], ["Delete", end, "edit", "Gone from here on"],
-    ["-", () => zoom(1 / 1.5), "view", "−"], ["+", () => zoom(1.5), "view", "+"],
+    ["-", () => zoom(1 / 1.5), "view", "Zoom −"], ["+", () => zoom(1.5), "view", "Zoom +"],
     ["w", () => zoom(0), "view", "Whole picture"],
     ["o", load, "files", "Load PNG"], ["s", save, "files", "Save PNG"], [" ", play, "play", "Play"],
     ["r", run, "run", "Run"], ["[", () => resize(Math.min(size - 1, size / 1.25))],
