@@ -1,8 +1,8 @@
 """Label propagation of one frame, ours beside a plain way: `python -m benchmarks.propagation [--size 720p]`.
 
-The plain way is a script that follows the protocol's description word by word: it compares all pairs of cells.
-With `--engine` it is our own plain engine. Features are those of a DAVIS video with `--davis DIR`, else random
-numbers that change a little; other counts of channels than 512 are random projections of these.
+The plain way is a script that follows the protocol's description word by word, comparing all pairs of cells;
+with `--engine` it is our plain engine. Features are those of a DAVIS video with `--davis DIR`, else random
+numbers that change a little. Other counts of channels than 512 are random projections of these.
 """
 
 from __future__ import annotations
