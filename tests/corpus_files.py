@@ -88,7 +88,7 @@ encoder("weights: one missing", f"another network: {NAME}", lambda: changed(lamb
 encoder("weights: of another shape", f"another network: {NAME}",
         lambda: changed(lambda state: state.update({NAME: state[NAME][:1].clone()})))
 for field, values, words in (("dim", ("128", 128.0, None, True, 0, -1, 10**12, [1], math.nan), "dim must be a whole number"),
-                             ("norm", (None, "x", ["batch"], 3, {}), "norm 'batch' or 'layer'"),
+                             ("norm", (None, "x", ["batch"], 3, {}), "norm"),
                              ("architecture", (None, 3, [], "vit"), "builds")):
     for value in values:
         encoder(f"sidecar: {field}={value!r}", rf"x\.json: .*{words}", bytes, {**intact()[1], field: value})
