@@ -349,6 +349,7 @@ function render({ model, el }) {
   const fingers = ([[ax, ay], [bx, by]] = pointers.values()) => // their distance and middle
     [Math.hypot(ax - bx, ay - by), [(ax + bx) / 2, (ay + by) / 2]];
   canvas.addEventListener("pointerdown", (event) => {
+    typed = 0; // a stroke ends a number
     const at = pixel(event);
     event.preventDefault();
     root.focus({ preventScroll: true });
