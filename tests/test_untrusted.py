@@ -19,8 +19,8 @@ import torch
 
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
-from dulvos.study import steps as study
 from dulvos.study.download import unpack
+from dulvos.study.steps import check_parameters
 from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
@@ -137,7 +137,7 @@ def test_run_all_makes_no_command_of_a_folder_s_name(tmp_path: Path, name: str, 
     python.chmod(0o755)
     done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "davis", "--davis", name], cwd=tmp_path, capture_output=True,
                           text=True, env=os.environ | {"DULVOS_PYTHON": str(python)}, check=False)
-    assert done.stdout.splitlines()[-6:] == ["-m", "dulvos", "study", "davis", "--davis", f"{tmp_path}/{name}"]
+    assert done.stdout.splitlines()[-5:] == ["-m", "dulvos", "davis", "--davis", name]
     assert not list(tmp_path.rglob("made"))
 
 
@@ -155,10 +155,10 @@ def test_jupyter_is_nowhere_told_to_open_its_doors() -> None:
 
 def test_the_grid_listens_on_this_machine_alone() -> None:
     """Dask runs whatever it is sent."""
-    code = ("import json, os, psutil\nfrom distributed import Client\nfrom dulvos.study.work import local_cluster\n"
+    code = ("import json, psutil\nfrom distributed import Client\nfrom dulvos.study import steps\n"
             "if __name__ == '__main__':\n"
-            "    with local_cluster(1, 1) as cluster, Client(cluster) as client:\n"
-            "        client.wait_for_workers(1)\n"
+            "    with steps._client(2, 1, '', True) as (client, threads):\n"
+            "        client.wait_for_workers(2)\n"
             "        own = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
             "        print(json.dumps([c.laddr.ip for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']))\n")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -171,5 +171,5 @@ def test_settings_are_read_as_data(tmp_path: Path) -> None:
     assert not any("yaml" in ast.unparse(node) for _, tree in sources() for node in ast.walk(tree)
                    if isinstance(node, ast.Import | ast.ImportFrom))
     with pytest.raises(InputError, match="lr"):
-        study.check_parameters("01_train", {"lr": "__import__('os').mkdir('made')"})
+        check_parameters(ROOT / "notebooks" / "01_train.ipynb", {"lr": "__import__('os').mkdir('made')"})
     assert not Path("made").exists()
