@@ -108,7 +108,8 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
         grid: then run the ablation grid on DAVIS: about four more hours on two cores.
-        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about six hours.
+        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about six
+            hours on two cores, by estimate.
     """
     _use_davis(davis)
     if compare:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import make_folder, replacing
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "overlay",
@@ -235,14 +235,7 @@ def check_folder(out: str | os.PathLike[str], video: Video,
         if own == (path.resolve() if path.is_dir() else path.resolve().parent):
             raise InputError(f"{out}: holds the given {path.name}, which masks may replace; give another "
                              "folder")
-    probe = out / f".probe.{os.getpid()}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error.strerror}); give a folder that can") from None
-    return out
+    return make_folder(out)
 
 
 def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,

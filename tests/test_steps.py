@@ -86,6 +86,15 @@ print(os.environ['OMP_NUM_THREADS'])
     assert '"1\\n"' in steps[0].copy.read_text()
 
 
+def test_a_last_step_waits_for_all_others_even_those_that_fail(made, tmp_path):
+    log = tmp_path / "log"
+    study = made(write="import time; time.sleep(2)\n" + LOG.format(log), fail="1 / 0", show=LOG.format(log))
+    steps = [Step(study, "write", "", {"word": "slow"}), Step(study, "fail"),
+             Step(study, "show", "", {"word": "last"}, last=True)]
+    assert run_steps(steps, workers=2, threads=1) == 1
+    assert log.read_text().split() == ["slow", "last"]
+
+
 def test_a_running_scheduler_may_carry_the_steps(made, tmp_path):
     study = made(write=LOG.format(tmp_path / "log"))
     step = Step(study, "write")

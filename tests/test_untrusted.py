@@ -157,7 +157,7 @@ def test_the_grid_listens_on_this_machine_alone() -> None:
     """Dask runs whatever it is sent."""
     code = ("import json, psutil\nfrom distributed import Client\nfrom dulvos.study import steps\n"
             "if __name__ == '__main__':\n"
-            "    with steps._client(2, 1, '', True) as (client, threads):\n"
+            "    with steps.open_client(2, 1, '', True) as (client, threads):\n"
             "        client.wait_for_workers(2)\n"
             "        own = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
             "        print(json.dumps([c.laddr.ip for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']))\n")

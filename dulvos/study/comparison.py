@@ -102,7 +102,7 @@ def comparison_steps(setting: Setting = DAVIS) -> list[Step]:
     evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
     wanted = {need for step in steps if step.needs and find_state(step).word != "done" for need in step.needs}
     steps = [replace(step, files=step.full_name in wanted) if step.row == "train" else step for step in steps]
-    return [*steps, Step(study, "07_results", "", {"data": setting.data}, 0.5)]
+    return [*steps, Step(study, "07_results", "", {"data": setting.data}, 0.5, last=True)]
 
 
 def comparison_table(study: Study) -> pd.DataFrame:

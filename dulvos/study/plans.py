@@ -88,8 +88,9 @@ def _told(study: Study, data: str, train: Step) -> list[Step]:
     """The notebooks that show the method and the features, then the results of all steps before."""
     shown = {"data": data, "checkpoint": "trained"}
     needs = (train.full_name,)
-    return [Step(study, "00_the_method", "", shown, 1, needs), Step(study, "04_features", "", shown, 1, needs),
-            Step(study, "07_results", "", {"data": data}, 0.5, needs)]
+    return [Step(study, "00_the_method", "", shown, 1, needs, last=True),
+            Step(study, "04_features", "", shown, 1, needs, last=True),
+            Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 
 def grid_steps(name: str, only: Iterable[str] = ()) -> list[Step]:
@@ -127,7 +128,7 @@ def grid_steps(name: str, only: Iterable[str] = ()) -> list[Step]:
     wanted = {need for step in chosen if find_state(step).word != "done" for need in step.needs}
     needed = {need for step in chosen for need in step.needs}
     steps = [replace(step, files=step.full_name in wanted) for step in trainings.values() if step.full_name in needed]
-    return [*steps, *chosen, Step(study, "03_ablation", "", {"scale": name}, 0.5)]
+    return [*steps, *chosen, Step(study, "03_ablation", "", {"scale": name}, 0.5, last=True)]
 
 
 def _changed(study: Study, notebook: str, settings: dict) -> dict:

@@ -51,7 +51,8 @@ from dulvos.study import evaluation, runs
 from dulvos.study.rows import ROOT, Study, newest, version
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["STALE", "State", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states", "run_steps"]
+__all__ = ["STALE", "State", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
+           "open_client", "run_steps"]
 
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
 CONNECT = 20  # seconds to wait for a scheduler
@@ -72,6 +73,7 @@ class Step:
         needs: the steps of this study, by their `full_name`, that must have succeeded.
         row: kind of the row that it leaves under its name; "" for none.
         files: whether it counts as done only while the checkpoint or masks of its row are on this machine.
+        last: whether it waits until all other steps have ended, well or not: it shows what they left.
     """
 
     study: Study
@@ -82,6 +84,7 @@ class Step:
     needs: tuple[str, ...] = ()
     row: str = ""
     files: bool = True
+    last: bool = False
 
     @property
     def full_name(self) -> str:
@@ -327,15 +330,16 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str, sev
     troubles: dict[str, str] = {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [] if scheduler else [gpu for gpu in visible.split(",") if gpu]
-    with _client(workers, threads, scheduler, several) as (client, threads):
+    with open_client(workers, threads, scheduler, several) as (client, threads):
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         print(f"{len(todo)} steps to run, {count} at a time, about {sum(step.minutes for step in todo) / count:.0f} min; "
               "Ctrl-C is safe: the same command continues", flush=True)
         futures: dict[tuple[Study, str], object] = {}
         for number, step in enumerate(todo):
             needs = [futures[step.study, name] for name in step.needs if (step.study, name) in futures]
+            before = [future for other, future in zip(todo, futures.values()) if step.last and not other.last]
             futures[step.study, step.full_name] = client.submit(
-                _carry, step, environment, threads, gpus, count > 1, needs, pure=False, priority=-number)
+                _carry, step, environment, threads, gpus, count > 1, needs, before, pure=False, priority=-number)
         names = {future: name for (_, name), future in futures.items()}
         for done, future in enumerate(as_completed(list(names)), 1):
             trouble = future.result() if future.status == "finished" else f"its worker ended ({future.status})"
@@ -345,8 +349,9 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str, sev
     return troubles
 
 
-def _carry(step: Step, environment: dict[str, str], threads: int, gpus: list[str], quiet: bool, needs: list[str]) -> str:
-    """One step, in a worker: "" if it succeeded, else one line that says why not."""
+def _carry(step: Step, environment: dict[str, str], threads: int, gpus: list[str], quiet: bool, needs: list[str],
+           before: list[str]) -> str:
+    """One step, in a worker: "" if it succeeded, else one line; `before` are outcomes that it only waits for."""
     if any(needs):
         return "left out: a step that it needs failed"
     os.environ.update(environment | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads})
@@ -366,7 +371,7 @@ def _carry(step: Step, environment: dict[str, str], threads: int, gpus: list[str
 
 
 @contextlib.contextmanager
-def _client(workers: int, threads: int, scheduler: str, several: bool) -> Iterator[tuple[Client, int]]:
+def open_client(workers: int, threads: int, scheduler: str, several: bool) -> Iterator[tuple[Client, int]]:
     """A Dask client, and the threads of each of its workers (0: as many as the worker likes)."""
     if scheduler:
         if workers or threads:
