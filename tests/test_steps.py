@@ -87,12 +87,14 @@ print(os.environ['OMP_NUM_THREADS'])
 
 
 def test_a_last_step_waits_for_all_others_even_those_that_fail(made, tmp_path):
-    log = tmp_path / "log"
-    study = made(write="import time; time.sleep(2)\n" + LOG.format(log), fail="1 / 0", show=LOG.format(log))
-    steps = [Step(study, "write", "", {"word": "slow"}), Step(study, "fail"),
-             Step(study, "show", "", {"word": "last"}, last=True)]
+    """The slow step looks for ten seconds whether the last one has begun."""
+    shown = tmp_path / "shown"
+    slow = (f"import pathlib, time\nfor _ in range(100):\n    time.sleep(0.1)\n"
+            f"    assert not pathlib.Path(r'{shown}').exists(), 'the last step came first'")
+    study = made(slow=slow, fail="1 / 0", show=f"open(r'{shown}', 'w').close()")
+    steps = [Step(study, "slow"), Step(study, "fail"), Step(study, "show", last=True)]
     assert run_steps(steps, workers=2, threads=1) == 1
-    assert log.read_text().split() == ["slow", "last"]
+    assert [find_state(step).word for step in steps] == ["done", "failed", "done"]
 
 
 def test_a_running_scheduler_may_carry_the_steps(made, tmp_path):
