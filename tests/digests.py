@@ -62,7 +62,6 @@ def moving_squares(seed: int, frames: int = 12, size: tuple[int, int] = (96, 112
 def training_digest(case: str) -> list[float]:
     """Losses of three iterations, and the size of what they changed in the first and the last layer."""
     settings = TrainSettings.from_dict({**SMALL, **TRAINING_CASES[case]})
-    torch.set_num_threads(1)
     clips = make_clips(settings, [ArrayVideo(f"v{i}", moving_squares(i)[0]) for i in range(3)])
     parts = make_parts(settings, torch.device("cpu"))
     first, last = (parts["net"].get_parameter(name) for name in ("backbone.conv1.weight", "head.3.weight"))
@@ -76,7 +75,6 @@ def training_digest(case: str) -> list[float]:
 
 def evaluation_digest(case: str) -> list[float]:
     """J and F (mean, decay) of the masks that random features carry; the squares of the soft masks in the last frame."""
-    torch.set_num_threads(1)
     settings = SegmentSettings(**{"precision": "fp32", **EVALUATION_CASES[case]})
     frames, truth = moving_squares(7)
     net = load_encoder("random", seed=1)
@@ -105,4 +103,5 @@ def all_digests() -> dict:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     print(json.dumps(all_digests(), indent=1))

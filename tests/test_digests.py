@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dulvos.study.rows import version
 from tests.digests import EVALUATION_CASES, SMALL, TRAINING_CASES, evaluation_digest, training_digest
@@ -19,6 +20,14 @@ from tests.digests import EVALUATION_CASES, SMALL, TRAINING_CASES, evaluation_di
 RECORDED = json.loads(Path(__file__).with_name("digests.json").read_text())
 # another processor rounds otherwise, and Adam's first steps follow the signs of small gradients
 CLOSE = {"train": {"rtol": 5e-3, "atol": 1e-5}, "evaluate": {"rtol": 1e-3, "atol": 1e-4}}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("kind", "case"), [("train", case) for case in TRAINING_CASES]
