@@ -1,7 +1,7 @@
-"""Chooses crop, scale and batch on the training split alone: `python -m benchmarks.choose_training DAVIS NAME [NAME ...]`.
+"""Compares crops, scales, batches on the training split: `python -m benchmarks.choose_training DAVIS NAME ...`.
 
-Trains each candidate for the same few iterations on four fifths of DAVIS's training videos and scores it on the rest, enlarged to
-480p, which the evaluation has. Rows go to results/selection. One process a candidate and core keeps them comparable.
+Trains each candidate for the same few iterations on four fifths of DAVIS's training videos, and scores it
+on the rest, enlarged to 480p as in the evaluation. Rows go to results/selection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAMES, EVERY = 40, 5  # frames of a held-out video; every fifth video is held o
 
 
 def split(davis: str, folder: Path) -> Path:
-    """A data set in DAVIS's layout made of the training split: symbolic links, and enlarged held-out videos."""
+    """The training split as a data set in DAVIS's layout: links, and enlarged copies of held-out videos."""
     lists = {"train": [], "val": []}
     for number, sequence in enumerate(load_davis(davis, "train").sequences):
         held_out = number % EVERY == 0
@@ -49,8 +49,13 @@ def split(davis: str, folder: Path) -> Path:
             frame = sequence.video.read(index)[..., ::-1]
             size = (round(480 * frame.shape[1] / frame.shape[0]), 480)
             name = sequence.video.frame_name(index)
-            cv2.imwrite(str(places[0] / f"{name}.jpg"), cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC))
-            write_mask(places[1] / f"{name}.png", cv2.resize(sequence.mask(index), size, interpolation=cv2.INTER_NEAREST))
+            cv2.imwrite(
+                str(places[0] / f"{name}.jpg"), cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+            )
+            write_mask(
+                places[1] / f"{name}.png",
+                cv2.resize(sequence.mask(index), size, interpolation=cv2.INTER_NEAREST),
+            )
     (folder / "ImageSets" / "480p").mkdir(parents=True, exist_ok=True)
     for name, sequences in lists.items():
         lines = [f"/JPEGImages/480p/{s}/00000.jpg /Annotations/480p/{s}/00000.png\n" for s in sequences]
@@ -70,8 +75,10 @@ def main() -> None:
         study = Study("selection")
         row = training_run(study, name, data, settings)
         result = evaluation_run(study, name, data, f"trained:{row['key']}", SegmentSettings())
-        print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, "
-              f"J&F {100 * result['scores.J&F-Mean']:.1f}")
+        print(
+            f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, "
+            f"J&F {100 * result['scores.J&F-Mean']:.1f}"
+        )
 
 
 if __name__ == "__main__":

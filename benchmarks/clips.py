@@ -1,6 +1,6 @@
-"""Training clips from 480p JPEG, cropped, two views, ours beside Pillow: `python -m benchmarks.clips DAVIS [--processes 2]`.
+"""Training clips in two views from 480p JPEG, ours beside Pillow: `python -m benchmarks.clips DAVIS`.
 
-Per frame and view, one thread a process. The validation split's frames serve, since they are 480p; their masks are not read.
+Each process has one thread. The frames are those of DAVIS's validation split, which are 480p.
 """
 
 from __future__ import annotations
@@ -42,26 +42,34 @@ def plain(davis: str, numbers: range) -> float:
     for number in numbers:
         generator = np.random.default_rng(number)
         video = videos[generator.integers(len(videos))]
-        shorter, flip, flip2 = generator.integers(SCALE[0], SCALE[1] + 1), generator.random() < 0.5, generator.random() < 0.5
+        shorter, flip, flip2 = (
+            generator.integers(SCALE[0], SCALE[1] + 1),
+            generator.random() < 0.5,
+            generator.random() < 0.5,
+        )
         side = int(generator.uniform(0.5, 1) * CROP)
         x2, y2, x, y = generator.random(4)
         for index in frame_indices(len(video), FRAMES, 2, generator):
             image = Image.open(video.path / video.files[index]).convert("RGB")
             ratio = shorter / min(image.size)
-            image = image.resize([max(shorter, round(s * ratio)) for s in image.size], Image.Resampling.BILINEAR)
+            image = image.resize(
+                [max(shorter, round(s * ratio)) for s in image.size], Image.Resampling.BILINEAR
+            )
             left, top = int(x * (image.width - CROP + 1)), int(y * (image.height - CROP + 1))
             image = image.crop((left, top, left + CROP, top + CROP))
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
             view = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip2 else image
             left, top = int(x2 * (CROP - side + 1)), int(y2 * (CROP - side + 1))
-            view = view.crop((left, top, left + side, top + side)).resize((CROP, CROP), Image.Resampling.BILINEAR)
+            view = view.crop((left, top, left + side, top + side)).resize(
+                (CROP, CROP), Image.Resampling.BILINEAR
+            )
             for picture in (image, view):
                 prepare_frames(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     return time.perf_counter() - started
 
 
 def decoding(davis: str, numbers: range) -> float:
-    """As many frames read, and nothing else: what neither way does without."""
+    """Read as many frames, and do nothing else: neither way can be faster."""
     videos = [s.video for s in load_davis(davis, "val").sequences]
     started = time.perf_counter()
     for number in numbers:
@@ -76,13 +84,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--clips", type=int, default=60, help="of each process")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="how much of one process's time is JPEG decoding")
+    parser.add_argument(
+        "--profile", action="store_true", help="how much of one process's time is JPEG decoding"
+    )
     options = parser.parse_args()
     if options.profile:
         for way in (decoding, ours, plain):
             way(options.davis, range(2))  # warm
             seconds = min(way(options.davis, range(options.clips)) for _ in range(options.runs))
-            print(f"{way.__name__:8s} {1000 * seconds / (options.clips * FRAMES):.2f} ms a frame, one process")
+            print(
+                f"{way.__name__:8s} {1000 * seconds / (options.clips * FRAMES):.2f} ms a frame, one process"
+            )
         return
     times = {"ours": [], "plain": []}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:

@@ -1,6 +1,6 @@
-"""Runs of the demo grid with two workers of one thread beside one such worker: `python -m benchmarks.grid [--only RUN ...]`.
+"""The demo grid with two workers of one thread beside one such worker: `python -m benchmarks.grid`.
 
-Each way fills an empty results folder of its own; a run is a training and an evaluation by their notebooks.
+Each way fills an empty results folder of its own. A run is a training and an evaluation by their notebooks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,21 @@ RUNS = ("lam0-0", "lam1-0", "M2-0", "M8-0", "no-jitter-0", "jitter-each-0", "ord
 def throughput(workers: int, only: list[str]) -> float:
     """Seconds a run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dulvos", "grid", "--study", "demo", "--run", "--workers", str(workers),
-                   "--threads", "1", "--only", *only]
+        command = [
+            sys.executable,
+            "-m",
+            "dulvos",
+            "grid",
+            "--study",
+            "demo",
+            "--run",
+            "--workers",
+            str(workers),
+            "--threads",
+            "1",
+            "--only",
+            *only,
+        ]
         environment = os.environ | {"DULVOS_RESULTS": folder, "OMP_NUM_THREADS": "1"}
         started = time.perf_counter()
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
@@ -33,7 +46,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=RUNS, help="these runs")
     options = parser.parse_args()
     times = {"ours": [throughput(2, list(options.only))], "plain": [throughput(1, list(options.only))]}
-    report("grid, two workers (ours) beside one (plain)", f"{len(options.only)} runs of the demo grid", times, {}, "s a run")
+    report(
+        "grid, two workers (ours) beside one (plain)",
+        f"{len(options.only)} runs of the demo grid",
+        times,
+        {},
+        "s a run",
+    )
 
 
 if __name__ == "__main__":

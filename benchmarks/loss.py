@@ -1,8 +1,8 @@
 """The losses, forward and backward, ours beside the dense way: `python -m benchmarks.loss [--figure]`.
 
-The dense way makes the affinities of every cell with all B·N² anchors and warps those (Eqs. 1-5 word by word). With --figure,
-time and memory of both against N, B and T at 32x32 cells (Sec. 3.5: anchors save T·h·w / N²) go to results/loss_complexity.png
-and .csv.
+The dense way computes the affinities of every cell with all B·N² anchors and warps those (Eqs. 1-5 word by
+word). --figure measures time and memory of both ways against N, B and T at 32x32 cells (Sec. 3.5: anchors
+save T·h·w / N²) and writes results/loss_complexity.png and .csv.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ AT = {"batch": 16, "frames": 5, "grid": 8}
 SWEEP = {"grid": (4, 8, 16, 32), "batch": (4, 8, 16, 32), "frames": (2, 5, 10)}
 
 
-def plain(features, features_view2, theta, anchor_index, cross_index, *, tau: float = 0.05, lam: float = 0.1) -> torch.Tensor:
+def plain(
+    features, features_view2, theta, anchor_index, cross_index, *, tau: float = 0.05, lam: float = 0.1
+) -> torch.Tensor:
     """The loss with every affinity alive."""
     batch, frames, channels, height, width = features.shape
     anchors = gather_cells(features[:, 0], anchor_index)
@@ -48,7 +50,9 @@ def plain(features, features_view2, theta, anchor_index, cross_index, *, tau: fl
 
 def inputs(batch: int, frames: int, grid: int, side: int = 32) -> tuple:
     generator = torch.Generator().manual_seed(0)
-    views = [F.normalize(torch.randn(batch, frames, 128, side, side, generator=generator), dim=2) for _ in range(2)]
+    views = [
+        F.normalize(torch.randn(batch, frames, 128, side, side, generator=generator), dim=2) for _ in range(2)
+    ]
     theta = sample_similarity(batch, 8 * side, generator).theta()
     grids = [sample_grid(batch, side, side, n, generator) for n in (grid, 4)]
     return views[0].requires_grad_(), views[1], theta, *grids
@@ -69,9 +73,13 @@ def logits_bytes(batch: int, frames: int, grid: int, side: int = 32) -> int:
 
 
 def probe(way: str, batch: int, frames: int, grid: int) -> dict:
-    """Least time of three and added memory of one setting, in a process of its own, so that its peak is its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.loss", "--probe", way, str(batch), str(frames), str(grid)],
-                          stdout=subprocess.PIPE, text=True, check=True)
+    """Least time of three, and added memory, of one setting; in a process of its own for the peak."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loss", "--probe", way, str(batch), str(frames), str(grid)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -84,7 +92,11 @@ def run_probe(way: str, batch: int, frames: int, grid: int) -> None:
         times.append(time.perf_counter() - started)
 
     _, memory = added_memory(lambda: [timed() for _ in range(3)])
-    print(json.dumps({"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": memory}))
+    print(
+        json.dumps(
+            {"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": memory}
+        )
+    )
 
 
 def figure() -> None:
@@ -94,7 +106,9 @@ def figure() -> None:
             for way in ("ours", "plain"):
                 at = {**AT, name: value}
                 if way == "plain" and logits_bytes(**at) > 2 * 2**30:  # several such tensors live at once
-                    print(f"plain, {name}={value}: not run, its logits alone take {logits_bytes(**at) / 2**30:.1f} GB")
+                    print(
+                        f"plain, {name}={value}: not run, its logits take {logits_bytes(**at) / 2**30:.1f} GB"
+                    )
                     continue
                 rows.append({"sweep": name, "value": value, **probe(way, **at)})
                 print(rows[-1], flush=True)
@@ -108,12 +122,25 @@ def draw(table: pd.DataFrame) -> None:
     labels = {"grid": "N (anchors a side)", "batch": "B (clips)", "frames": "T (frames)"}
     _, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharey="row", layout="constrained")
     for column, name in enumerate(SWEEP):
-        for row, (quantity, label) in enumerate((("seconds", "forward + backward (s)"), ("mb", "added memory (MB)"))):
+        for row, (quantity, label) in enumerate(
+            (("seconds", "forward + backward (s)"), ("mb", "added memory (MB)"))
+        ):
             ax = axes[row, column]
-            for way, colour, text in (("plain", "#D55E00", "dense (where its logits fit in 2 GB)"), ("ours", "#0072B2", "ours: warped features")):
+            for way, colour, text in (
+                ("plain", "#D55E00", "dense (if its logits fit in 2 GB)"),
+                ("ours", "#0072B2", "ours: warped features"),
+            ):
                 part = table[(table.sweep == name) & (table.way == way)]
-                ax.plot(part.value, part[quantity].clip(lower=1 if quantity == "mb" else 0), "o-", color=colour, label=text)
-            ax.set(xscale="log", yscale="log", xlabel=labels[name] if row else "", ylabel="" if column else label)
+                ax.plot(
+                    part.value,
+                    part[quantity].clip(lower=1 if quantity == "mb" else 0),
+                    "o-",
+                    color=colour,
+                    label=text,
+                )
+            ax.set(
+                xscale="log", yscale="log", xlabel=labels[name] if row else "", ylabel="" if column else label
+            )
             ax.set_xticks(SWEEP[name], [str(v) for v in SWEEP[name]], minor=False)
             ax.minorticks_off()
     axes[0, 0].legend(frameon=False, fontsize=8)
@@ -138,8 +165,14 @@ def main() -> None:
         figure()
     else:
         arguments = inputs(**AT)
-        compare("loss, forward and backward", "B=16, T=5, N=8, 32x32 cells", lambda: step(dense_loss, arguments),
-                lambda: step(plain, arguments), runs=options.runs, difference=lambda a, b: abs(a - b))
+        compare(
+            "loss, forward and backward",
+            "B=16, T=5, N=8, 32x32 cells",
+            lambda: step(dense_loss, arguments),
+            lambda: step(plain, arguments),
+            runs=options.runs,
+            difference=lambda a, b: abs(a - b),
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import io
 import resource
 import statistics
 import sys
@@ -12,17 +10,48 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from dulvos.files import replacing
 from dulvos.study.rows import Study, provenance
 
-COLUMNS = ("benchmark", "case", "ours", "ours_low", "ours_high", "plain", "plain_low", "plain_high", "unit", "ratio", "ours_mb",
-           "plain_mb", "difference", "runs", "threads", "torch", "commit", "dirty", "date", "command")
+COLUMNS = (
+    "benchmark",
+    "case",
+    "ours",
+    "ours_low",
+    "ours_high",
+    "plain",
+    "plain_low",
+    "plain_high",
+    "unit",
+    "ratio",
+    "ours_mb",
+    "plain_mb",
+    "difference",
+    "runs",
+    "threads",
+    "torch",
+    "commit",
+    "dirty",
+    "date",
+    "command",
+)
 
 
-def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *, runs: int = 5,
-            difference: Callable | None = None, per: float = 1, unit: str = "s", ours_mb: float | None = None) -> dict:
+def compare(
+    benchmark: str,
+    case: str,
+    ours: Callable,
+    plain: Callable | None,
+    *,
+    runs: int = 5,
+    difference: Callable | None = None,
+    per: float = 1,
+    unit: str = "s",
+    ours_mb: float | None = None,
+) -> dict:
     """Run both once, then `runs` times in turn; print and write medians, spread, ratio and peak memory.
 
     Memory is what the first call of each adds (`added_memory`).
@@ -43,22 +72,52 @@ def compare(benchmark: str, case: str, ours: Callable, plain: Callable | None, *
             started = time.perf_counter()
             way()
             times[name].append((time.perf_counter() - started) / per)
-    return report(benchmark, case, times, memory | ({} if ours_mb is None else {"ours": ours_mb}), unit, apart)
+    return report(
+        benchmark, case, times, memory | ({} if ours_mb is None else {"ours": ours_mb}), unit, apart
+    )
 
 
-def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dict[str, float], unit: str = "s",
-           difference: float | None = None) -> dict:
+def report(
+    benchmark: str,
+    case: str,
+    times: dict[str, list[float]],
+    memory: dict[str, float],
+    unit: str = "s",
+    difference: float | None = None,
+) -> dict:
     """Print one comparison and replace its row in results/benchmarks.csv."""
     came = provenance("evaluate", {})
-    row = {"benchmark": benchmark, "case": case, "unit": unit, "runs": len(times["ours"]), "threads": torch.get_num_threads(),
-           "torch": came["versions"]["torch"], "commit": came["commit"][:10], "dirty": came["dirty"], "date": came["date"],
-           "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}",
-                                               *("DIR" if Path(word).is_dir() else word for word in sys.argv[1:])])}
+    row = {
+        "benchmark": benchmark,
+        "case": case,
+        "unit": unit,
+        "runs": len(times["ours"]),
+        "threads": torch.get_num_threads(),
+        "torch": came["versions"]["torch"],
+        "commit": came["commit"][:10],
+        "dirty": came["dirty"],
+        "date": came["date"],
+        "command": "python -m "
+        + " ".join(
+            [
+                f"benchmarks.{Path(sys.argv[0]).stem}",
+                *("DIR" if Path(word).is_dir() else word for word in sys.argv[1:]),
+            ]
+        ),
+    }
     for name, values in times.items():
-        row |= {name: f"{statistics.median(values):.4g}", f"{name}_low": f"{min(values):.4g}", f"{name}_high": f"{max(values):.4g}"}
+        row |= {
+            name: f"{statistics.median(values):.4g}",
+            f"{name}_low": f"{min(values):.4g}",
+            f"{name}_high": f"{max(values):.4g}",
+        }
         row[f"{name}_mb"] = f"{memory[name]:.0f}" if name in memory else ""
-        print(f"{benchmark}, {case}: {name:5s} {row[name]} {unit} ({row[f'{name}_low']} to {row[f'{name}_high']}), "
-              f"+{row[f'{name}_mb'] or '?'} MB", flush=True)
+        print(
+            f"{benchmark}, {case}: {name:5s} {row[name]} {unit} "
+            f"({row[f'{name}_low']} to {row[f'{name}_high']}), "
+            f"+{row[f'{name}_mb'] or '?'} MB",
+            flush=True,
+        )
     if "plain" in times:
         row["ratio"] = f"{statistics.median(times['plain']) / statistics.median(times['ours']):.3g}"
         print(f"{benchmark}, {case}: {row['ratio']} times faster", flush=True)
@@ -70,18 +129,21 @@ def report(benchmark: str, case: str, times: dict[str, list[float]], memory: dic
 
 
 def profile(call: Callable, rows: int = 14) -> None:
-    """Print where one call's time goes, operator by operator, and write nothing: it says why a target is missed."""
+    """Print where one call's time goes, operator by operator."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     for event in events[:rows]:
-        print(f"{event.key:40s} {event.self_cpu_time_total / 1e6:8.3f} s {100 * event.self_cpu_time_total / total:5.1f} % "
-              f"{event.count:6d} calls")
+        print(
+            f"{event.key:40s} {event.self_cpu_time_total / 1e6:8.3f} s "
+            f"{100 * event.self_cpu_time_total / total:5.1f} % "
+            f"{event.count:6d} calls"
+        )
 
 
 def added_memory(call: Callable) -> tuple[object, float]:
-    """What a call returns, and how far this process's memory rises meanwhile above what it holds before, in MB (on Linux)."""
+    """What a call returns, and how far the process's memory rises meanwhile, in MB (on Linux)."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and would not count otherwise
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = peak()
@@ -96,13 +158,10 @@ def peak() -> float:
 
 def _replace(row: dict) -> None:
     path = Study("benchmarks").results / "benchmarks.csv"
-    rows = []
+    table = pd.DataFrame([row], columns=COLUMNS, dtype=str)
     if path.exists():
-        with open(path, newline="") as stream:
-            rows = [old for old in csv.DictReader(stream) if (old["benchmark"], old["case"]) != (row["benchmark"], row["case"])]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, row])
+        old = pd.read_csv(path, dtype=str)
+        same = (old["benchmark"] == row["benchmark"]) & (old["case"] == row["case"])
+        table = pd.concat([old[~same], table])
     with replacing(path) as stream:
-        stream.write(text.getvalue().encode())
+        stream.write(table.to_csv(index=False).encode())

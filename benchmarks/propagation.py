@@ -24,8 +24,15 @@ SIZES = {"480p": (60, 107), "720p": (90, 160), "480p-stride16": (30, 53)}
 CONTEXT = PROTOCOLS["crw"].context
 
 
-def plain(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: float = 12, topk: int = 10,
-          tau: float = 0.05) -> Tensor:
+def plain(
+    keys: list[Tensor],
+    masks: list[Tensor],
+    query: Tensor,
+    *,
+    radius: float = 12,
+    topk: int = 10,
+    tau: float = 0.05,
+) -> Tensor:
     """CRW's protocol for one frame: the reference, first of the lists, and the recent entries.
 
     Takes (K, h, w) features and (M, h, w) masks, returns (M, h·w). Affinities in chunks of 100 queries, a
@@ -45,8 +52,15 @@ def plain(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: flo
     return torch.cat(out).t()
 
 
-def plain_dino(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: int = 12, topk: int = 5,
-               tau: float = 0.1) -> Tensor:
+def plain_dino(
+    keys: list[Tensor],
+    masks: list[Tensor],
+    query: Tensor,
+    *,
+    radius: int = 12,
+    topk: int = 5,
+    tau: float = 0.1,
+) -> Tensor:
     """DINO's protocol for one frame: the first frame and up to seven recent ones, as `plain` takes them.
 
     exp(cosine / τ) of all pairs, times a box mask; each query keeps what reaches its topk-th value, and the
@@ -134,12 +148,21 @@ def main() -> None:
     if options.engine:
         for _ in range(context + 1):
             next(engine)
-    case = (f"{options.size} ({size[0]}x{size[1]}x{options.channels}), {context + 1} entries, "
-            + (options.sequence if options.davis else "random features")
-            + (", DINO's protocol" if options.protocol == "dino" else "")
-            + (", beside our plain engine" if options.engine else ""))
-    compare("propagate a frame", case, ours, (lambda: next(engine).flatten(1)) if options.engine else script,
-            runs=options.runs, difference=lambda a, b: (a - b).abs().max().item(), ours_mb=memory)
+    case = (
+        f"{options.size} ({size[0]}x{size[1]}x{options.channels}), {context + 1} entries, "
+        + (options.sequence if options.davis else "random features")
+        + (", DINO's protocol" if options.protocol == "dino" else "")
+        + (", beside our plain engine" if options.engine else "")
+    )
+    compare(
+        "propagate a frame",
+        case,
+        ours,
+        (lambda: next(engine).flatten(1)) if options.engine else script,
+        runs=options.runs,
+        difference=lambda a, b: (a - b).abs().max().item(),
+        ours_mb=memory,
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dulvos import metrics
 def plain(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """J and F (objects, T - 2) as the protocol words them: one frame and object at a time, whole masks."""
     radius = int(np.ceil(0.008 * np.hypot(*truth.shape[1:])))
-    y, x = np.mgrid[-radius: radius + 1, -radius: radius + 1]
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disk = (y**2 + x**2 <= radius**2).astype(np.uint8)
 
     def boundary(mask: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def plain(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.nda
     for row, i in enumerate(ids):
         for t in range(1, len(truth) - 1):
             a, b = truth[t] == i, prediction[t] == i
-            if (union := (a | b).sum()):
+            if union := (a | b).sum():
                 j[row, t - 1] = (a & b).sum() / union
             edge_a, edge_b = boundary(a), boundary(b)
             near_a, near_b = (cv2.dilate(edge.astype(np.uint8), disk) > 0 for edge in (edge_a, edge_b))
@@ -50,8 +50,12 @@ def main() -> None:
     options = parser.parse_args()
     noise = np.random.default_rng(0).normal(size=(options.objects + 1, 560, 960))
     smooth = np.stack([cv2.GaussianBlur(channel, (0, 0), 40) for channel in noise])
-    truth, prediction = (np.stack([smooth[:, t: t + 480, t + shift: t + shift + 854].argmax(0)
-                                   for t in range(options.frames)]).astype(np.uint8) for shift in (0, 4))
+    truth, prediction = (
+        np.stack(
+            [smooth[:, t : t + 480, t + shift : t + shift + 854].argmax(0) for t in range(options.frames)]
+        ).astype(np.uint8)
+        for shift in (0, 4)
+    )
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
         scores = metrics.score_sequence(truth, prediction)
@@ -63,9 +67,16 @@ def main() -> None:
             ours()  # warm
             cProfile.runctx("ours()", {}, {"ours": ours}, sort="tottime")
         return
-    compare("J and F", "480p", ours, lambda: plain(truth, prediction), runs=options.runs,
-            unit="ms an object and frame", per=options.objects * (options.frames - 2) / 1000,
-            difference=lambda a, b: float(max(np.abs(x - y).max() for x, y in zip(a, b))))
+    compare(
+        "J and F",
+        "480p",
+        ours,
+        lambda: plain(truth, prediction),
+        runs=options.runs,
+        unit="ms an object and frame",
+        per=options.objects * (options.frames - 2) / 1000,
+        difference=lambda a, b: float(max(np.abs(x - y).max() for x, y in zip(a, b))),
+    )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,10 @@ def iteration(way: str, davis: str) -> dict:
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE
-            grids = [losses.sample_grid(len(frames), cells, cells, n, generator)
-                     for n in (settings.grid, settings.cross_grid)]
+            grids = [
+                losses.sample_grid(len(frames), cells, cells, n, generator)
+                for n in (settings.grid, settings.cross_grid)
+            ]
             view2 = similarity.frames(frames)
             key = net(torch.cat([frames.flatten(0, 1), view2[:, 0]]).contiguous(), ("key",)).key
             count = frames.shape[0] * frames.shape[1]
@@ -72,8 +74,12 @@ def main() -> None:
     times, memory = {"ours": [], "plain": []}, {}
     for _ in range(options.runs):
         for name in times:
-            done = subprocess.run([sys.executable, "-m", "benchmarks.training", options.davis, "--way", name],
-                                  stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.training", options.davis, "--way", name],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             outcome = json.loads(done.stdout)
             times[name].append(outcome["seconds"])
             memory[name] = outcome["mb"]

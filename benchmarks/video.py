@@ -1,8 +1,8 @@
-"""A 480p frame from file to file (read, encode, propagate, write), and memory against length: `python -m benchmarks.video DAVIS`.
+"""A 480p frame from file to file (read, encode, carry, write); memory: `python -m benchmarks.video DAVIS`.
 
-Ours encodes four frames at once in bfloat16, channels last, up to res4. The plain way encodes one at a time in float32 with all
-layers, propagates densely (benchmarks/propagation.py) and writes.
-Memory: peak of the process that carries a mask through 100 and through 1,000 frames, of which the features are drawn anew.
+Ours encodes four frames at once in bfloat16, channels last, up to res4. The plain way encodes one at a time
+in float32 with all layers, and propagates densely (benchmarks/propagation.py).
+Memory is the peak of a process that carries a mask through 100 and through 1,000 frames of random features.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from dulvos.propagation import object_ids, propagate, to_labels
 def frames_from_file(davis: str, sequence: str, runs: int) -> None:
     sequence = next(s for s in load_davis(davis, "val").sequences if s.name == sequence)
     count, ids = CONTEXT + 4 * (runs + 2), object_ids(sequence.first_masks())
-    encoder, keys = load_encoder("davis2016"), partial(encode, load_encoder("davis2016").to(memory_format=torch.channels_last))
+    encoder, keys = (
+        load_encoder("davis2016"),
+        partial(encode, load_encoder("davis2016").to(memory_format=torch.channels_last)),
+    )
     masks = enumerate(segment(itertools.islice(sequence.video.frames(), count), sequence.first_masks(), keys))
     features = list(keys(sequence.video.read(t) for t in range(CONTEXT + 1)))
     softs, turn = list(propagate(torch.stack(features), sequence.mask(0))), itertools.count(CONTEXT + 1)
@@ -49,7 +52,11 @@ def frames_from_file(davis: str, sequence: str, runs: int) -> None:
         with torch.inference_mode():
             features.append(encoder(image).res4[0])
             recent = range(t - CONTEXT, t)
-            soft = plain([features[0], *(features[j] for j in recent)], [softs[0], *(softs[j] for j in recent)], features[t])
+            soft = plain(
+                [features[0], *(features[j] for j in recent)],
+                [softs[0], *(softs[j] for j in recent)],
+                features[t],
+            )
             softs.append(soft.unflatten(1, features[t].shape[1:]))
             found = to_labels(softs[t], sequence.video.size, ids)
         write_mask(folder / f"{t:05d}.png", found.numpy().astype(np.uint8))
@@ -63,7 +70,12 @@ def frames_from_file(davis: str, sequence: str, runs: int) -> None:
                 started = time.perf_counter()
                 call(Path(name))
                 times[way].append((time.perf_counter() - started) / frames)
-    report("a frame from file to file", f"480p, {sequence.name}", {way: spent[1:] for way, spent in times.items()}, {})  # the first warms up
+    report(
+        "a frame from file to file",
+        f"480p, {sequence.name}",
+        {way: spent[1:] for way, spent in times.items()},
+        {},
+    )  # the first warms up
 
 
 def memory(length: int) -> float:
@@ -85,9 +97,19 @@ def main() -> None:
         print(json.dumps(memory(options.memory)))
         return
     for length in (100, 1000):
-        done = subprocess.run([sys.executable, "-m", "benchmarks.video", options.davis, "--memory", str(length)], stdout=subprocess.PIPE,
-                              text=True, check=True)
-        report("memory of the process, propagation", f"{length:,} frames", {"ours": [json.loads(done.stdout)]}, {}, "MB")
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.video", options.davis, "--memory", str(length)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        report(
+            "memory of the process, propagation",
+            f"{length:,} frames",
+            {"ours": [json.loads(done.stdout)]},
+            {},
+            "MB",
+        )
     frames_from_file(options.davis, options.sequence, options.runs)
 
 

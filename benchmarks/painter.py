@@ -1,0 +1,94 @@
+"""Strokes in the painter, in JupyterLab in a browser: `python -m benchmarks.painter [--moves 200]`.
+
+At 1280x720 and at 3840x2160. A brush moves once for each frame that the browser shows, in a slow spiral.
+
+    processor: processor time of the page's thread for a move and all that it draws.
+    shown: from one painted frame to the next; at 60 frames a second no less than 17 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from nbformat.v4 import new_code_cell, new_notebook
+
+from benchmarks.measure import report
+from tests.browser import serve
+
+SIZES = ((720, 1280), (2160, 3840))  # (H, W)
+CELL = """import numpy as np
+from dulvos.masks import check_folder
+from dulvos.session import Session
+from dulvos.videos import open_video
+from dulvos.widgets import Painter
+from PIL import Image
+from pathlib import Path
+folder = Path("{height}")
+folder.mkdir()
+for t in range(3):
+    noise = np.random.default_rng(t).integers(0, 256, ({height}, {width}, 3), np.uint8)
+    Image.fromarray(noise).save(folder / f"{{t}}.jpg")
+video = open_video(folder)
+painter = Painter(Session(video, None), check_folder("masks-{height}", video))
+painter"""
+STROKE = """async ([moves]) => {
+  const canvas = document.querySelector(".dulvos-painter canvas"), box = canvas.getBoundingClientRect();
+  const send = (type, i) => {
+    const angle = i / 8, radius = 0.4 * i / moves, buttons = type === "pointerup" ? 0 : 1;
+    canvas.dispatchEvent(new PointerEvent(type, {
+      bubbles: true, pointerId: 1, isPrimary: true, button: 0, buttons,
+      clientX: box.left + box.width * (0.5 + radius * Math.cos(angle)),
+      clientY: box.top + box.height * (0.5 + radius * Math.sin(angle))}));
+  };
+  const frame = () => new Promise(requestAnimationFrame), times = [];
+  send("pointerdown", 0);
+  for (let i = 1; i <= moves; i += 1) {
+    const started = performance.now();
+    send("pointermove", i);
+    await frame();
+    times.push(performance.now() - started);
+  }
+  send("pointerup", moves);
+  return times;
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moves", type=int, default=200)
+    moves = parser.parse_args().moves
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    with tempfile.TemporaryDirectory() as root, serve(Path(root) / "lab") as lab:
+        for height, width in SIZES:
+            cell = new_code_cell(CELL.format(height=height, width=width))
+            with lab.open(new_notebook(cells=[cell], metadata=kernel), f"painter-{height}") as notebook:
+                notebook.run(120)
+                assert notebook.red_cells() == [], notebook.red_cells()
+                page = notebook.page
+                page.wait_for_selector(".dulvos-painter canvas")
+                page.evaluate("document.querySelector('.dulvos-painter').painter.settled()")
+                page.locator(".dulvos-painter canvas").scroll_into_view_if_needed()
+                session = page.context.new_cdp_session(page)
+                session.send("Performance.enable", {"timeDomain": "threadTicks"})
+                page.evaluate(STROKE, [20])  # the first ones compile
+                before = _busy(session)
+                shown = np.array(page.evaluate(STROKE, [moves]))
+                processor = 1e3 * (_busy(session) - before) / moves
+                painted = notebook.wait_for("int(session.labels(0).any())")
+                assert painted, "the stroke did not reach the kernel"
+                case = f"{width}x{height}"
+                report("a move of the brush, processor time", case, {"ours": [processor]}, {}, "ms")
+                middle, late = np.quantile(shown, (0.5, 0.95))
+                print(f"{case}: processor {processor:.1f} ms; shown p50 {middle:.1f} ms, p95 {late:.1f} ms")
+
+
+def _busy(session) -> float:
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
+if __name__ == "__main__":
+    main()
