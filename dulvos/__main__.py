@@ -259,7 +259,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     if video.is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding them, which takes minutes for a long one
     opened = videos.open_video(video)
-    first = masks.given_masks(opened, named)
+    first, ended = masks.given_masks(opened, named), masks.read_ended(opened, named)
     opened.verify()
     place = find_device(device)
     encoder = load_encoder(checkpoint).to(place, memory_format=torch.channels_last)
@@ -270,7 +270,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")
-    found = segment(opened.frames(), first, partial(encode, encoder), chosen)
+    found = segment(opened.frames(), first, partial(encode, encoder), chosen, ended=ended)
     with tqdm(masks.save_masks(enumerate(found), opened, folder), desc=opened.name, total=len(opened), unit="frame") as bar:
         if mp4:
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))

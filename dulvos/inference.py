@@ -159,7 +159,8 @@ def colour_features(frames: Iterable[np.ndarray],
 
 
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],
-            features: MakeFeatures, settings: SegmentSettings = SegmentSettings()) -> Iterator[np.ndarray]:
+            features: MakeFeatures, settings: SegmentSettings = SegmentSettings(), *,
+            ended: Mapping[int, Collection[int]] | None = None) -> Iterator[np.ndarray]:
     """Masks of a video from the mask of its first frame.
 
         encoder = load_encoder("davis2016")
@@ -170,6 +171,7 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
         first_mask: (H, W) ids of frame 0; or a mapping from frame number to the ids that are new or corrected
             in that frame.
         features: makes (K, h, w) features of frames: `partial(encode, encoder)`, `colour_features`, ...
+        ended: frame number -> ids of the objects that are gone from that frame on.
 
     Yields:
         (H, W) uint8 ids; in a frame with a given mask, its objects are exactly as given.
@@ -179,7 +181,8 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     size = np.shape(next(iter(masks.values()), ()))
-    return (ids for _, ids in carry(features(_checked(frames, size), settings), masks, settings))
+    found = carry(features(_checked(frames, size), settings), masks, settings, ended=ended)
+    return (ids for _, ids in found)
 
 
 def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], settings: SegmentSettings, *,

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,9 +20,10 @@ from dulvos.files import make_folder, replacing
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "overlay",
-           "own_mask", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
+           "own_mask", "read_ended", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
 
 MOVIE = "overlay.mp4"
+_ENDED = "ended.json"  # beside painted masks: frame name -> ids of the objects that are gone from there on
 _WRITTEN = ".written.json"  # names of the files that a run left in its folder
 
 _BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
@@ -263,18 +264,26 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         yield t, ids
 
 
-def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> set[Path]:
-    """Make a folder hold these masks and no others, as PNGs that `given_masks` takes.
+def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
+               ended: Mapping[int, Collection[int]]) -> set[Path]:
+    """Make a folder hold these masks and ends of objects, and no others, for `given_masks` and `read_ended`.
 
     Masks drawn by hand are never deleted: others in the folder are moved to `earlier-<number>/` in it.
 
+    Arguments:
+        given: frame number -> (H, W) uint8 ids.
+        ended: frame number -> ids of the objects that are gone from that frame on.
+
     Returns:
-        the files of these masks.
+        the files of these masks and ends.
     """
     masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
-    for path in sorted(folder.glob("*.png")):
+    ends = json.dumps({video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())})
+    for path in [*sorted(folder.glob("*.png")), *folder.glob(_ENDED)]:
         with contextlib.suppress(InputError):  # a damaged one is moved too
             if path.name in masks and np.array_equal(read_mask(path), masks[path.name]):
+                continue
+            if path.name == _ENDED and path.read_text() == ends:
                 continue
         places = (folder / f"earlier-{number}" / path.name for number in itertools.count(1))
         place = next(place for place in places if not place.exists())
@@ -282,4 +291,29 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray]) -> s
         path.rename(place)
     for name, ids in masks.items():
         write_mask(folder / name, ids)
-    return {folder / name for name in masks}
+    if ended:
+        with replacing(folder / _ENDED) as stream:
+            stream.write(ends.encode())
+    return {folder / name for name in (*masks, *[_ENDED] * bool(ended))}
+
+
+def read_ended(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, tuple[int, ...]]:
+    """The ends of objects that `save_given` left in folders: frame number -> ids that are gone from there on.
+
+    Arguments:
+        given: as `given_masks` takes it; only folders have such a file.
+
+    Raises:
+        InputError: the file is damaged, or names a frame that the video does not have.
+    """
+    numbers = {video.frame_name(index): index for index in range(len(video))}
+    ended = {}
+    for path in (Path(item) / _ENDED for item in given):
+        try:
+            if path.is_file():
+                ends = json.loads(path.read_bytes())
+                ended |= {numbers[name]: tuple(map(int, ids)) for name, ids in ends.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged, or names a frame that {video.path} does not have; remove "
+                             "this file, and end the objects again") from error
+    return ended

@@ -59,12 +59,8 @@ def test_packed_cosines_are_right_within_the_error_that_is_told(cells, channels)
     assert packed.codes.dtype == np.int8 and packed.codes.shape[1] % 16 == 0 and packed.codes.shape[1] <= 64
     off = np.abs(np.stack([packed.cosines(cell) for cell in range(cells)]) - (features @ features.T).numpy())
     assert np.quantile(off, 0.99) < 1.5 * packed.error and np.quantile(off, 0.9) < packed.error < 0.02
-
-
-def test_fewer_channels_have_a_greater_error():
-    features = low_rank(500, 200, rank=100)
-    errors = [widgets.pack(features, channels).error for channels in (16, 48, 128)]
-    assert errors[0] > 1.5 * errors[1] > 1.5 * errors[2]
+    errors = [widgets.pack(low_rank(500, 200, rank=100), channels).error for channels in (16, 48, 128)]
+    assert errors[0] > 1.5 * errors[1] > 1.5 * errors[2], "fewer channels tell less"
 
 
 def test_a_clip_fits_into_its_video():
@@ -90,28 +86,20 @@ def test_the_geometry_is_the_encoder_s(clip, stride, cells):
     assert patches["offset"] == [(56 / cells[0] - 1) / 2, (70 / cells[1] - 1) / 2]
 
 
-def test_an_untrained_network_of_timm_beside_ours(clip):
-    explorer = widgets.Explorer(clip, ["random", "timm:vit_tiny_patch16_224=random"], layer="key", frames=2)
-    (_, ours), (head, theirs) = explorer.packed().values()
-    assert head["cells"] == (4, 4) and len(theirs.codes) == 2 * 16 and len(ours.codes) == 2 * 63
-
-
 def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_path):
     other = write_clip(tmp_path / "other", frames=1, size=(32, 48))
     encoder = Patches(8)
     explorer = widgets.Explorer(clip, encoder, others=[other], frames=3, gap=3, layer="res3")
     [(head, packed)] = explorer.packed().values()
     assert explorer.indices == (0, 3, 6) and head["others"] == [(4, 6)]
-    again = widgets.Explorer(clip, encoder, frames=1, start=3, layer="res3")
-    [(_, alone)] = again.packed().values()
-    assert np.abs(packed.cosines(63)[63: 126] - alone.cosines(0)).max() < 0.02  # of the second frame
-    whole = widgets.Explorer(other, encoder, frames=1, layer="res3")
-    [(_, alone)] = whole.packed().values()
-    assert np.abs(packed.cosines(3 * 63)[3 * 63:] - alone.cosines(0)).max() < 0.02
+    for video, start, cells in ((clip, 3, slice(63, 126)), (other, 0, slice(3 * 63, None))):
+        alone = widgets.Explorer(video, encoder, frames=1, start=start, layer="res3")
+        [(_, expected)] = alone.packed().values()
+        assert np.abs(packed.cosines(cells.start)[cells] - expected.cosines(0)).max() < 0.02
 
 
 @pytest.mark.parametrize("options, line", [
-    ({"layer": "res9"}, "res3, res4, key"), ({"frames": 10}, "choose 1 to 9"), ({"gap": 0}, "gap"),
+    ({"layer": "res9"}, "res3, res4, key"), ({"frames": 10}, "1 to 9"), ({"gap": 0}, "gap"),
     ({"tau": 0.0}, "tau"), ({"n": 40}, "n"), ({"shown": 1}, "shown"), ({"x": "a"}, "x"),
     ({"show": "all"}, "show"), ({"encoders": ()}, "one or two"), ({"encoders": "nowhere"}, "nowhere"),
     ({"video": "nowhere.mp4"}, "nowhere.mp4"), ({"channels": 40}, "channels"),
@@ -209,8 +197,7 @@ def test_cosines_are_those_of_dulvos_within_the_error(node, case, cell):
 @pytest.mark.parametrize("clips", ["own", "all"])
 def test_anchors_compete_as_in_dulvos(node, case, clips):
     """Labels, shares of the dominant anchors and of each anchor: Eqs. 1 and 2."""
-    body = case.LOAD + """const own = await js.compete(f, f.anchors(n, false), tau);
-        const all = clips === "all" ? await js.compete(f, f.anchors(n, true), tau, own) : own;
+    body = case.LOAD + """const all = await js.compete(f, n, clips === "all", tau);
         const each = f.anchors(n, false).map((anchor) => js.shares(f.cosines(anchor), all.sum, tau));
         return {label: all.label, dominant: js.shares(all.best, all.sum, tau), each: each.map(list)};"""
     found = node(body, n=N, tau=TAU, clips=clips, **case.data)
@@ -226,7 +213,7 @@ def test_anchors_compete_as_in_dulvos(node, case, clips):
 
 
 def test_a_cell_stands_for_the_nearest_anchor_or_beyond_the_reference_for_its_dominant_one(node, case):
-    body = case.LOAD + """const {label} = await js.compete(f, f.anchors(n, false), tau);
+    body = case.LOAD + """const {own: {label}} = await js.compete(f, n, true, tau);
         return [Array.from({length: f.own}, (_, cell) => f.anchorOf(cell, n, label)), label];"""
     found, label = map(np.array, node(body, n=N, tau=TAU, **case.data))
     grid = correspondence.anchor_grid(*CELLS, N).float()

@@ -62,6 +62,13 @@ def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
     assert len(list((clip / "plain").glob("[!.]*"))) == LENGTH
 
 
+def test_ends_of_objects_are_taken_from_the_painters_folder(clip):
+    video = videos.open_video(clip / "clip")
+    masks.save_given(clip / "given", video, {0: read_mask("mask.png")}, {2: [3]})
+    assert segment("clip", "given", "ended", "--no-mp4") == 0
+    assert [3 in read_mask(f"ended/{t:05d}.png") for t in range(4)] == [True, True, False, False]
+
+
 def test_settings_reach_the_propagation(clip):
     other = ("--layer", "res3", "--topk", 1, "--context", 1, "--radius", 2.5, "--precision", "fp32")
     for name, options in (("a", ()), ("b", other)):

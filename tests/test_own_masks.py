@@ -105,13 +105,21 @@ def test_masks_are_written_as_they_come_and_those_of_an_earlier_run_go_first(vid
 def test_given_masks_are_kept_as_they_are_now(video, tmp_path):
     """A correction of an earlier session would count as one of these objects."""
     folder = tmp_path / "out" / "given"
-    masks.save_given(folder, video, {0: block(1), 4: block(2)})
+    masks.save_given(folder, video, {0: block(1), 4: block(2)}, {3: [1]})
     assert masks.given_masks(video, [folder]).keys() == {0, 4}
     for number, first in ((1, block(3)), (2, block(4))):
-        masks.save_given(folder, video, {0: first})
+        masks.save_given(folder, video, {0: first}, {2: (5, 6)})
         given = masks.given_masks(video, [folder])
         assert given.keys() == {0} and np.array_equal(given[0], first)
         assert (folder / f"earlier-{number}" / "10.png").exists(), "drawn by hand: never deleted"
-    masks.save_given(folder, video, given)
+    masks.save_given(folder, video, given, {2: (5, 6)})
     assert np.array_equal(masks.read_mask(folder / "earlier-1" / "14.png"), block(2))
     assert not (folder / "earlier-3").exists()
+    assert masks.read_ended(video, [folder / "10.png", folder]) == {2: (5, 6)}
+    assert masks.read_ended(video, [folder / "earlier-1"]) == {3: (1,)}
+    for wrong in ('{"99": [1]}', '{"10": ["a"]}', "[1]", "{"):
+        (folder / "ended.json").write_text(wrong)
+        with pytest.raises(InputError, match="ended.json"):
+            masks.read_ended(video, [folder])
+    masks.save_given(folder, video, given, {})
+    assert masks.read_ended(video, [folder]) == {}

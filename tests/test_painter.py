@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.path import Path as Outline
 
 from dulvos import widgets
 from dulvos.errors import InputError
-from dulvos.masks import PALETTE, read_mask, write_mask
+from dulvos.masks import read_mask, write_mask
 from dulvos.session import Session
 from dulvos.videos import open_video
 from dulvos.widgets import Painter
@@ -26,8 +27,8 @@ HEIGHT, WIDTH = 40, 60
 CALL = """
 import { readFileSync } from "node:fs";
 const { mask, rest } = JSON.parse(readFileSync(0)), ids = Uint8Array.from(mask.flat());
-const found = await NAME(ids, mask[0].length, mask.length, ...rest);
-console.log(JSON.stringify([[...ids], found?.length > 4 ? [...found] : found ?? null]));
+const box = NAME(ids, mask[0].length, mask.length, ...rest);
+console.log(JSON.stringify([[...ids], box ?? null]));
 """
 
 
@@ -96,17 +97,6 @@ def test_a_fill_is_the_connected_area_of_one_id(place):
     assert np.array_equal(javascript("fill", mask, *place, 0)[0], mask) or mask[place[::-1]] == 5
 
 
-def test_masks_travel_as_palette_pngs_and_come_back_compressed(tmp_path):
-    mask = np.random.default_rng(0).integers(0, 255, (258, 513), np.uint8)
-    _, png = javascript("encodePng", mask, PALETTE.ravel().tolist())
-    write_mask(tmp_path / "ours.png", mask)
-    (tmp_path / "theirs.png").write_bytes(bytes(png))
-    ours, theirs = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("ours", "theirs"))
-    assert np.array_equal(read_mask(tmp_path / "theirs.png"), mask) and np.array_equal(ours, theirs)
-    packed = np.frombuffer(zlib.compress(mask.tobytes()), np.uint8)[None]
-    assert bytes(javascript("inflate", packed)[1]) == mask.tobytes()
-
-
 class Quiet(Painter):
     """Keeps what it sends to the browser."""
 
@@ -129,9 +119,9 @@ def painter(video, tmp_path):
     return Quiet(Session(video, Counted(), SETTINGS), tmp_path / "out", 12)
 
 
-def png(ids, path):
-    write_mask(path, ids)
-    return [path.read_bytes()]
+def painted(frame, ids, ended=()):
+    """What the browser sends after a stroke."""
+    return {"kind": "paint", "frame": frame, "ended": ended}, [zlib.compress(ids.tobytes())]
 
 
 def names(folder):
@@ -139,7 +129,7 @@ def names(folder):
 
 
 def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painter, tmp_path):
-    painter.receive({"kind": "paint", "frame": 0, "ended": []}, png(block(1), tmp_path / "a.png"))
+    painter.receive(*painted(0, block(1)))
     assert painter.state["given"] == [0] and painter.state["objects"] == [1] and not painter.state["done"]
     for count, t in enumerate(painter.carry(), 1):
         assert t == count - 1 and painter.state["running"] and painter.state["done"] == count
@@ -154,14 +144,15 @@ def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painte
     kept = (painter.out / "00004.png").stat().st_mtime_ns
     ids = painter.session.labels(5) | block(2, 60, 30)
     without = np.where(ids == 1, 0, ids)
-    painter.receive({"kind": "paint", "frame": 5, "ended": [1]}, png(without, tmp_path / "a.png"))
+    painter.receive(*painted(5, without, [1]))
     assert painter.state["done"] == 5 and painter.state["ended"] == {"5": [1]}
     assert next(carried := painter.carry()) == 5
-    assert names(painter.out) == [*(f"{i:05d}.png" for i in range(6)), "given/00000.png", "given/00005.png"]
+    given = ["given/00000.png", "given/00005.png", "given/ended.json"]
+    assert names(painter.out) == [*(f"{i:05d}.png" for i in range(6)), *given]
     assert list(carried) == [6, 7, 8] and (painter.out / "00004.png").stat().st_mtime_ns == kept
     saved = [read_mask(painter.out / f"{t:05d}.png") for t in range(LENGTH)]
     assert all(np.array_equal(ids, painter.session.labels(t)) for t, ids in enumerate(saved))
-    painter.receive({"kind": "paint", "frame": 5, "ended": []}, png(ids, tmp_path / "a.png"))
+    painter.receive(*painted(5, ids))
     list(painter.carry())
     assert not list(painter.out.glob("given/earlier*")), "corrections of this session replace each other"
 
@@ -174,7 +165,7 @@ def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(paint
     assert list(carried) == [] and painter.state["done"] == 2 and not painter.state["running"]
     carried = painter.carry()
     assert next(carried) == 2
-    painter.receive({"kind": "paint", "frame": 1, "ended": []}, png(block(3, 60), tmp_path / "a.png"))
+    painter.receive(*painted(1, block(3, 60)))
     assert list(carried) == [] and painter.state["done"] == 1
     assert list(painter.carry()) == [*range(1, LENGTH)] and painter.state["start"] == 1
     assert painter.state["run"] == 3, "what a view paints is told from the masks of an earlier search"
@@ -183,6 +174,33 @@ def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(paint
         if t == LENGTH - 1:
             painter.receive({"kind": "stop"})  # before the movie
     assert painter.state["done"] == LENGTH and not (painter.out / "overlay.mp4").exists()
+
+
+def test_a_search_that_ends_while_something_is_painted_is_not_told_to_go_on(video, tmp_path):
+    """Else the browser would offer to stop what has stopped, and nothing else, for ever."""
+    searching, over = threading.Event(), threading.Event()
+
+    class Slow(Session):
+        @property
+        def done(self):
+            if threading.current_thread() is threading.main_thread() and searching.is_set():
+                over.wait(0.5)  # until the other thread has told its end, if it can
+            return super().done
+
+    painter = Quiet(Slow(video, Counted(), SETTINGS, {0: block(1)}))
+
+    def search():
+        for _ in painter.carry():
+            searching.set()
+            time.sleep(0.05)  # it is painted on in the meantime
+        over.set()
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    searching.wait()
+    painter.receive(*painted(4, block(2, 60)))
+    thread.join()
+    assert painter.state["given"] == [0, 4] and not painter.state["running"]
 
 
 def test_a_new_view_gets_what_is_known(painter):
@@ -205,12 +223,14 @@ def test_frames_of_4k_are_reduced_for_the_browser(tmp_path):
     assert painter.size == [100, 3840], "masks are painted at full size"
 
 
-def test_what_is_wrong_is_the_widgets_message(painter, tmp_path):
-    small, = png(block(1)[1:], tmp_path / "a.png")
+def test_mask_files_are_loaded_and_saved_and_what_is_wrong_is_the_widgets_message(painter, tmp_path):
+    for name, ids in (("small", block(1)[1:]), ("right", block(4))):
+        write_mask(tmp_path / f"{name}.png", ids)
+    small, right = ((tmp_path / f"{name}.png").read_bytes() for name in ("small", "right"))
     for content, words in ((b"no picture", "b.png: unreadable mask"), (small, "b.png is 80x47")):
         painter.receive({"kind": "load", "frame": 0, "name": "../b.png"}, [content])
         assert painter.state["message"].startswith(words) and not painter.sent
-    painter.receive({"kind": "load", "frame": 2, "name": "c.png"}, png(block(4), tmp_path / "a.png"))
+    painter.receive({"kind": "load", "frame": 2, "name": "c.png"}, [right])
     content, (packed,) = painter.sent[-1]
     assert content == {"kind": "load", "frame": 2} and zlib.decompress(packed) == block(4).tobytes()
     assert painter.state["message"] == ""
@@ -222,5 +242,10 @@ def test_what_is_wrong_is_the_widgets_message(painter, tmp_path):
         if painter.state["message"]:
             break
     assert "no object" in painter.state["message"] and not painter.state["running"]
-    painter.receive({"kind": "paint", "frame": 99, "ended": []}, png(block(1), tmp_path / "a.png"))
+    painter.receive(*painted(99, block(1)))
     assert "frame 99" in painter.state["message"]
+    painter.receive(*painted(2, block(200)))
+    painter.receive({"kind": "save", "frame": 2})
+    content, (file,) = painter.sent[-1]
+    (tmp_path / content["name"]).write_bytes(file)
+    assert content["name"] == "00002.png" and np.array_equal(read_mask(tmp_path / "00002.png"), block(200))

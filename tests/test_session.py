@@ -74,10 +74,9 @@ def same(session, masks):
     return session.done == len(masks) and all(equal)
 
 
-@pytest.mark.parametrize("room", [None, 0, 4 * 4 * 6 * 10 * 4])  # all in memory, none, four frames
-def test_a_correction_goes_on_from_its_frame_and_encodes_nothing_again(video, room):
+def test_a_correction_goes_on_from_its_frame_and_encodes_nothing_again(video):
     count = Counted()
-    session = Session(video, count, SETTINGS, {0: block(1)}, room=room)
+    session = Session(video, count, SETTINGS, {0: block(1)})
     assert session.done == 0 and finish(session) == [*range(LENGTH)] and count.frames == LENGTH
     assert same(session, fresh(video, {0: block(1)}))
     painted = np.where(block(2, 60, 30) > 0, 2, session.labels(5)).astype(np.uint8)
@@ -149,6 +148,18 @@ def test_a_second_correction_of_a_frame_keeps_the_first(video):
     ids[40:44, 4:8] = 2
     session.paint(5, ids)
     assert np.array_equal(session.given[5], np.where(np.isin(ids, [1, 2]), ids, 0))
+
+
+def test_an_end_is_kept_when_its_session_is_opened_again_or_an_earlier_frame_is_corrected(video):
+    given, ended = {0: block(1) + block(2, 60)}, {5: [1]}
+    session = Session(video, Counted(), SETTINGS, given, ended)
+    assert finish(session) == [*range(LENGTH)] and same(session, fresh(video, given, ended))
+    session.paint(2, session.labels(2) + block(3, 30, 30))
+    finish(session)
+    session.paint(5, session.labels(5) + block(4, 4, 30))
+    assert session.ended == {5: (1,)} and session.given.keys() == {0, 2, 5}
+    finish(session)
+    assert [1 in session.labels(t) for t in (4, 5, 8)] == [True, False, False]
 
 
 def test_features_are_those_of_the_encoder_and_an_interrupted_run_goes_on(video):

@@ -83,21 +83,22 @@ export function grid(height, width, n) {
 
 /**
  * How anchors q compete for each cell k: `sum` of exp((k·q − 1) / τ) (Eq. 1's denominator but for a factor),
- * `label` of the dominant one (Eq. 2), its cosine `best`; goes on after the anchors of `before` until `stop`.
+ * `label` of the dominant one (Eq. 2), its cosine `best`; `own` has sum and label of this clip's n² alone.
  */
-export async function compete(features, anchors, tau, before = null, stop = () => false) {
-  const n = features.own, label = before ? before.label.slice() : new Int32Array(n);
-  const sum = before ? before.sum.slice() : new Float64Array(n);
-  const best = before ? before.best.slice() : new Float32Array(n).fill(-Infinity);
-  for (let a = before ? before.count : 0; a < anchors.length; a++) {
+export async function compete(features, n, all, tau, stop = () => false) {
+  const cells = features.own, anchors = features.anchors(n, all), label = new Int32Array(cells);
+  const sum = new Float64Array(cells), best = new Float32Array(cells).fill(-Infinity);
+  let own = null;
+  for (let a = 0; a < anchors.length; a++) {
     const cosine = features.cosines(anchors[a]);
-    for (let i = 0; i < n; i++) {
+    for (let i = 0; i < cells; i++) {
       sum[i] += Math.exp((cosine[i] - 1) / tau);
       if (cosine[i] > best[i]) { best[i] = cosine[i]; label[i] = a; }
     }
+    if (a === n * n - 1) own = {sum: sum.slice(), label: label.slice()};
     if (await stop()) return null;
   }
-  return {sum, best, label, count: anchors.length};
+  return {sum, best, label, own};
 }
 
 /** Shares of an anchor in all cells (Eq. 1), from its cosines and the competition's sum. */
@@ -157,7 +158,7 @@ const node = (name, attributes, ...children) => {
 
 class Page {
   constructor(model, el) {
-    Object.assign(this, {model, layers: {}, contests: new Map(), pictures: new Map(), asked: new Set()});
+    Object.assign(this, {model, layers: {}, pictures: new Map(), asked: new Set()});
     this.note = node("div", {className: "small", role: "status"}, "Waiting for the features …");
     this.root = node("div", {className: "dulvos-explorer", tabIndex: 0}, this.note);
     this.root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's, while this has the keyboard
@@ -189,10 +190,9 @@ class Page {
       of[head.encoder] ??= new Features(head, new Int8Array(codes), new Float32Array(bias));
     } else if (head.kind === "clip" && !this.clip) {
       const [viridis, anchors, ...jpegs] = bytes;
-      const abgr = (table, alpha) => Uint32Array.from({length: table.length / 3}, (_, i) =>
-        (alpha(i) << 24) | (table[3 * i + 2] << 16) | (table[3 * i + 1] << 8) | table[3 * i]);
-      const grids = abgr(anchors, () => 0), start = (n) => ((n - 1) * n * (2 * n - 1)) / 6; // Σ i², i < n
-      this.colours = abgr(viridis, (i) => 217 * (i / 255) ** 0.7); // little is clear, much is opaque
+      const grids = new Uint32Array(anchors.buffer);
+      const start = (n) => ((n - 1) * n * (2 * n - 1)) / 6; // Σ i², i < n
+      this.colours = new Uint32Array(viridis.buffer);
       this.anchorColours = Array.from({length: 17}, (_, n) => grids.subarray(start(n), start(n + 1)));
       this.frames = await Promise.all(jpegs.map((jpeg) => createImageBitmap(new Blob([jpeg]))));
       this.clip = head;
@@ -309,11 +309,10 @@ class Page {
     this.button.textContent = this.player ? "❚❚ pause" : "▶ play";
   }
 
-  /** Puts the anchors' competition for each encoder, and what to say about it, into `contests`. */
+  /** Makes `contest`: the anchors' competition for each encoder, and what to say about it. */
   async compete(key) {
-    const {features, contests, clip: {encoders}} = this, {n, tau, clips} = this.view, each = [], notes = [];
-    if (contests.size > 8) contests.delete(contests.keys().next().value);
-    contests.set(this.running = key, null);
+    const {features, clip: {encoders}} = this, {n, tau, clips} = this.view, each = [], notes = [];
+    this.running = key;
     let since = performance.now();
     const stop = async () => {
       const late = performance.now() - since > 12; // lets the page live now and then
@@ -321,17 +320,17 @@ class Page {
       return this.running !== key; // the user has asked for another one
     };
     for (const [i, one] of features.entries()) {
-      const own = await compete(one, one.anchors(n, false), tau, null, stop);
-      const all = own && clips === "all" ? await compete(one, one.anchors(n, true), tau, own, stop) : own;
-      if (!all) { contests.delete(key); this.schedule(); return; }
-      const values = shares(all.best, all.sum, tau), kept = percent(all.label, (label) => label < n * n);
-      each.push({own, ...all, values});
+      const found = await compete(one, n, clips === "all", tau, stop);
+      if (!found) return;
+      const values = shares(found.best, found.sum, tau);
+      const kept = percent(found.label, (label) => label < n * n);
+      each.push({...found, values});
       notes.push(`${encoders[i]}: the dominant anchor's share is ${mean(values).toFixed(2)} on average` +
         (clips === "all" ? `, ${kept} of the cells keep to this clip's anchors (grey: the others)` : ""));
     }
     const [a, b] = each.map(({own}) => own.label), agree = (label, i) => label === b[i];
     if (a.length === b?.length) notes.push(`both choose the same one of this clip in ${percent(a, agree)}`);
-    contests.set(key, {each, notes});
+    this.contest = {key, each, notes};
     this.schedule();
   }
 
@@ -367,10 +366,10 @@ class Page {
     for (const [field, input] of Object.entries(this.controls)) input.value = view[field];
     for (const label of this.contenders) label.classList.toggle("off", plain);
     this.slider.value = view.time;
-    const key = [view.layer, view.n, view.tau, view.clips].join(), {contests} = this;
-    if (features && !plain && !contests.has(key)) this.compete(key);
-    const contest = plain ? {each: [], notes: []} : contests.get(key);
-    if (!features || !contest) {
+    const key = plain ? "" : [view.layer, view.n, view.tau, view.clips].join();
+    if (features && !plain && this.running !== key) this.compete(key);
+    const contest = plain ? {key, each: [], notes: []} : this.contest;
+    if (!features || contest?.key !== key) {
       this.note.textContent = this.failure ?? `Computing the ${features ? "anchors' shares" : "features"} …`;
       return;
     }

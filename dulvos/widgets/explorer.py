@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
-from dulvos.encoder import LAYERS, STRIDE, Encoder
+from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings, encode
@@ -106,10 +106,9 @@ def clip_indices(length: int, frames: int, start: int, gap: int) -> tuple[int, .
     Raises:
         InputError: the video has fewer frames, or a number is out of range.
     """
-    if frames < 1 or start < 0 or gap < 1:
-        raise InputError(f"frames={frames}, gap={gap}, start={start}; at least 1, 1 and 0 are needed")
-    if length < frames:
-        raise InputError(f"frames={frames}, but the video has {length}; choose 1 to {length}")
+    if not 1 <= frames <= length or start < 0 or gap < 1:
+        raise InputError(f"frames={frames}, start={start}, gap={gap}: frames must be in 1 to {length} (the "
+                         "video's), start >= 0 and gap >= 1")
     gap = max(1, min(gap, (length - 1) // max(1, frames - 1)))
     start = min(start, length - 1 - gap * (frames - 1))
     return tuple(range(start, start + gap * frames, gap))
@@ -193,10 +192,9 @@ class Explorer(anywidget.AnyWidget):
         layer = layer or self.layer
         if layer not in self._layers:
             raise InputError(f"layer must be one of {', '.join(self._layers)}, not {layer!r}")
+        settings = SegmentSettings(layer=layer if layer in LAYERS else "res4", shorter_side=self._side)
         for name, encoder in self._encoders.items():
             if (name, layer) not in self._packed:
-                settings = SegmentSettings(layer=layer if layer in LAYERS else "res4",
-                                           shorter_side=self._side)
                 frames = [*map(self.video.read, self.indices), *(other.read(0) for other in self.others)]
                 maps = [next(encode(encoder, [frame], settings)) for frame in frames]  # sizes may differ
                 cells = [tuple(features.shape[1:]) for features in maps]
@@ -217,9 +215,10 @@ class Explorer(anywidget.AnyWidget):
         messages = [message for want in ("clip", *layers) for message in self._messages(want)]
         messages[0][0]["layers"] = layers
         heads = [{"head": head, "sizes": list(map(len, buffers))} for head, buffers in messages]
-        header = json.dumps({"view": {name: getattr(self, name) for name in self.FIELDS}, "messages": heads})
-        data = b"".join([header.encode(), b"\n", *(part for _, buffers in messages for part in buffers)])
-        text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
+        view = {name: getattr(self, name) for name in self.FIELDS}
+        header = json.dumps({"view": view, "messages": heads}) + "\n"
+        parts = [header.encode(), *(part for _, buffers in messages for part in buffers)]
+        text = base64.b64encode(gzip.compress(b"".join(parts), mtime=0)).decode()
         title = html.escape(f"{self.video.name}: where are features found again?")
         page = PAGE.format(title=title, style=STYLE.read_text(), data=text, script=SCRIPT.read_text())
         with replacing(Path(path)) as stream:
@@ -240,11 +239,12 @@ class Explorer(anywidget.AnyWidget):
                       "channels": packed.codes.shape[1], "scale": packed.scale, "error": packed.error},
                      [packed.codes.tobytes(), packed.bias.tobytes()])
                     for name, (head, packed) in self.packed(want).items()]
-        pictures = [shrink(self.video.read(index), self._side) for index in self.indices]
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
-        jpegs = [cv2.imencode(".jpg", picture[..., ::-1], quality)[1] for picture in pictures]
-        viridis = matplotlib.colormaps["viridis"](range(256), bytes=True)[:, :3]
-        anchors = np.concatenate([anchor_colours(n) for n in range(1, GREATEST_N + 1)])
+        pictures = [shrink(self.video.read(index), self._side)[..., ::-1] for index in self.indices]
+        jpegs = [cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1] for picture in pictures]
+        viridis = matplotlib.colormaps["viridis"](range(256), bytes=True)  # RGBA
+        viridis[:, 3] = 217 * np.linspace(0, 1, 256)**0.7  # little is clear, much is opaque
+        grids = np.concatenate([anchor_colours(n) for n in range(1, GREATEST_N + 1)])
+        anchors = np.pad(grids, ((0, 0), (0, 1)))  # alpha 0: the browser sets it
         head = {"kind": "clip", "size": pictures[0].shape[:2], "numbers": self.indices,
                 "encoders": list(self._encoders), "layers": self._layers}
         return [(head, [part.tobytes() for part in (viridis, anchors, *jpegs)])]
@@ -252,8 +252,8 @@ class Explorer(anywidget.AnyWidget):
 
 def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) -> dict[str, list[float]]:
     """Where cells lie in a frame: convolutions centre them at multiples of the stride, patches tile it."""
-    if isinstance(encoder, Encoder) or hasattr(encoder, "stride") and getattr(encoder, "multiple", 1) == 1:
-        return {"stride": [getattr(encoder, "stride", STRIDE)] * 2, "offset": [0, 0]}
+    if getattr(encoder, "stride", None) and getattr(encoder, "multiple", 1) == 1:
+        return {"stride": [encoder.stride] * 2, "offset": [0, 0]}
     stride = [side / count for side, count in zip(size, cells)]
     return {"stride": stride, "offset": [(step - 1) / 2 for step in stride]}
 

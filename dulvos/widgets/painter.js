@@ -58,23 +58,7 @@ export function fill(ids, width, height, x, y, id) {
 const pipe = async (data, stream) =>
   new Uint8Array(await new Response(new Blob([data]).stream().pipeThrough(stream)).arrayBuffer());
 export const inflate = (data) => pipe(data, new DecompressionStream("deflate"));
-
-/** A mask as a palette PNG; `palette` holds the 768 bytes of 256 colours. */
-export async function encodePng(ids, width, height, palette) {
-  const rows = new Uint8Array((width + 1) * height); // each begins with the number of its filter, none
-  for (let y = 0; y < height; y++) rows.set(ids.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
-  const number = (value) => [24, 16, 8, 0].map((shift) => value >>> shift & 255);
-  const eight = Array(8).fill(0), chunk = (name, data) => {
-    const body = [...[...name].map((letter) => letter.charCodeAt()), ...data];
-    const shift = (crc) => crc & 1 ? 0xEDB88320 ^ (crc >>> 1) : crc >>> 1;
-    const crc = body.reduce((sum, byte) => eight.reduce(shift, sum ^ byte), -1);
-    return [...number(data.length), ...body, ...number(~crc)];
-  };
-  const packed = await pipe(rows, new CompressionStream("deflate"));
-  return Uint8Array.from([[137, 80, 78, 71, 13, 10, 26, 10], // then the size, 8 bits, palette
-    chunk("IHDR", [...number(width), ...number(height), 8, 3, 0, 0, 0]), chunk("PLTE", palette),
-    chunk("IDAT", packed), chunk("IEND", [])].flat());
-}
+const deflate = (data) => pipe(data, new CompressionStream("deflate"));
 
 const HTML = `<div><span class="tools"></span><span class="soft" title="Diameter of the brush: [ and ]">size
   <input class="size" type="range" max="1" step="any" aria-label="size"><output></output></span>
@@ -90,7 +74,7 @@ const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLe
 
 function render({ model, el }) {
   const [height, width] = model.get("size"), length = model.get("length"), last = Math.max(1, length - 1);
-  const palette = bytes(model.get("palette")), rgb = (id) => model.get("colours")[(id + 6) % 7];
+  const rgb = (id) => model.get("colours")[(id + 6) % 7];
   const pixelOf = (id) => id && rgb(id).reduceRight((sum, part) => sum << 8 | part, 0x8C); // ImageData's RGBA
   const colours = Uint32Array.from({ length: 256 }, (_, id) => pixelOf(id));
   const everything = [0, 0, width, height], largest = Math.max(2, Math.min(width, height) / 2);
@@ -104,6 +88,7 @@ function render({ model, el }) {
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
   let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [], typed = 0;
   let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false;
+  let chips = ""; // the objects' buttons
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
   let awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 
@@ -126,7 +111,7 @@ function render({ model, el }) {
     colour(everything);
     refresh();
   }
-  async function receive({ kind, frame, run }, [buffer]) {
+  async function receive({ kind, frame, run, name }, [buffer]) {
     if (kind === "frame") {
       frames[frame].picture = new Blob([bytes(buffer)], { type: "image/jpeg" });
       const next = [...frames.keys()].map((k) => (frame + k) % length).find((k) => !frames[k].asked);
@@ -136,6 +121,9 @@ function render({ model, el }) {
       if (frame !== t) await show(frame);
       const loaded = await inflate(bytes(buffer));
       change((mask) => mask.set(loaded));
+    } else if (kind === "save") {
+      const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
+      make("a", { href, download: name }).click();
     } else if (!(painted.get(frame)?.run >= run)) { // else it was found before this frame was painted
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
@@ -146,8 +134,8 @@ function render({ model, el }) {
     const frame = t, copy = ids.slice();
     painted.set(frame, { ids, run: state.run });
     sending = sending.then(async () => {
-      const png = await encodePng(copy, width, height, palette);
-      send({ kind: "paint", frame, ended: [...ends[frame]] }, [png.buffer]);
+      const packed = await deflate(copy);
+      send({ kind: "paint", frame, ended: [...ends[frame]] }, [packed.buffer]);
     });
     refresh();
   }
@@ -231,13 +219,15 @@ function render({ model, el }) {
     for (let i = 0; i < ids.length; i++) seen[ids[i]] = 1;
     for (const id of [object, ...objects]) seen[id] = 1;
     const held = [...seen.keys()].filter((id) => id && seen[id]), next = held.at(-1) + 1;
-    seek(".objects").replaceChildren("object ");
-    for (const id of held) {
-      const chip = button("objects", id, `Object ${id}: type its number`, () => choose(id));
-      chip.prepend(make("i", { style: `background: rgb(${rgb(id)})` }));
-      chip.ariaPressed = id === object;
+    if (chips !== (chips = [object, ...held].join())) { // new buttons would lose a click on the old ones
+      seek(".objects").replaceChildren("object ");
+      for (const id of held) {
+        const chip = button("objects", id, `Object ${id}: type its number`, () => choose(id));
+        chip.prepend(make("i", { style: `background: rgb(${rgb(id)})` }));
+        chip.ariaPressed = id === object;
+      }
+      button("objects", "+", `A new object: ${next}`, () => choose(next)).disabled = next > 254;
     }
-    button("objects", "+", `A new object: ${next}`, () => choose(next)).disabled = next > 254;
     for (const name of TOOLS) buttons[name].ariaPressed = name === tool;
     canvas.style.cursor = tool === "Move" ? "grab" : "crosshair";
     [buttons.Undo.disabled, buttons.Redo.disabled] = [!past.length, !future.length];
@@ -277,15 +267,12 @@ function render({ model, el }) {
     playing = false;
     refresh();
   }
-  const run = async (kind = state.running ? "stop" : "run") => {
+  const later = (content) => (sending = sending.then(() => send(content))); // after what was painted
+  const save = () => later({ kind: "save", frame: t });
+  const run = (kind = state.running ? "stop" : "run") => {
     follow = kind === "run";
-    await sending;
-    send({ kind });
+    later({ kind });
   };
-  async function save() {
-    const png = new Blob([await encodePng(ids, width, height, palette)], { type: "image/png" });
-    make("a", { href: URL.createObjectURL(png), download: `${String(t).padStart(5, "0")}.png` }).click();
-  }
   function load() {
     const input = make("input", { type: "file", accept: "image/png" }), frame = t;
     input.onchange = async ({ target: { files: [file] } }) =>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import threading
 import zlib
@@ -15,12 +14,12 @@ import anywidget
 import cv2
 import numpy as np
 import traitlets
-from PIL import Image
 
 from dulvos.errors import InputError
-from dulvos.masks import MOVIE, OBJECT_COLOURS, PALETTE, overlay, own_mask, save_given, save_masks
+from dulvos.masks import MOVIE, OBJECT_COLOURS, given_masks, overlay, save_given, save_masks, write_mask
 from dulvos.movies import write_mp4
-from dulvos.session import Session
+from dulvos.session import Session, objects
+from dulvos.videos import shrink
 
 __all__ = ["Painter"]
 
@@ -36,7 +35,7 @@ class Painter(anywidget.AnyWidget):
     Arguments:
         session: the video and its masks.
         out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` at
-            the end, and the painted masks in `given/`. None saves nothing.
+            the end, and in `given/` what was painted and where objects end. None saves nothing.
         fps: frames a second, of playing and of the mp4.
     """
 
@@ -45,21 +44,23 @@ class Painter(anywidget.AnyWidget):
     length = traitlets.Int().tag(sync=True)
     fps = traitlets.Float().tag(sync=True)
     colours = traitlets.List().tag(sync=True)  # (7, 3), of objects
-    palette = traitlets.Bytes().tag(sync=True)  # 768, of PNGs
     state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, session: Session, out: Path | None = None, fps: float = 24.0):
         self.session, self.out = session, out
-        self._busy, self._stop, self._searches, self._start = threading.Lock(), threading.Event(), 0, 0
-        self._kept: set[Path] = set()  # painted masks that this painter saved
+        self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
+        self._searches = self._start = 0  # number of searches so far, first frame of the latest one
+        self._kept: set[Path] = set()  # what this painter saved in given/
         super().__init__(size=list(session.video.size), length=len(session.video), fps=fps,
-                         palette=PALETTE.tobytes(), colours=OBJECT_COLOURS.tolist(), state=self._state())
+                         colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
 
     def carry(self) -> Iterator[int]:
         """Find the masks that are missing or out of date, show and save them, and write the movie.
 
-        The widget's button runs this in a thread. While one search goes on, another does nothing.
+        The widget's button runs this in a thread, as a notebook should, so that the kernel can still answer
+        the browser: `await asyncio.to_thread(list, painter.carry())`. While one search goes on, another does
+        nothing.
 
         Yields:
             numbers of the frames, each once its mask is found.
@@ -72,21 +73,22 @@ class Painter(anywidget.AnyWidget):
         try:
             self._stop.clear()
             self._searches, self._start = self._searches + 1, self.session.done
-            self._tell(running=True)
+            self._tell()
             masks = self.session.run()
             if self.out:
                 for path in self._kept:
                     path.unlink(missing_ok=True)
-                self._kept = save_given(self.out / "given", self.session.video, self.session.given)
+                self._kept = save_given(self.out / "given", self.session.video, dict(self.session.given),
+                                        dict(self.session.ended))
                 masks = save_masks(masks, self.session.video, self.out)
             for t, _ in masks:
                 self._show(t)
-                self._tell(running=True)
+                self._tell()
                 yield t
                 if self._stop.is_set():
                     return
             if self.out:
-                self._tell(f"Writing {MOVIE} …", running=True)
+                self._tell(f"Writing {MOVIE} …")
                 write_mp4(self.out / MOVIE, self._pictures(), self.fps)
         except _Stopped:
             pass
@@ -104,33 +106,43 @@ class Painter(anywidget.AnyWidget):
     def _carry_on(self) -> None:
         try:
             deque(self.carry(), maxlen=0)
-        except (InputError, OSError, RuntimeError) as error:  # RuntimeError: out of memory
-            self._tell(str(error).splitlines()[0])
+        except Exception as error:  # nobody else would see it
+            self._tell(str(error).partition("\n")[0] or type(error).__name__)
 
     def receive(self, content: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> None:
         """Answer the browser; what is wrong shows as the widget's message.
 
         Arguments:
-            content: "kind" is "hello" (a new view), "frame" (its picture is wanted), "paint" (its mask as a
-                PNG), "load" (a mask file), "run" or "stop"; "frame" is a number. "paint" has "ended" objects,
-                "load" a file's "name".
-            buffers: bytes of the PNG.
+            content: "kind" is "hello" (a new view), "frame" (its picture is wanted), "paint" (its mask as
+                deflated ids), "load" and "save" (a mask file), "run" or "stop"; "frame" is a number. "paint"
+                has "ended" objects, "load" a file's "name".
+            buffers: the ids, or bytes of the file.
         """
-        t = content.get("frame", 0)
+        t, video = content.get("frame", 0), self.session.video
         try:
             match content["kind"]:
                 case "hello":
                     for known in sorted({*range(self.session.found), *self.session.given}):
                         self._show(known)
                 case "frame":
-                    self._send_frame(t)
+                    frame = shrink(video.read(t), LONGER_SIDE * min(self.size) // max(self.size))
+                    quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+                    jpeg = cv2.imencode(".jpg", frame[..., ::-1], quality)[1].tobytes()
+                    self.send({"kind": "frame", "frame": t}, [jpeg])
                 case "paint":
                     self._stop.set()
-                    with Image.open(io.BytesIO(buffers[0])) as image:
-                        self.session.paint(t, np.asarray(image), content["ended"])
+                    ids = np.frombuffer(zlib.decompress(buffers[0]), np.uint8).reshape(self.size)
+                    self.session.paint(t, ids, content["ended"])
                     self._tell()
                 case "load":
-                    self._load(t, content["name"], bytes(buffers[0]))
+                    ids = self._load(t, content["name"], buffers[0])
+                    self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
+                    self._tell()
+                case "save":
+                    with tempfile.TemporaryDirectory() as folder:
+                        path = Path(folder) / f"{video.frame_name(t)}.png"
+                        write_mask(path, self.session.labels(t))
+                        self.send({"kind": "save", "frame": t, "name": path.name}, [path.read_bytes()])
                 case "run":
                     threading.Thread(target=self._carry_on, daemon=True).start()
                 case "stop":
@@ -138,43 +150,29 @@ class Painter(anywidget.AnyWidget):
         except InputError as error:
             self._tell(str(error))
 
-    def _load(self, t: int, name: str, content: bytes) -> None:
+    def _load(self, t: int, name: str, content: bytes) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
             path.write_bytes(content)
             try:
-                ids = own_mask(path)
+                return given_masks(self.session.video, [f"{t}={path}"])[t]
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/", "")) from None
-        if ids.shape != tuple(self.size):
-            mask, size = (f"{width}x{height}" for height, width in (ids.shape, self.size))
-            raise InputError(f"{path.name} is {mask} (width x height), the frames are {size}; they must have "
-                             "one size")
-        self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
-        self._tell()
-
-    def _send_frame(self, t: int) -> None:
-        frame = cv2.cvtColor(self.session.video.read(t), cv2.COLOR_RGB2BGR)
-        scale = LONGER_SIDE / max(self.size)
-        if scale < 1:
-            frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-        self.send({"kind": "frame", "frame": t}, [jpeg])
 
     def _show(self, t: int) -> None:
         ids = zlib.compress(self.session.labels(t).tobytes(), 1)
         self.send({"kind": "mask", "frame": t, "run": self._searches}, [ids])
 
-    def _state(self, message: str = "", running: bool | None = None) -> dict[str, Any]:
-        session, running = self.session, self._busy.locked() if running is None else running
-        objects = {0}.union(*(np.unique(ids).tolist() for ids in session.given.values())) - {0}
-        ended = {str(t): list(ids) for t, ids in session.ended.items()}
-        return {"message": message, "running": running, "run": self._searches, "start": self._start,
-                "done": session.done, "found": session.found, "given": sorted(session.given), "ended": ended,
-                "objects": sorted(objects)}
+    def _state(self, message: str = "") -> dict[str, Any]:
+        session, given, ended = self.session, dict(self.session.given), dict(self.session.ended)
+        return {"message": message, "running": self._busy.locked(), "run": self._searches,
+                "start": self._start, "done": session.done, "found": session.found, "given": sorted(given),
+                "ended": {str(t): list(ids) for t, ids in ended.items()},
+                "objects": sorted(set().union(*map(objects, given.values())))}
 
-    def _tell(self, message: str = "", running: bool | None = None) -> None:
-        self.state = self._state(message, running)
+    def _tell(self, message: str = "") -> None:
+        with self._telling:  # else a thread that paints might tell last that a search runs which has ended
+            self.state = self._state(message)
 
 
 class _Stopped(Exception):
