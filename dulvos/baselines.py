@@ -1,14 +1,13 @@
 """The losses of the methods that Table 1 compares with ours: random walks, and colours copied between frames.
 
 CRW: Jabri et al., NeurIPS 2020. Colorize: Vondrick et al., ECCV 2018. CorrFlow: Lai and Xie, BMVC 2019. MAST:
-Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Each is an objective in our harness; the
-docstrings say what differs from the original.
+Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Docstrings say what differs from the original.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,45 +15,51 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
-from dulvos.errors import InputError
 from dulvos.losses import gather_processes
 
 __all__ = ["AB_CLASSES", "LAB_CLASSES", "ColourOutput", "WalkOutput", "channel_factors", "colorize_loss",
            "colour_classes", "contrast_loss", "copy_colours", "corrflow_loss", "cut_patches", "mast_loss",
            "one_hot_cells", "patch_boxes", "rgb_to_lab", "scale_lab", "walk_loss"]
 
-BORDERS = ("zero", "exclude")
 RADIUS = 6  # cells; MAST and CorrFlow compare squares of 13x13 in training
 GRID = 7  # CRW's patches a side
+
+
+def _table(text: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row.split())) for row in text.split(","))
+
+
 # Centres of colour classes: k-means over 208,000 random pixels of DAVIS-2016's training frames, rounded.
-LAB_CLASSES = ((9, 0, 0), (23, 1, 2), (23, -9, 16), (35, -1, -6), (37, 7, -35), (39, 2, 9), (39, -14, 27),
-               (48, 28, 28), (50, 1, -3), (54, -10, -18), (57, 1, 14), (59, -15, 41), (65, 2, -1),
-               (77, 2, 17), (78, 1, -10), (86, 2, 2))
-AB_CLASSES = ((-18, 46), (-15, -17), (-14, 32), (-12, 19), (-7, 7), (-3, -5), (0, 27), (0, -15),
-              (1, 15), (1, 2), (4, -5), (4, 7), (7, -35), (15, 15), (26, 33), (48, 21))
+LAB_CLASSES = _table("""
+    9 0 0, 23 1 2, 23 -9 16, 35 -1 -6, 37 7 -35, 39 2 9, 39 -14 27, 48 28 28, 50 1 -3, 54 -10 -18,
+    57 1 14, 59 -15 41, 65 2 -1, 77 2 17, 78 1 -10, 86 2 2""")
+AB_CLASSES = _table("""
+    -18 46, -15 -17, -14 32, -12 19, -7 7, -3 -5, 0 27, 0 -15, 1 15, 1 2, 4 -5, 4 7, 7 -35, 15 15,
+    26 33, 48 21""")
 
 
-@dataclass(frozen=True)
-class WalkOutput:
+class WalkOutput(NamedTuple):
     """Result of `walk_loss`: `walks` (T - 2,), the loss of each length, shortest first; `total`, the mean."""
 
     total: Tensor
     walks: Tensor
 
 
-@dataclass(frozen=True)
-class ColourOutput:
+class ColourOutput(NamedTuple):
     """Result of the losses that copy colours.
 
     Fields:
-        total: scalar, the loss.
-        copied: scalar, its part that compares colours copied from each frame to the next with the true ones.
-        rest: scalar, the other terms: CorrFlow's cycle, ContrastCorr's terms over the batch, or 0.
+        copied: scalar, compares the colours copied from each frame to the next with the true ones.
+        rest: scalar, the other terms, weighted: CorrFlow's cycle, ContrastCorr's terms over the batch.
     """
 
-    total: Tensor
     copied: Tensor
-    rest: Tensor
+    rest: Tensor | float = 0.0
+
+    @property
+    def total(self) -> Tensor:
+        """The loss."""
+        return self.copied + self.rest
 
 
 def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
@@ -67,16 +72,9 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
     Arguments:
         nodes: (B, K, T, N) float q, L2-normalised over K, frames in temporal order, T >= 3.
         tau: temperature τ > 0 (their default is 0.07).
-        dropout: probability in [0, 1) with which an edge is removed, in both directions independently.
-        generator: a CPU generator for the dropout; None takes PyTorch's global one.
-
-    Raises:
-        InputError: nodes of another shape, fewer than three frames, tau or dropout out of range.
+        dropout: probability in [0, 1) of removing an edge, drawn for each direction.
+        generator: a CPU generator for the dropout.
     """
-    if nodes.ndim != 4 or nodes.shape[2] < 3:
-        raise InputError(f"nodes must have the shape (B, K, T, N) with T >= 3, not {tuple(nodes.shape)}")
-    if not tau > 0 or not 0 <= dropout < 1:
-        raise InputError(f"tau must be > 0 and dropout in [0, 1), not tau={tau}, dropout={dropout}")
     affinity = torch.einsum("bktn,bktm->tbnm", nodes[:, :, :-1], nodes[:, :, 1:])
     affinity = torch.stack([affinity, affinity.mT]) / tau  # [2, T-1, B, N, N]: forward, backward
     if dropout:
@@ -120,68 +118,55 @@ def cut_patches(frames: Tensor, boxes: Tensor) -> Tensor:
     return roi_align(frames, list(boxes.to(frames)), frames.shape[-1] // 4, sampling_ratio=1, aligned=True)
 
 
-def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border: str) -> Tensor:
-    """Softmax weights (B, h·w, R·h·w) of every reference cell for every target cell."""
-    refs, batch, channels, height, width = reference.shape
-    logits = target.flatten(2).mT @ reference.permute(1, 2, 0, 3, 4).flatten(2)
+def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, padded: bool) -> Tensor:
+    """Softmax weights (B, h·w, h·w) of all reference cells, for each target cell."""
+    logits = target.flatten(2).mT @ reference.flatten(2)
     if radius is None:
         return logits.softmax(-1)
-    place = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    place = torch.cartesian_prod(*map(torch.arange, target.shape[2:]))
     near = (place[:, None] - place).abs().amax(-1) <= radius  # [h·w, h·w]
-    logits = logits.masked_fill(~near.repeat(1, refs).to(logits.device), -torch.inf)
-    if border == "exclude":
+    logits = logits.masked_fill(~near.to(logits.device), -torch.inf)
+    if not padded:
         return logits.softmax(-1)
-    # cells outside the frame only add exp(0) each to the denominator
-    outside = refs * ((2 * radius + 1)**2 - near.sum(1))
-    extra = outside.log().to(logits)[None, :, None].expand(batch, -1, 1)
+    # each cell outside the frame only adds exp(0) to the denominator
+    outside = (2 * radius + 1)**2 - near.sum(1)
+    extra = outside.log().to(logits)[None, :, None].expand(len(logits), -1, 1)
     return torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
 
 
-def copy_colours(reference_features: Tensor, target_features: Tensor, reference_colours: Tensor, *,
-                 radius: int | None = None, border: str = "zero") -> Tensor:
-    """The target's colours, copied from the references with weights of softmax(similarity).
+def _copy(colours: Tensor, weights: Tensor) -> Tensor:
+    """Colours (B, C, h, w) by weights (B, h·w, h·w): (B, C, h, w)."""
+    return (colours.flatten(2) @ weights.mT).unflatten(2, colours.shape[2:])
+
+
+def copy_colours(reference: Tensor, target: Tensor, colours: Tensor, radius: int | None = None, *,
+                 padded: bool = False) -> Tensor:
+    """The target's colours, copied from a reference with weights of softmax(similarity).
 
     Similarity is the plain dot product; divide the target's features by τ for a temperature. Memory grows
-    with B·R·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
+    with B·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
 
     Arguments:
-        reference_features: (R, B, K, h, w) float. target_features: (B, K, h, w).
-        reference_colours: (R, B, C, h, w).
-        radius: of the square window in cells, >= 0; None copies from every cell.
-        border: how the window counts outside the frame: "zero" (MAST), with similarity 0 and colour 0, or
-            "exclude" (CorrFlow), not at all.
+        reference, target: (B, K, h, w) float features. colours: (B, C, h, w), of the reference.
+        radius: of the square window to copy from, in cells, >= 0; None copies from every cell.
+        padded: whether the window's cells outside the frame count, with similarity 0 and colour 0 (MAST).
 
     Returns:
         (B, C, h, w).
-
-    Raises:
-        InputError: shapes that do not fit, a negative radius, an unknown border.
     """
-    refs, batch, channels, height, width = shape = reference_features.shape
-    colours = reference_colours.shape
-    if target_features.shape != shape[1:] or (*colours[:2], *colours[3:]) != (refs, batch, height, width):
-        raise InputError("features and colours must be (R, B, K, h, w), (B, K, h, w) and (R, B, C, h, w), "
-                         f"not {tuple(shape)}, {tuple(target_features.shape)} and {tuple(colours)}")
-    if border not in BORDERS or radius is not None and radius < 0:
-        raise InputError(f"border must be one of {BORDERS} and radius >= 0 or None, not {border!r}, {radius}")
-    return _copy(reference_colours, _copy_weights(reference_features, target_features, radius, border))
+    return _copy(colours, _copy_weights(reference, target, radius, padded))
 
 
-def _copy(colours: Tensor, weights: Tensor) -> Tensor:
-    """Colours (R, B, C, h, w) by weights (B, h·w, R·h·w): (B, C, h, w)."""
-    cells = colours.permute(1, 2, 0, 3, 4).flatten(2)  # [B, C, R·h·w]
-    return (cells @ weights.mT).unflatten(2, colours.shape[3:])
-
-
-def _copy_next(features: Tensor, colours: Tensor, radius: int | None, border: str) -> Tensor:
+def _copy_next(features: Tensor, colours: Tensor, radius: int | None = None, *,
+               padded: bool = False) -> Tensor:
     """Colours (B, T, C, h, w) of each frame copied to the next: (B·(T-1), C, h, w)."""
     pairs = (features[:, :-1], features[:, 1:], colours[:, :-1])
     reference, target, colours = (x.flatten(0, 1) for x in pairs)
-    return copy_colours(reference[None], target, colours[None], radius=radius, border=border)
+    return copy_colours(reference, target, colours, radius, padded=padded)
 
 
 def _enlarge(copied: Tensor, like: Tensor) -> Tensor:
-    """To the height and width of another map, bilinearly."""
+    """Resize bilinearly to the height and width of another map."""
     return F.interpolate(copied, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -200,10 +185,9 @@ def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
         channel: (B, T, 1, H, W), a or b of scaled Lab; references are sampled at every (H/h)th pixel.
     """
     stride = channel.shape[-1] // features.shape[-1]
-    copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, "zero")
+    copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, padded=True)
     truth = channel[:, 1:].flatten(0, 1)
-    loss = F.smooth_l1_loss(20 * _enlarge(copied, truth), 20 * truth)
-    return ColourOutput(loss, loss, torch.zeros_like(loss))
+    return ColourOutput(F.smooth_l1_loss(20 * _enlarge(copied, truth), 20 * truth))
 
 
 def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOutput:
@@ -215,8 +199,7 @@ def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOut
         features: (B, T, K, h, w), not normalised.
         cells: (B, T, C, h, w), of `one_hot_cells`. classes: (B, T, H, W) int64.
     """
-    loss = _class_loss(_copy_next(features, cells, None, "exclude"), classes[:, 1:].flatten(0, 1))
-    return ColourOutput(loss, loss, torch.zeros_like(loss))
+    return ColourOutput(_class_loss(_copy_next(features, cells), classes[:, 1:].flatten(0, 1)))
 
 
 def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: Tensor) -> ColourOutput:
@@ -230,23 +213,21 @@ def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: T
         keep_copy: (B, T) bool, scheduled sampling: True passes frame t's copied colours on to frame t + 1,
             False its true ones; the first and the last column have no effect.
     """
-    last = features.shape[1] - 1
-    pairs = [(features[:, t], features[:, t + 1]) for t in range(last)]
-    there = [_copy_weights(a[None], b, RADIUS, "exclude") for a, b in pairs]
-    back = [_copy_weights(b[None], a, RADIUS, "exclude") for a, b in pairs]
+    pairs = list(zip(features.unbind(1), features[:, 1:].unbind(1)))
+    there = [_copy_weights(a, b, RADIUS, False) for a, b in pairs]
+    back = [_copy_weights(b, a, RADIUS, False) for a, b in pairs]
     steps, cycles = [], []
     colours = walk = cells[:, 0]
-    for t in range(last):
-        copied = _copy(colours[None], there[t])
+    for t, weights in enumerate(there):
+        copied = _copy(colours, weights)
         steps.append(_class_loss(copied, classes[:, t + 1]))
         kept = keep_copy[:, t + 1, None, None, None].to(copied.device)
         colours = torch.where(kept, copied, cells[:, t + 1])
-        home = walk = _copy(walk[None], there[t])
-        for weights in back[t::-1]:
-            home = _copy(home[None], weights)
+        home = walk = _copy(walk, weights)
+        for return_weights in back[t::-1]:
+            home = _copy(home, return_weights)
         cycles.append(_class_loss(home, classes[:, 0]))
-    step, cycle = torch.stack(steps).mean(), torch.stack(cycles).mean()
-    return ColourOutput(step + 0.1 * cycle, step, cycle)
+    return ColourOutput(torch.stack(steps).mean(), 0.1 * torch.stack(cycles).mean())
 
 
 def _copy_from_batch(target: Tensor, reference: Tensor, colours: Tensor, own: slice) -> tuple[Tensor, Tensor]:
@@ -276,26 +257,25 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
     """
     batch, frames, channels, height, width = features.shape
     cells = F.adaptive_avg_pool2d(lab.flatten(0, 1), (height, width)).unflatten(0, (batch, frames))
-    back = _copy_next(features.flip(1), cells.flip(1), None, "exclude")
-    copied = _copy_next(features, cells, None, "exclude")
-    back, there = (_lab_distance(_enlarge(copy, lab), truth[:, 1:].flatten(0, 1))
-                   for copy, truth in ((back, lab.flip(1)), (copied, lab)))
-    colour = there + 0.1 * back
+    copied, back = _copy_next(features, cells), _copy_next(features.flip(1), cells.flip(1))
+    there, back = (_lab_distance(_enlarge(copy, lab), truth[:, 1:].flatten(0, 1))
+                   for copy, truth in ((copied, lab), (back, lab.flip(1))))
     of_batch, own_weight = [], []
     flat, flat_cells = (x.flatten(3).mT for x in (features, cells))  # [B, T, h·w, ·]
     for t in range(frames - 1):
         reference, first = gather_processes(flat[:, t].flatten(0, 1))
         colours, _ = gather_processes(flat_cells[:, t].flatten(0, 1))
         for b in range(batch):
-            own = slice(first + b * height * width, first + (b + 1) * height * width)
+            start = first + b * height * width
             # recomputed in the backward pass, or all (B·h·w)² weights would stay in memory
-            found, mass = checkpoint(_copy_from_batch, flat[b, t + 1], reference, colours, own,
-                                     use_reentrant=False, preserve_rng_state=False)
+            found, mass = checkpoint(_copy_from_batch, flat[b, t + 1], reference, colours,
+                                     slice(start, start + height * width), use_reentrant=False,
+                                     preserve_rng_state=False)
             of_batch.append(found.mT.unflatten(1, (height, width)))
             own_weight.append(mass)
     copied = copied.unflatten(0, (batch, -1)).transpose(0, 1).flatten(0, 1)  # in the order of the loop
     rest = (1 - torch.stack(own_weight)).mean() + _lab_distance(torch.stack(of_batch), copied)
-    return ColourOutput(colour + rest, colour, rest)
+    return ColourOutput(there + 0.1 * back, rest)
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dulvos.errors import InputError
 
-__all__ = ["STATS_COLUMNS", "SequenceScores", "boundary_f", "jaccard", "score_sequence", "summarise"]
+__all__ = ["STATS_COLUMNS", "SUMMARY_COLUMNS", "SequenceScores", "score_sequence", "summarise"]
 
 STATS_COLUMNS = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 SUMMARY_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -49,6 +49,11 @@ def score_sequence(
 ) -> SequenceScores:
     """J and F of each object in the frames between the first and the last.
 
+    J = |A ∩ B| / |A ∪ B| compares the regions, 1 if both are empty. F = 2PR / (P + R) compares their
+    boundaries, 1 if both are empty, 0 if one is: P is the share of the prediction's boundary that lies within
+    ⌈.008 · diagonal⌉ pixels of the truth's, R the share of the truth's that lies as near to the prediction's.
+    The border of the image is no boundary.
+
     The objects are those of the first annotation, truth[0]; other ids are background. With `first_frame`
     (YouTube-VOS) its keys are the objects, and each counts from the frame after its first annotation.
 
@@ -61,27 +66,28 @@ def score_sequence(
             annotation, a `first_frame` that disagrees with the truth, no frame to score.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
-    _check_shapes(truth, prediction, "(T, H, W)")
+    if truth.shape != prediction.shape or truth.ndim != 3:
+        raise InputError(f"truth is {truth.shape}, prediction {prediction.shape}: both must be (T, H, W)")
     if not {truth.dtype.kind, prediction.dtype.kind} <= set("ui"):
         raise InputError(f"truth is {truth.dtype}, prediction {prediction.dtype}: ids must be integers")
     length, *size = truth.shape
     if length < 3:
         raise InputError(f"{length} frame(s): at least 3 are needed; the first and the last are not scored")
     entry = _entry_frames(truth, first_frame)
-
+    radius = ceil(TOLERANCE * hypot(*size))
     j, f = np.full((2, len(entry), length - 2), np.nan)
 
     def score(row: int, object_id: int, frame: int) -> None:
         stop = min(frame + PACKET, length - 1)
         planes = _pack(truth[frame:stop], prediction[frame:stop], object_id)
         j[row, frame - 1 : stop - 1] = _jaccard(planes)[: stop - frame]
-        f[row, frame - 1 : stop - 1] = _boundary_f(planes, size)[: stop - frame]
+        f[row, frame - 1 : stop - 1] = _boundary_f(planes, radius)[: stop - frame]
 
     packets = [(row, object_id, frame) for row, (object_id, start) in enumerate(entry.items())
                for frame in range(start + 1, length - 1, PACKET)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter's lock
-        list(pool.map(lambda packet: score(*packet), packets))
-    return SequenceScores(ids=tuple(entry), j=j, f=f)
+        list(pool.map(score, *zip(*packets)))
+    return SequenceScores(tuple(entry), j, f)
 
 
 def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
@@ -97,21 +103,6 @@ def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
         raise InputError("no scores to summarise: at least one sequence must be scored")
     j_mean, _, _, f_mean, _, _ = means = np.nanmean(np.concatenate(stats), axis=0).tolist()
     return dict(zip(SUMMARY_COLUMNS, [(j_mean + f_mean) / 2, *means], strict=True))
-
-
-def jaccard(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Region similarity J = |A ∩ B| / |A ∪ B| of two masks (H, W) bool; 1 if both are empty."""
-    return float(_jaccard(_pack_masks(truth, prediction))[0])
-
-
-def boundary_f(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Contour accuracy F = 2PR / (P + R) of two masks (H, W) bool.
-
-    P is the share of the prediction's boundary that lies within ⌈.008 · diagonal⌉ pixels of the truth's, R
-    the share of the truth's that lies as near to the prediction's. F is 1 if both boundaries are empty, 0 if
-    one is. The border of the image is no boundary.
-    """
-    return float(_boundary_f(_pack_masks(truth, prediction), np.shape(truth))[0])
 
 
 def _pack(truth: np.ndarray, prediction: np.ndarray, object_id: int) -> np.ndarray:
@@ -131,12 +122,6 @@ def _pack(truth: np.ndarray, prediction: np.ndarray, object_id: int) -> np.ndarr
     return planes[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
 
 
-def _pack_masks(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    truth, prediction = np.asarray(truth, dtype=bool), np.asarray(prediction, dtype=bool)
-    _check_shapes(truth, prediction, "(H, W)")
-    return _pack(truth[None], prediction[None], True)
-
-
 def _count(planes: np.ndarray) -> np.ndarray:
     """Pixels of each mask: (2, PACKET) int, the truth's and the prediction's."""
     return np.reshape([np.count_nonzero(planes & (1 << bit)) for bit in range(2 * PACKET)], (2, PACKET))
@@ -147,9 +132,9 @@ def _jaccard(planes: np.ndarray) -> np.ndarray:
     return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
 
 
-def _boundary_f(planes: np.ndarray, size: Iterable[int]) -> np.ndarray:
+def _boundary_f(planes: np.ndarray, radius: int) -> np.ndarray:
     boundary = _boundary(planes)
-    near = _dilate(boundary, radius=ceil(TOLERANCE * hypot(*size)))
+    near = _dilate(boundary, radius)
     near_other = near >> PACKET | near * np.uint8(1 << PACKET)  # numpy's `<<` takes several times as long
     length, matched = _count(boundary), _count(boundary & near_other)
     recall, precision = matched / np.maximum(length, 1)
@@ -201,8 +186,3 @@ def _entry_frames(truth: np.ndarray, first_frame: Mapping[int, int] | None) -> d
     if min(first_frame.values()) >= len(truth) - 2:
         raise InputError("no frame to score: all objects are first annotated in the last two frames")
     return dict(sorted(first_frame.items()))
-
-
-def _check_shapes(truth: np.ndarray, prediction: np.ndarray, axes: str) -> None:
-    if truth.shape != prediction.shape or truth.ndim != axes.count(",") + 1:
-        raise InputError(f"truth is {truth.shape}, prediction {prediction.shape}: both must be {axes}")
