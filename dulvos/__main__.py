@@ -1,15 +1,17 @@
-"""Dense unsupervised learning for video segmentation: the study, and your own videos, from the command line."""
+"""Dense unsupervised learning for video segmentation: the study and your own videos on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
@@ -17,6 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from dulvos import masks, movies, videos
 from dulvos.checkpoints import load_encoder
+from dulvos.clips import usable_videos
 from dulvos.devices import find_device, reading_processes
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
@@ -30,9 +33,6 @@ from dulvos.training import TrainSettings
 
 __all__ = ["main"]
 
-COLLECTED = tuple(name for name, source in collections.SOURCES.items() if source.epochs)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -44,24 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="dulvos", description=__doc__)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from here (segment starts again)", file=sys.stderr)
+        return 130
     except InputError as error:
-        return _end(2, str(error))
+        status, told = 2, str(error)
     except (FloatingPointError, ChildProcessError) as error:  # a training that cannot go on
-        return _end(1, str(error))
+        status, told = 1, str(error)
     except torch.OutOfMemoryError as error:
-        return _end(1, f"{str(error).splitlines()[0]} Use a smaller batch, crop or --shorter-side")
+        status, told = 1, f"{str(error).splitlines()[0]} Use a smaller batch, crop or --shorter-side"
     except OSError as error:  # a full disk, a missing permission, a name that is too long
         if not error.strerror:
             raise
-        return _end(2, str(InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)))
-    except KeyboardInterrupt:
-        again = "starts again at the first frame" if arguments[:1] == ["segment"] else "continues from here"
-        print(f"\nstopped; the same command {again}", file=sys.stderr)
-        return 130
-
-
-def _end(status: int, message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+        status, told = 2, str(InputError(f"{error.filename or 'the system'}: {error.strerror}"))
+    print(f"error: {told}", file=sys.stderr)
     return status
 
 
@@ -69,7 +65,7 @@ def _end(status: int, message: str) -> int:
 class Workers:
     """How the steps are run. Settings of 0 choose by the machine."""
 
-    workers: int = 0  # steps at a time: one a GPU; without one, one, or in the grid as many as the cores and memory allow
+    workers: int = 0  # steps at a time: one a GPU; without one, as many trainings as cores and memory allow
     threads: int = 0  # of each worker's computations; the cores are shared
     scheduler: str = ""  # address of a running Dask scheduler, whose workers run the steps instead
 
@@ -92,7 +88,7 @@ class _Segment(SegmentSettings):
 
 
 def demo_command(*, grid: bool = False, run: Run = Workers()) -> int:
-    """Train, carry masks and score on small rendered videos: about twelve minutes on two cores, no data needed.
+    """Train, carry masks and score on small rendered videos: about twelve minutes on two cores, without data.
 
     Args:
         grid: then run the ablation grid at the same scale: eight more minutes.
@@ -102,7 +98,7 @@ def demo_command(*, grid: bool = False, run: Run = Workers()) -> int:
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
                   compare: bool = False, run: Run = Workers()) -> int:
-    """The same on DAVIS: train on the frames of its training videos, without their masks, evaluate on its val videos.
+    """The same on DAVIS: train on its training videos, without their masks, and evaluate on its val videos.
 
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
@@ -113,18 +109,18 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     """
     _use_davis(davis)
     if compare:
-        return run_steps(comparison.comparison_steps(), several=True, **dataclasses.asdict(run))
+        return run_steps(comparison.comparison_steps(), **dataclasses.asdict(run))
     return _study(plans.davis_steps(setting), "davis" if grid else "", run)
 
 
 def _study(steps: list[Step], grid: str, run: Workers) -> int:
     status = run_steps(steps, **dataclasses.asdict(run))
     print("\n" + summary(steps[0].study))
-    return max(status, run_steps(plans.grid_steps(grid), several=True, **dataclasses.asdict(run))) if grid else status
+    return max(status, run_steps(plans.grid_steps(grid), **dataclasses.asdict(run)) if grid else 0)
 
 
-def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool = False, davis: Path | None = None,
-                 only: tuple[str, ...] = (), workers: Run = Workers()) -> int:
+def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool = False,
+                 davis: Path | None = None, only: tuple[str, ...] = (), workers: Run = Workers()) -> int:
     """The ablation grid of Fig. 3: list what is done, or run what is missing.
 
     Args:
@@ -139,14 +135,15 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
         _use_davis(davis)
     steps = plans.grid_steps(study, only)
     if run:
-        return run_steps(steps, several=True, **dataclasses.asdict(workers))
+        return run_steps(steps, **dataclasses.asdict(workers))
     print(list_states(steps))
     return 0
 
 
-def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_run: bool = False, device: str | None = None,
-                  released: bool = False, selected: bool = False, incomplete: bool = False, run: Run = Workers()) -> int:
-    """The rows of the paper's Tables 1 and 2: check data, weights, disk and memory, then run them. Needs a GPU.
+def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_run: bool = False,
+                  device: str | None = None, released: bool = False, selected: bool = False,
+                  incomplete: bool = False, run: Run = Workers()) -> int:
+    """The rows of the paper's Tables 1 and 2: check data, weights, disk and memory, then run them on a GPU.
 
     Without --data, print the rows: what each needs, and its state.
 
@@ -157,11 +154,11 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
         released: train as long as the authors' snapshots, not to the end of the schedule.
         selected: also evaluate the snapshot and layer that are best on 5 val sequences, as the paper did.
-        incomplete: accept data of which videos or frames are missing; tables keep such rows apart.
+        incomplete: accept data that lack videos or frames; tables keep such rows apart.
     """
+    if data is None and (rows or dry_run):
+        raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
     if data is None:
-        if rows or dry_run or released or selected or incomplete:
-            raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
         print(paper_plan.rows_table(all_rows()))
         return 0
     here = paper_plan.Here(data, device, released, selected, incomplete)
@@ -170,36 +167,35 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
 
 def _chosen(arguments: tuple[str, ...], settings: TrainSettings | SegmentSettings) -> dict:
     """The settings that the arguments name; all others follow the collection or the protocol."""
-    flags = {word.partition("=")[0].replace("_", "-") for word in arguments}
-    names = {field.name: field.name.replace("_", "-") for field in dataclasses.fields(settings)}
-    return {name: getattr(settings, name) for name, flag in names.items()
-            if {f"--{flag}", f"--no-{flag}"} & flags}
+    flags = {re.sub("^--(no-)?", "--", word.partition("=")[0]).replace("_", "-") for word in arguments}
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+            if "--" + field.name.replace("_", "-") in flags}
 
 
 def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study: str, name: str = "trained",
                   device: str | None = None, settings: OmitArgPrefixes[_Train] = _Train()) -> int:
-    """Train one encoder, as notebook 01_train does, and write its row; the same command continues after a stop.
+    """Train one encoder as notebook 01_train does and write its row; the same command continues after a stop.
 
-    On several GPUs: torchrun --nproc_per_node 4 -m dulvos train DATA --study NAME. The processes share each batch,
-    and anchors are gathered over all of them.
+    On several GPUs: torchrun --nproc_per_node 4 -m dulvos train DATA --study NAME. The processes share each
+    batch and gather the anchors of all.
 
     Args:
-        data: cutouts, davis (the folder DULVOS_DAVIS), a collection of the paper (in DULVOS_DATA_DIR; it brings the
-            paper's settings), or a folder of videos.
+        data: cutouts, davis (the folder DULVOS_DAVIS), a collection of the paper (in DULVOS_DATA_DIR; it
+            brings the paper's settings), or a folder of videos.
         study: folder below results/.
         name: of the run.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
     chosen = _chosen(arguments, settings)
     chosen.setdefault("workers", reading_processes(find_device(device)))
-    if data in COLLECTED:
-        frames = chosen.get("frames", TrainSettings.frames)
-        kept = [video for video in runs.open_training(data).videos if len(video) >= frames]
-        settings = collections.paper_settings(data, len(kept), **chosen)
+    if data in collections.SOURCES:
+        videos, _ = usable_videos(runs.open_training(data).videos, settings.frames)
+        settings = collections.paper_settings(data, len(videos), **chosen)
     else:
         settings = TrainSettings.from_dict(chosen)
     row = runs.training_run(Study(study), name, data, settings, device=device)
-    print(f"{row['encoder']}: {row['iterations']} iterations in {row['seconds'] / 60:.1f} min, L = {row['loss']:.3f}")
+    minutes = row["seconds"] / 60
+    print(f"{row['encoder']}: {row['iterations']} iterations in {minutes:.1f} min, L = {row['loss']:.3f}")
     return 0
 
 
@@ -207,14 +203,14 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
                      youtube_vos: Path | None = None, split: Literal["valid", "local"] = "valid",
                      study: str = "encoders", processes: int = 0, device: str | None = None,
                      settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
-    """Evaluate encoders by label propagation: dulvos evaluate --encoder timm:vit_small_patch16_224.dino --davis DIR.
+    """Evaluate encoders by label propagation: dulvos evaluate --encoder davis2016 timm:MODEL --davis DIR.
 
-    Prints one table, the best encoder first, and leaves masks, DAVIS's official csv files and a row for each encoder
-    in results/STUDY. The same command continues after a stop.
+    Prints one table, the best encoder first, and leaves masks, DAVIS's official csv files and a row for each
+    encoder in results/STUDY. After a stop, the same command continues.
 
     Args:
         encoder: timm:MODEL, timm:MODEL@LAYER, timm:MODEL=FILE (weights of your own), davis2016, random, a
-            .safetensors file, weights that the authors released; or copy and colour, two baselines without a network.
+            .safetensors file, weights that the authors released; or copy and colour, which need no network.
         davis: folder of DAVIS-2016 or -2017, or of your own data in its layout.
         youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
         split: of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
@@ -239,58 +235,59 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
                     mp4: bool = True, settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
-    Ids from 1 to 254 are kept; a mask of 0 and 255 is object 1. OUT gets a palette PNG for each frame and overlay.mp4.
-    After a stop, the same command starts again at the first frame. --shorter-side makes it faster.
+    Ids from 1 to 254 are kept; a mask of 0 and 255 is object 1. OUT gets a palette PNG for each frame and
+    overlay.mp4. After a stop, the same command starts again at the first frame. --shorter-side makes it
+    faster.
 
     Args:
         video: folder of frames (jpg, png, ...) or a video file (mp4, mkv, ...).
-        given: MASK is a PNG of the first frame's objects, FRAME=PNG for objects that are new or corrected in a later
-            frame (the first is 0), or a folder of PNGs with the frames' names. OUT is the folder for the results.
-        checkpoint: davis2016 (weights in this package), random, imagenet, timm:MODEL, a .safetensors file, or weights
-            that the authors released (.pth).
+        given: MASK is a PNG of the first frame's objects, FRAME=PNG for objects that are new or corrected in
+            a later frame (the first is 0), or a folder of PNGs with the frames' names. OUT is the folder for
+            the results.
+        checkpoint: davis2016 (weights in this package), random, imagenet, timm:MODEL, a .safetensors file, or
+            weights that the authors released (.pth).
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
         fps: of overlay.mp4; the video's by default, 24 for a folder.
         mp4: write overlay.mp4.
     """
     if len(given) < 2:
-        raise InputError("give at least one MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
+        raise InputError("give a MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     if video.is_file():
-        print(f"{video}: counting its frames", flush=True)  # by decoding them, which takes minutes for a long one
+        print(f"{video}: counting its frames", flush=True)  # by decoding, which may take minutes
     opened = videos.open_video(video)
     first, ended = masks.given_masks(opened, named), masks.read_ended(opened, named)
     opened.verify()
-    place = find_device(device)
-    encoder = load_encoder(checkpoint).to(place, memory_format=torch.channels_last)
+    encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     fps = movies.frame_rate(opened) if fps is None else fps
     if not 0.1 <= fps <= 1000:
         raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
     check_memory(opened, len(first), chosen, encoder)
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
-        print(f"frame {frame}: objects {', '.join(map(str, sorted({*ids.ravel().tolist()} - {0})))}")
+        print(f"frame {frame}: objects {', '.join(map(str, np.setdiff1d(ids, 0)))}")
     found = segment(opened.frames(), first, partial(encode, encoder), chosen, ended=ended)
-    with tqdm(masks.save_masks(enumerate(found), opened, folder), desc=opened.name, total=len(opened), unit="frame") as bar:
+    saved = masks.save_masks(enumerate(found), opened, folder)
+    with tqdm(saved, opened.name, len(opened), unit="frame") as bar:
         if mp4:
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))
             movies.write_mp4(folder / masks.MOVIE, pictures, fps)
         else:
             deque(bar, maxlen=0)
-    seconds = bar.format_dict["elapsed"]
-    print(f"{len(opened)} frames in {seconds:.0f} s ({seconds / len(opened):.2f} s each): {folder}/<frame>.png"
-          + f" and {folder / masks.MOVIE}" * mp4)
+    print(f"{len(opened)} frames: {folder}/<frame>.png" + f" and {folder / masks.MOVIE}" * mp4)
     return 0
 
 
-def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | None = None, decode: bool = False) -> int:
+def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | None = None,
+                  decode: bool = False) -> int:
     """Look at training collections; without names, list what is expected of each and where it comes from.
 
     Args:
         names: youtube-vos, oxuva, trackingnet, kinetics-400, davis-2017, or any folder of videos.
         data: folder that holds them (or set DULVOS_DATA_DIR).
-        decode: count the frames of video files by decoding all of them (hours for Kinetics-400); files that do not
-            decode are left out.
+        decode: count the frames of video files by decoding all of them (hours for Kinetics-400); files that
+            do not decode are left out.
     """
     if data:
         os.environ["DULVOS_DATA_DIR"] = str(data.resolve())
@@ -301,13 +298,9 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
     miscounted = False
     for name in names:
         found = runs.open_training(name, decode=decode)
-        lengths = [len(video) for video in found.videos]
-        print(f"{found.name}: {len(lengths):,} videos, {sum(lengths):,} frames, fingerprint {found.fingerprint}")
-        if name in COLLECTED:
-            settings = collections.paper_settings(name, sum(length >= TrainSettings.frames for length in lengths))
-            print(f"  the paper's schedule: {settings.iterations:,} iterations of B = {settings.batch}, T = {settings.frames}")
-        for line in found.notes:
-            print(f"  {line}")
+        frames = sum(map(len, found.videos))
+        print(f"{found.name}: {len(found.videos):,} videos, {frames:,} frames, {found.fingerprint}")
+        print("".join(f"  {line}\n" for line in found.notes), end="")
         miscounted |= bool(found.miscounted)
     return int(miscounted)
 
@@ -324,12 +317,10 @@ def download_command(name: Positional[Literal["davis2017", "davis2016"]], /, *, 
 
 
 def _use_davis(folder: Path | None) -> None:
-    """Let DULVOS_DAVIS, where notebooks look, name the folder that --davis gives, or what it names already."""
-    named = folder or os.environ.get("DULVOS_DAVIS")
-    if not named:
-        raise InputError("--davis is missing: the folder that holds JPEGImages, Annotations and ImageSets")
+    """Let DULVOS_DAVIS, where notebooks look, name the folder of --davis, if that is given."""
+    named = folder or os.environ.get("DULVOS_DAVIS", "DIR")
     if not Path(named).is_dir():
-        raise InputError(f"{named}: no such folder; --davis names the folder that holds JPEGImages, Annotations and ImageSets")
+        raise InputError(f"--davis {named}: no such folder; give the one that holds JPEGImages and ImageSets")
     os.environ["DULVOS_DAVIS"] = str(Path(named).resolve())
 
 

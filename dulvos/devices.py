@@ -36,9 +36,12 @@ def find_device(device: str | None = None) -> torch.device:
 
 
 def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]:
-    """This process's number, that of all processes, and its device; torchrun's processes are joined.
+    """The rank and the device of this process, and how many there are; joins those that torchrun started.
 
-    Several processes compute on a GPU each (nccl), or all on the CPU (gloo).
+    Returns:
+        rank, number of processes, device.
+
+    Several processes use a GPU each (nccl), or share the CPU (gloo).
 
     Raises:
         InputError: the device is not available, or the processes cannot share it or find each other.

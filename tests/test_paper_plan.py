@@ -69,14 +69,17 @@ def test_with_everything_here_every_row_has_steps_that_fit_their_notebooks(whole
     assert run_paper([], here, dry=True) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in ROWS) and "MISSING" not in told
+    every: dict = {}
     for row in ROWS.values():
         steps = row_steps(row, here)
-        for step in steps:
+        for place, step in enumerate(steps):
             check_parameters(step.source, step.parameters)
-        assert steps[-1].given["layer"] == (RELEASES[row.features].layer if row.features in RELEASES else "res4")
-        names = {step.name for step in steps}
-        assert (f"trained{SUFFIX}" in names) == bool(row.collection) and all(set(s.needs) <= {s.full_name for s in steps}
-                                                                             for s in steps)
+            assert set(step.needs) <= {before.full_name for before in steps[:place]}
+            # a step that two rows share is the same in both
+            assert every.setdefault((step.study.name, step.full_name), step) == step
+        layer = RELEASES[row.features].layer if row.features in RELEASES else "res4"
+        assert steps[-1].given["layer"] == layer
+        assert any(step.name == f"trained{SUFFIX}" for step in steps) == bool(row.collection)
     assert not list(Study("paper").results.glob("*/rows"))
 
 
@@ -122,7 +125,7 @@ def test_the_rows_cover_the_papers_tables():
     table = rows_table(all_rows(Path("absent")))
     for number, name in ((1, "table1.csv"), (2, "table2.csv")):
         lines = {(line.method, line.data) for line in paper.read_csv(name).itertuples() if line.method in (paper.OURS, "CRW")}
-        assert lines <= {row.line for row in ROWS.values() if row.table == number}
+        assert lines <= {(row.method, row.data) for row in ROWS.values() if row.table == number}
     assert all(f"`{name}`" in table for name in ROWS) and table.count("not run") == len(ROWS)
     with pytest.raises(InputError, match="absent"):
         Here(Path("absent"))

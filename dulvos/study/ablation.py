@@ -32,7 +32,7 @@ from dulvos.study.rows import NOT_RUN, Study, frame, has, kind
 from dulvos.study.tables import write
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "points",
+__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs", "points",
            "scale_text", "write_tables"]
 
 EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what each varies
@@ -76,7 +76,7 @@ class Scale:
         return self.name == "demo"
 
 
-def _pairs(text: str | None) -> dict:
+def pairs(text: str | None) -> dict:
     """Settings from text such as "lam=0.1 norm=layer"."""
     pairs = [pair.partition("=") for pair in (text or "").split()]
     if not all(equals for _, equals, _ in pairs):
@@ -96,7 +96,7 @@ def _numbers(text: str) -> tuple:
 
 
 SCALES = {line["name"]: Scale(**{
-    **line, "training": _pairs(line["training"]), "inference": _pairs(line["inference"]),
+    **line, "training": pairs(line["training"]), "inference": pairs(line["inference"]),
     "seeds": _numbers(line["seeds"]), "minutes": _numbers(line["minutes"])})
     for line in read_csv("ablation_scales.csv").to_dict("records")}
 
@@ -166,7 +166,7 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
 
 
 def _point(scale: Scale, line: dict) -> Point:
-    changes, base = _pairs(line["settings"]), TrainSettings.from_dict(scale.training)
+    changes, base = pairs(line["settings"]), TrainSettings.from_dict(scale.training)
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
     if line["varied"] == "B, T":  # T at a fixed B·T

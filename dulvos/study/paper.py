@@ -31,12 +31,13 @@ from dulvos.study.rows import (
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
-           "SELECTED_ON",
-           "TABLE1", "TABLE2", "TABLE3", "YOUTUBE_VOS_VALID", "method_name", "read_csv", "table1", "table2",
-           "table3"]
+           "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "method_name",
+           "read_csv", "table1", "table2", "table3"]
 
 OURS = "Ours"  # the paper's own method, as its tables call it
 RANDOM = "Random initialisation"
+IMAGENET = "ImageNet ResNet-18 (supervised)"  # a line of ours
+WEIGHTS = "released weights"
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
 SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
 SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
@@ -47,12 +48,14 @@ YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
 PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSettings)
             if field.name not in ("precision", "protocol")}
 FREE = ("seed", "precision", *NO_NUMBERS)
-WEIGHTS = "released weights"
-IMAGENET = ("ImageNet ResNet-18 (supervised)", "ImageNet")  # a line of ours: method, data
+
+# The line of features that were not trained here: method, data, and what sets it apart from the paper's line.
+LINES = {"random": (RANDOM, None, ""), "imagenet": (IMAGENET, "ImageNet", ""),
+         **{name: (release.method, release.data, WEIGHTS) for name, release in RELEASES.items()}}
 
 
 def read_csv(name: str | Path) -> pd.DataFrame:
-    """A CSV file, if beside this module by its name; None stands for an empty cell."""
+    """A CSV file, by its name if it lies beside this module; None stands for an empty cell."""
     table = pd.read_csv(Path(__file__).parent / name).astype(object)  # object keeps whole numbers beside None
     return table.where(table.notna(), None)
 
@@ -63,7 +66,7 @@ TABLE3 = read_csv("table3.csv")  # cost of training, on one A100; a rival has th
 
 
 def method_name(method: str) -> str:
-    """What our tables call a method of the paper's; here "Ours" would mean this study."""
+    """The name of a method of the paper in our tables, where "Ours" would mean this study."""
     return "the paper's method" if method == OURS else method
 
 
@@ -78,28 +81,29 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     Arguments:
         rows: of all studies.
     """
-    evaluated = kind(rows, "evaluate")
-    whole = _by_line(evaluated[(evaluated["data"] == "DAVIS-2017") & (evaluated["split"] == "val")
-                               & (evaluated["sequences"] == DAVIS_2017_VAL["sequences"])
-                               & (evaluated["objects"] == DAVIS_2017_VAL["objects"])], rows)
-    lines, others = [], []
-    for line in TABLE1.to_dict("records"):
-        found = whole.pop((line["method"], line["data"]), {})
-        lines.append(_line1(line, "", found.pop(WEIGHTS if line["method"] == "CRW" else "", []), rows))
-        others += [_line1(line, f", {what}", found[what], rows) for what in sorted(found)]
-    if IMAGENET in whole:
-        line = {**dict.fromkeys(TABLE1), **dict(zip(("method", "data"), IMAGENET)), "stride": 8}
-        others.append(_line1(line, "", whole[IMAGENET][""], rows))
-    return frame(lines + others, list(lines[0]))
+    ours = kind(rows, "evaluate")
+    found = _by_line(ours[(ours["data"] == "DAVIS-2017") & (ours["split"] == "val") &
+                          (ours["sequences"] == DAVIS_2017_VAL["sequences"]) &
+                          (ours["objects"] == DAVIS_2017_VAL["objects"])], rows)
+    papers = TABLE1.to_dict("records")
+    imagenet = dict.fromkeys(TABLE1) | {"method": IMAGENET, "data": "ImageNet", "stride": 8}
+    lines = []
+    for line in papers:
+        place = line["method"], line["data"], WEIGHTS if line["method"] == "CRW" else ""
+        lines.append(_line1(line, "", found.pop(place, None), rows))
+    for line in [*papers, imagenet]:
+        for method, data, what in sorted(found, key=lambda place: place[2]):
+            if (method, data) == (line["method"], line["data"]):
+                lines.append(_line1(line, what, found[method, data, what], rows))
+    return frame(lines, list(lines[0]))
 
 
-def _line1(line: dict, what: str, found: list[pd.Series], rows: pd.DataFrame) -> dict:
-    row, theirs = newest(pd.DataFrame(found)), line["J&F_m"]
-    ours = NOT_RUN if row is None else percent(row["scores.J&F-Mean"])
-    known = row is not None and theirs is not None
-    return {"method": method_name(line["method"]) + what, "train data": line["data"],
+def _line1(line: dict, what: str, row: pd.Series | None, rows: pd.DataFrame) -> dict:
+    theirs, ours = line["J&F_m"], None if row is None else percent(row["scores.J&F-Mean"])
+    return {"method": method_name(line["method"]) + (what and f", {what}"), "train data": line["data"],
             "stride": line["stride"], **{f"paper {score}": line[score] for score in TABLE1.columns[5:]},
-            "ours J&F_m": ours, "difference": round(ours - theirs, 1) if known else None,
+            "ours J&F_m": NOT_RUN if ours is None else ours,
+            "difference": None if ours is None or theirs is None else round(ours - theirs, 1),
             "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")}
 
 
@@ -113,15 +117,19 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
         results: the folder that holds the studies.
     """
     ours, scores, lines = kind(rows, "youtube-vos"), list(TABLE2.columns[3:]), []
-    ours = ours.assign(every_frame=ours.get("every_frame"))
-    ready = _by_line(ours[(ours["split"] == "valid") & (ours["sequences"] == YOUTUBE_VOS_VALID)
-                          & ours["every_frame"].eq(True)], rows)
+    whole = ours.assign(every_frame=ours.get("every_frame")).query("every_frame == True and split == 'valid'")
+    found = _by_line(whole[whole["sequences"] == YOUTUBE_VOS_VALID], rows)
     for line in TABLE2.to_dict("records"):
-        made = [_submission(row, what, rows, results)
-                for what, found in ready.get((line["method"], line["data"]), {}).items() for row in found]
+        made = []
+        for (method, data, what), row in found.items():
+            if (method, data) == (line["method"], line["data"]):
+                path = Study(row["study"], results).path(row, "masks") / "submission.zip"
+                there = f"submit results/{path.relative_to(results)}"
+                made.append(f"{state(row, rows)}{what and f' ({what})'}: "
+                            f"{there if path.is_file() else 'its masks are not on this machine'}")
         lines.append({"method": method_name(line["method"]), "train data": line["data"],
                       **{f"paper {score}": line[score] for score in scores},
-                      "state": "; ".join(dict.fromkeys(made)) or NOT_RUN})
+                      "state": "; ".join(made) or NOT_RUN})
     columns, local = list(lines[0]), ours[ours["split"] == "local"]
     for _, group in local.groupby(["study", "name"]):
         row = newest(group)
@@ -131,25 +139,17 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
     return frame(lines, [*columns[:-1], *(f"local {score}" for score in scores if len(local)), columns[-1]])
 
 
-def _submission(row: pd.Series, what: str, rows: pd.DataFrame, results: Path) -> str:
-    path = Study(row["study"], results).path(row, "masks") / "submission.zip"
-    there = "its masks are not on this machine"
-    if path.is_file():
-        there = f"submit results/{path.relative_to(results)}"
-    return state(row, rows) + (f" ({what})" if what else "") + f": {there}"
-
-
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
     """Table 3, the cost of training: ours beside the paper's, then our trainings with other data or settings.
 
     Arguments:
         rows: of all studies.
     """
-    trained, lines, used = kind(rows, "train"), [], set()
+    trained, lines, used = kind(rows, "train"), [], []
     ours = trained[np.array([_length(row) == "" for _, row in trained.iterrows()], bool)]
     for line in TABLE3.to_dict("records"):
         row = newest(ours[ours["data"] == line["data"]]) if line["method"] == OURS else None
-        used |= set() if row is None else {row["key"]}
+        used += [] if row is None else [row["key"]]
         lines.append({"method": method_name(line["method"]), "train data": line["data"],
                       "paper iterations": line["iterations"], "paper time": line["time"],
                       "paper memory (GB)": line["memory (GB)"], **_cost(row), "state": state(row, rows)})
@@ -174,28 +174,21 @@ def _cost(row: pd.Series | None) -> dict:
             "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device}
 
 
-def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, dict[str, list[pd.Series]]]:
-    """Evaluations with the paper's propagation, by (method, data) of their line and what sets them apart.
-
-    A release uses the layer that it was made for, a selected snapshot one of `SELECTED_LAYERS`.
-    """
-    found: dict[tuple, dict[str, list[pd.Series]]] = {}
+def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, pd.Series]:
+    """The newest evaluation with the paper's propagation for each line: method, data, what sets it apart."""
+    found: dict[tuple, list[pd.Series]] = {}
     for _, row in evaluated.iterrows():
-        features, layer = row["features"], row.get("parameters.layer")
-        if features in RELEASES:
-            release = RELEASES[features]
-            line, what, layers = (release.method, release.data), WEIGHTS, (release.layer,)
-        else:
-            line, what = {"random": (RANDOM, None), "imagenet": IMAGENET}.get(features), ""
-            made = training(row, rows)
-            if made is not None and (length := _length(made)) is not None:
-                miscounted = made.get("miscounted")
-                size = "data of another size" if isinstance(miscounted, list) and miscounted else ""
-                line, what = (OURS, made["data"]), ", ".join(filter(None, [length, size, remark(row)]))
-            layers = SELECTED_LAYERS if remark(row) else (PROTOCOL["layer"],)
-        if line and layer in layers and has(row, {**PROTOCOL, "layer": layer}):
-            found.setdefault(line, {}).setdefault(what, []).append(row)
-    return found
+        features, chosen, made = row["features"], remark(row), training(row, rows)
+        line, layers = LINES.get(features), SELECTED_LAYERS if chosen else (PROTOCOL["layer"],)
+        if features in RELEASES:  # with the layer that it was made for
+            layers = (RELEASES[features].layer,)
+        if made is not None and (length := _length(made)) is not None:
+            miscounted = made.get("miscounted")
+            size = "data of another size" if isinstance(miscounted, list) and miscounted else ""
+            line = OURS, made["data"], ", ".join(filter(None, [length, size, chosen]))
+        if line and any(has(row, {**PROTOCOL, "layer": layer}) for layer in layers):
+            found.setdefault(line, []).append(row)
+    return {line: newest(pd.DataFrame(group)) for line, group in found.items()}
 
 
 def _length(made: pd.Series) -> str | None:
@@ -203,11 +196,10 @@ def _length(made: pd.Series) -> str | None:
 
     None means other settings, another length, or data on which the paper did not train.
     """
-    names = [name for name, source in SOURCES.items() if source.title == made["data"] and source.epochs]
-    if not names or pd.isna(made.get("videos")):
-        return None
-    for released, what in ((False, ""), (True, "released length")):
-        expected = dataclasses.asdict(paper_settings(names[0], int(made["videos"]), released=released))
-        if has(made, {setting: value for setting, value in expected.items() if setting not in FREE}):
-            return what
+    name = {source.title: name for name, source in SOURCES.items() if source.epochs}.get(made["data"])
+    if name and pd.notna(made.get("videos")):
+        for released, what in ((False, ""), (True, "released length")):
+            expected = dataclasses.asdict(paper_settings(name, int(made["videos"]), released=released))
+            if has(made, {setting: value for setting, value in expected.items() if setting not in FREE}):
+                return what
     return None

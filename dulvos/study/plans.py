@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from dulvos.errors import InputError
@@ -11,20 +11,20 @@ from dulvos.study.rows import CURVE, Study
 from dulvos.study.steps import Step, defaults, find_state
 from dulvos.training import TrainSettings
 
-__all__ = ["davis_steps", "demo_steps", "evaluate_step", "grid_steps", "train_step"]
+__all__ = ["count_by_rows", "davis_steps", "demo_steps", "evaluate_step", "grid_steps", "train_step"]
 
-METHODS = ("copy", "colour", "random", "trained")
+METHODS = {"copy": 2, "colour": 15, "random": 17, "trained": 17}  # and minutes of their evaluation on DAVIS
 CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
 
-# For CPUs: small crops, few clips and a short schedule; the method's own settings (N, M, τ, λ) are the paper's.
-DEMO = {"iterations": 750, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208, "lr": 3e-4,
-        "lr_every": 400}
+# For CPUs: small crops, few clips, a short schedule; the method's own settings (N, M, τ, λ) are the paper's.
+DEMO = {"iterations": 750, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208,
+        "lr": 3e-4, "lr_every": 400}
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
-DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384,
-             "lr": 3e-4, "lr_every": 6000, "workers": 1, "snapshot_every": 1000}
+DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256,
+             "scale_max": 384, "lr": 3e-4, "lr_every": 6000, "workers": 1, "snapshot_every": 1000}
 # B, T, crop and schedule of the paper's YouTube-VOS runs, on DAVIS's frames
-DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256, "scale_max": 319,
-               "lr": 1e-4, "lr_every": 21_700, "workers": 4}
+DAVIS_PAPER = {"iterations": 100_000, "batch": 16, "frames": 5, "gap": 2, "crop": 256, "scale_min": 256,
+               "scale_max": 319, "lr": 1e-4, "lr_every": 21_700, "workers": 4}
 
 
 def train_step(study: Study, name: str, data: str, settings: dict, minutes: float, **more) -> Step:
@@ -34,11 +34,12 @@ def train_step(study: Study, name: str, data: str, settings: dict, minutes: floa
     others = {key: value for key, value in settings.items()
               if key not in known and value != getattr(TrainSettings, key, None)}
     parameters |= {"others": others} if others else {}
-    return Step(study, "01_train", name, {"data": data, "name": name, **parameters, **more}, minutes, row="train")
+    parameters |= {"data": data, "name": name, **more}
+    return Step(study, "01_train", name, parameters, minutes, row="train")
 
 
-def evaluate_step(study: Study, name: str, data: str, features: str, minutes: float, needs: tuple[str, ...] = (),
-                  kind: str = "evaluate", **settings) -> Step:
+def evaluate_step(study: Study, name: str, data: str, features: str, minutes: float,
+                  needs: tuple[str, ...] = (), kind: str = "evaluate", **settings) -> Step:
     """A run of 02_evaluate."""
     parameters = {"data": data, "name": name, "features": features, **settings}
     return Step(study, "02_evaluate", name, parameters, minutes, needs, row=kind)
@@ -46,9 +47,8 @@ def evaluate_step(study: Study, name: str, data: str, features: str, minutes: fl
 
 def demo_steps() -> list[Step]:
     """The study at demo scale, on the embedded benchmark: about twelve minutes on two cores."""
-    study = Study("demo")
-    train = train_step(study, "trained", "cutouts", DEMO, 10)
-    return [train, *_methods(study, "cutouts", train, dict.fromkeys(METHODS, 0.5)), *_told(study, "cutouts", train)]
+    train = train_step(Study("demo"), "trained", "cutouts", DEMO, 10)
+    return _study_steps(train, dict.fromkeys(METHODS, 0.5))
 
 
 def davis_steps(setting: str = "cpu") -> list[Step]:
@@ -59,41 +59,30 @@ def davis_steps(setting: str = "cpu") -> list[Step]:
     """
     if setting not in ("cpu", "paper"):
         raise InputError(f"setting must be 'cpu' or 'paper', not {setting!r}")
-    minutes = {"copy": 2, "colour": 15, "random": 17, "trained": 17}
     if setting == "paper":
-        study = Study("davis-paper")
-        train, curve = train_step(study, "trained", "davis", DAVIS_PAPER, 360), []
-    else:
-        study = Study("davis")
-        train = train_step(study, "trained", "davis", DAVIS_CPU, 130)
-        curve = _curve(study, "davis", train)
-    return [train, *_methods(study, "davis", train, minutes), *curve, *_told(study, "davis", train)]
+        return _study_steps(train_step(Study("davis-paper"), "trained", "davis", DAVIS_PAPER, 360), METHODS)
+    train = train_step(Study("davis"), "trained", "davis", DAVIS_CPU, 130)
+    return _study_steps(train, METHODS, curve=(1000, 2000, 4000))
 
 
-def _methods(study: Study, data: str, train: Step, minutes: dict[str, float]) -> list[Step]:
-    return [evaluate_step(study, name, data, name, minutes[name], (train.full_name,) if name == "trained" else ())
-            for name in METHODS]
-
-
-def _curve(study: Study, data: str, train: Step) -> list[Step]:
-    """Evaluations of the snapshots, at 240p: what more training brings (`dulvos.study.tables.score_curve`)."""
-    last, every = train.parameters["iterations"], train.parameters["snapshot_every"]
-    kept = [iteration for iteration in (every, 2 * every, 4 * every) if iteration < last]
-    features = {0: "random"} | {i: f"trained:{train.name}@{i}" for i in kept} | {last: f"trained:{train.name}"}
-    return [evaluate_step(study, f"{CURVE}{i}", data, source, 4, (train.full_name,), shorter_side=CURVE_SIDE)
-            for i, source in features.items()]
-
-
-def _told(study: Study, data: str, train: Step) -> list[Step]:
-    """The notebooks that show the method and the features, then the results of all steps before."""
+def _study_steps(train: Step, minutes: dict[str, float], curve: Sequence[int] = ()) -> list[Step]:
+    """A training, evaluations of each method and of the snapshots in `curve`, notebooks that show them."""
+    study, data, needs, steps = train.study, train.parameters["data"], (train.full_name,), [train]
+    for name in METHODS:
+        own = needs if name == "trained" else ()
+        steps.append(evaluate_step(study, name, data, name, minutes[name], own))
+    if curve:  # J&F against training, at 240p (`dulvos.study.tables.score_curve`)
+        features = {0: "random", **{iteration: f"trained:trained@{iteration}" for iteration in curve},
+                    train.parameters["iterations"]: "trained:trained"}
+        steps += [evaluate_step(study, f"{CURVE}{iteration}", data, source, 4, needs, shorter_side=CURVE_SIDE)
+                  for iteration, source in features.items()]
     shown = {"data": data, "checkpoint": "trained"}
-    needs = (train.full_name,)
-    return [Step(study, "00_the_method", "", shown, 1, needs, last=True),
+    return [*steps, Step(study, "00_the_method", "", shown, 1, needs, last=True),
             Step(study, "04_features", "", shown, 1, needs, last=True),
             Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 
-def grid_steps(name: str, only: Iterable[str] = ()) -> list[Step]:
+def grid_steps(name: str, only: Collection[str] = ()) -> list[Step]:
     """The ablation grid at a scale: a training and an evaluation for each point and seed, then 03_ablation.
 
     Arguments:
@@ -104,37 +93,35 @@ def grid_steps(name: str, only: Iterable[str] = ()) -> list[Step]:
         InputError: no such scale or evaluation.
     """
     scale = ablation.find_scale(name)
-    study = Study(scale.folder)
-    trainings: dict[str, Step] = {}
-    evaluations: dict[str, Step] = {}
+    study, trainings, evaluations = Study(scale.folder), {}, {}
     for point in ablation.points(scale):
+        minutes = scale.minutes[0] * _cost(point.training) / _cost(scale.training)
         for seed in range(point.seeds):
-            trained = f"{point.trained}-{seed}" if point.trained else ""
-            needs, features, settings = (), point.features, {**_changed(study, "02_evaluate", point.inference), "seed": seed}
-            if trained:
-                training = _changed(study, "01_train", point.training | {"seed": seed})
-                minutes = scale.minutes[0] * _cost(point.training) / _cost(scale.training)
-                trainings.setdefault(trained, train_step(study, trained, scale.train, training, minutes))
-                needs, features = (trainings[trained].full_name,), f"trained:{trained}"
-                settings = _changed(study, "02_evaluate", point.inference)
-            run = f"{point.name}-{seed}"
-            evaluations[run] = replace(evaluate_step(study, run, scale.evaluate, features, scale.minutes[1], needs,
-                                                     **settings), files=False)
+            run, features, needs, settings = f"{point.name}-{seed}", point.features, (), {"seed": seed}
+            if point.trained:
+                trained, settings = f"{point.trained}-{seed}", {}
+                train = train_step(study, trained, scale.train, point.training | {"seed": seed}, minutes)
+                features, needs = f"trained:{trained}", (train.full_name,)
+                trainings.setdefault(train.full_name, train)
+            evaluations[run] = evaluate_step(study, run, scale.evaluate, features, scale.minutes[1], needs,
+                                             **point.inference, **settings)
     unknown = sorted(set(only) - set(evaluations))
     if unknown:
         raise InputError(f"no run {', '.join(unknown)} in the grid {name!r}; it has {', '.join(evaluations)}")
     chosen = [step for run, step in evaluations.items() if not only or run in only]
-    # weights are not committed: a training whose evaluations are done may count by its row alone
-    wanted = {need for step in chosen if find_state(step).word != "done" for need in step.needs}
     needed = {need for step in chosen for need in step.needs}
-    steps = [replace(step, files=step.full_name in wanted) for step in trainings.values() if step.full_name in needed]
-    return [*steps, *chosen, Step(study, "03_ablation", "", {"scale": name}, 0.5, last=True)]
+    steps = count_by_rows([*(step for name, step in trainings.items() if name in needed), *chosen])
+    return [*steps, Step(study, "03_ablation", "", {"scale": name}, 0.5, last=True)]
 
 
-def _changed(study: Study, notebook: str, settings: dict) -> dict:
-    """The settings that differ from the values in a notebook's `parameters` cell."""
-    known = defaults(study.notebooks / f"{notebook}.ipynb")
-    return {name: value for name, value in settings.items() if name not in known or known[name] != value}
+def count_by_rows(steps: Sequence[Step]) -> list[Step]:
+    """The same steps, done by their rows alone, but for trainings whose weights an evaluation still needs.
+
+    Rows are committed, weights and masks are not.
+    """
+    steps = [replace(step, files=False) for step in steps]
+    wanted = {need for step in steps if step.needs and find_state(step).word != "done" for need in step.needs}
+    return [replace(step, files=step.full_name in wanted) for step in steps]
 
 
 def _cost(training: dict) -> float:

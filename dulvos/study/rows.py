@@ -96,10 +96,14 @@ class Study:
         table = pd.DataFrame(rows).sort_values("date", ignore_index=True, kind="stable")
         return table.assign(current=[row["version"] == version(row["kind"], row) for row in table.to_dict("records")])
 
-    def find(self, kind: str, wanted: dict) -> dict | None:
-        """The newest current row of a kind whose fields equal those wanted; a field it lacks has its default."""
+    def find(self, kind: str, wanted: dict, *, stale: bool = False) -> dict | None:
+        """The newest row of a kind whose fields equal those wanted; a field it lacks has its default.
+
+        Arguments:
+            stale: a row of an earlier version counts too.
+        """
         rows = [_read(path) for path in (self.folder / "rows").glob(f"{kind}-*.json")]
-        fitting = [row for row in rows if row["kind"] == kind and row["version"] == version(kind, row)
+        fitting = [row for row in rows if row["kind"] == kind and (stale or row["version"] == version(kind, row))
                    and all(_value(kind, row, name) == value for name, value in wanted.items())]
         return max(fitting, key=lambda row: row["date"], default=None)
 
