@@ -142,21 +142,22 @@ def object_ids(first_mask: Masks) -> tuple[int, ...]:
 
 
 def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
-    given = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
+    given = first_mask if isinstance(first_mask, Mapping) else {0: first_mask}
     arrays = {int(t): np.asarray(mask) for t, mask in given.items()}
-    kinds = {(mask.ndim, mask.dtype.kind in "biu", mask.shape) for mask in arrays.values()}
-    if len(kinds) != 1 or min(arrays) < 0 or [*kinds][0][:2] not in ((2, True), (3, False)):
+    kinds = {(mask.shape, mask.dtype.kind in "biu") for mask in arrays.values()}
+    (shape, integer), *others = kinds or [((), False)]
+    if others or min(arrays, default=-1) < 0 or len(shape) != 3 - integer:
         shapes = {t: f"{mask.dtype} {mask.shape}" for t, mask in arrays.items()}
         raise InputError("masks must be (H, W) integer ids or (C, H, W) floats, at least one, all of one "
                          f"size, at frames >= 0, not {shapes}")
-    shape = [*kinds][0][2]
-    if len(shape) == 3:
-        soft = {t: torch.from_numpy(mask.astype(np.float32)) for t, mask in arrays.items()}
-        return soft, tuple(range(shape[0]))
+    kind = np.int64 if integer else np.float32
+    masks = {t: torch.from_numpy(mask.astype(kind)) for t, mask in arrays.items()}
+    if not integer:
+        return masks, tuple(range(shape[0]))
     ids = tuple(sorted({0}.union(*(np.unique(mask).tolist() for mask in arrays.values()))))
     if ids[0] < 0:
         raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
-    return {t: torch.from_numpy(mask.astype(np.int64)) for t, mask in arrays.items()}, ids
+    return masks, ids
 
 
 def _channels(mask: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -227,7 +228,7 @@ def propagate(features: Iterable[Tensor | None], first_mask: Masks, protocol: Pr
             `features` still begins with frame 0, but may give None for frames of the history that are neither
             annotated nor among its last `context`.
         ended: frame number -> ids of the objects that are gone from that frame on. Their mask moves to the
-            background until a later annotation brings them back.
+            background until an annotation, of that frame or a later one, brings them back.
         engine: compares the cells, `Plain` or `dulvos.tiled.Preselected`, with the same result; None takes
             the faster one.
         changes: fields of the protocol to replace, such as `topk=5`.
@@ -237,46 +238,33 @@ def propagate(features: Iterable[Tensor | None], first_mask: Masks, protocol: Pr
 
     Raises:
         InputError: a setting out of range; masks of different sizes or of frames outside the video; frames
-            of different shapes; features that are not finite; too little memory for `context` frames; a
-            history of other channels or cells; an ended object that no mask holds or that the same frame
-            annotates.
+            of different shapes; features that are not finite; too little memory for `context` frames.
     """
     protocol = replace(protocol, **changes)
     masks, ids = _read(first_mask)
-    for t, soft in enumerate(history):
-        if soft.ndim != 3 or len(soft) != len(ids):
-            raise InputError(f"history: the soft mask of frame {t} is {tuple(soft.shape)}; it must be "
-                             f"(M, h, w), with {len(ids)} channels for the ids {ids}")
-    ends = {int(t): set(gone) for t, gone in (ended or {}).items()}
-    for t, gone in ends.items():
-        if t < 0 or not gone <= set(ids[1:]):
-            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)}; frames must be >= 0, and "
-                             f"the objects are {ids[1:]}")
-        if t in masks and any(_channels(masks[t], ids)[1][[ids.index(i) for i in gone]]):
-            raise InputError(f"ended: frame {t} ends the objects {sorted(gone)} and annotates some of them; "
-                             "remove the end or the annotation")
-    return _propagate(features, masks, ids, protocol, history, ends, engine or _fastest)
+    return _propagate(features, masks, ids, protocol, history, ended or {}, engine or _fastest)
 
 
 def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids: tuple[int, ...],
-               protocol: Protocol, history: Sequence[Tensor], ends: dict[int, set[int]],
+               protocol: Protocol, history: Sequence[Tensor], ended: Mapping[int, Collection[int]],
                engine: Callable) -> Iterator[Tensor]:
     start, known, context = min(masks), len(history), protocol.context
     references = sorted(masks)  # each annotated frame has a context of its own (Sec. 4.2; App. C, footnote)
     owner = torch.full((len(ids),), -1)  # the reference that carries a channel
     gone: set[int] = set()  # channels of ended objects
-    size: tuple[int, ...] | None = None
-    t = -1
+    shape, t = None, -1
 
     def slot(frame: int) -> int:  # where a frame is remembered: references stay, recent frames take turns
         return references.index(frame) if frame in masks else len(masks) + (frame - start - 1) % context
 
     for t, frame in enumerate(features):
-        gone |= {ids.index(i) for i in ends.get(t, ())}
+        gone |= {ids.index(i) for i in ended.get(t, ()) if i in ids[1:]}
         if t < known - context and t not in masks:
             continue
-        keys = _checked(frame, t, size, history, protocol)
-        size = height, width, _ = keys.shape
+        assert frame is not None, f"frame {t} is needed, though its soft mask is known"
+        shape = shape or frame.shape
+        keys = _checked(frame, t, shape, protocol)
+        size = height, width = keys.shape[0], keys.shape[1]
         with torch.autocast(keys.device.type, enabled=False):
             if t == start:
                 slots = len(masks) + context
@@ -301,7 +289,7 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
                         continue
                     near, everywhere = ([slot(j) for j in js] for js in entries(t, reference, protocol))
                     found = memory.similarities(keys, tiles, near, everywhere)
-                    soft += _mix(found, tiles, table, (height, width), protocol) * own.to(soft)
+                    soft += _mix(found, tiles, table, size, protocol) * own.to(soft)
                 for channel in gone:
                     soft[:, 0] += soft[:, channel]
                     soft[:, channel] = 0
@@ -309,7 +297,7 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
                 maps, held = _channels(masks[t], ids)
                 held[0] = t == start
                 if t >= known:
-                    annotated = _shrink(maps, (height, width), protocol).flatten(1).t().to(soft)  # [h·w, M]
+                    annotated = _shrink(maps, size, protocol).flatten(1).t().to(soft)  # [h·w, M]
                     if t > start:
                         annotated[:, 0] = 0
                         soft[:, held] = 0  # a correction replaces what older references carried
@@ -323,27 +311,20 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
                 table[slot(t)] = soft
         if t >= known:
             yield soft.t().reshape(len(ids), height, width)
-    if t < (last := max(*masks, *ends, known - 1)):
+    if t < (last := max(*masks, *ended, known - 1)):
         raise InputError(f"a mask, an end or the history names frame {last}, but the video has {t + 1} "
                          "frames (numbered from 0)")
 
 
-def _checked(frame: Tensor | None, t: int, size: tuple[int, ...] | None, history: Sequence[Tensor],
-             protocol: Protocol) -> Tensor:
+def _checked(frame: Tensor, t: int, shape: torch.Size, protocol: Protocol) -> Tensor:
     """A frame's features (h, w, K), at least in float32: half precision would choose other cells."""
-    if frame is None:
-        raise InputError(f"frame {t} has no features; only frames of the history can do without, if they are "
-                         f"not annotated and not among its last {protocol.context}")
-    channels, height, width = frame.shape
-    if size not in (None, (height, width, channels)):
+    height, width = frame.shape[1:]
+    if frame.shape != shape:
         raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, earlier ones of "
-                         f"{(size[2], *size[:2])}")
+                         f"{tuple(shape)}")
     if protocol.topk > height * width:
         raise InputError(f"topk={protocol.topk} exceeds the {height}x{width} cells of a frame; give at most "
                          f"{height * width}")
-    if t < len(history) and history[t].shape[1:] != frame.shape[1:]:
-        raise InputError(f"history: the soft mask of frame {t} has {tuple(history[t].shape[1:])} cells, its "
-                         f"features have {(height, width)}")
     keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()
     if not keys.isfinite().all():
         raise InputError(f"features of frame {t} are infinite or not numbers: the weights are damaged, or "

@@ -1,8 +1,9 @@
-"""A faster comparison of cells for processors: a coarse product, then an exact one of what can matter."""
+"""A faster comparison of cells for CPUs: a coarse product, then an exact one of the cells that it keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import ceil
 from typing import NamedTuple
 
@@ -31,9 +32,8 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
         radius: in cells, > 0.
         neighbourhood: "disc" holds the cells at distance d < radius, "box" those at |dy| and |dx| <= radius.
     """
-    radius = min(radius, height + width)
-    reach = int(radius) if neighbourhood == "box" else ceil(radius) - 1
-    shared: dict[tuple[int, ...], Tensor] = {}  # most windows have one shape
+    radius, box = min(radius, height + width), neighbourhood == "box"
+    reach = int(radius) if box else ceil(radius) - 1
 
     def cut(length: int) -> list[tuple[slice, slice]]:
         count = ceil(length / TILE)
@@ -41,31 +41,29 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
         return [(slice(a, b), slice(max(0, a - reach), min(length, b + reach)))
                 for a, b in zip(edges, edges[1:])]
 
-    def distance(own: slice, near: slice) -> Tensor:
-        return (torch.arange(near.start, near.stop)[:, None] - torch.arange(own.start, own.stop)).abs()
+    @cache  # most windows have one shape
+    def far(*sides: tuple[int, int, int]) -> Tensor:
+        dy, dx = ((torch.arange(*near)[:, None] - torch.arange(own)).abs() for own, *near in sides)
+        dy, dx = dy[:, None, :, None], dx[:, None]
+        beyond = (dy > radius) | (dx > radius) if box else dy.square() + dx.square() >= radius**2
+        return beyond.flatten(2).flatten(0, 1).to(device)
 
-    found = []
-    for rows, near_rows in cut(height):
-        for columns, near_columns in cut(width):
-            dy = distance(rows, near_rows)[:, None, :, None]
-            dx = distance(columns, near_columns)[:, None]
-            key = *dy.shape, int(dy[0, 0, 0, 0]), *dx.shape, int(dx[0, 0, 0])
-            if key not in shared:
-                box = neighbourhood == "box"
-                far = (dy > radius) | (dx > radius) if box else dy.square() + dx.square() >= radius**2
-                shared[key] = far.flatten(2).flatten(0, 1).to(device)
-            found.append(Window(rows, columns, near_rows, near_columns, shared[key]))
-    return found
+    def side(own: slice, near: slice) -> tuple[int, int, int]:
+        return own.stop - own.start, near.start - own.start, near.stop - own.start
+
+    return [Window(rows, columns, near_rows, near_columns,
+                   far(side(rows, near_rows), side(columns, near_columns)))
+            for rows, near_rows in cut(height) for columns, near_columns in cut(width)]
 
 
 class Preselected:
-    """Yields what `dulvos.propagation.Plain` does, without most cells that are among the topk of no query.
+    """Compares cells as `dulvos.propagation.Plain` does, but leaves out most that no query can choose.
 
     Cells are first compared coarsely, in bfloat16 where the processor multiplies it fast. To keep its
-    rounding errors small, the mean μ is taken out of keys and queries: q·k = (q - μ)·(k - μ) + μ·(k - μ) +
-    q·μ. The last term is the same for all keys of a query. The second is one number for each key; it takes
-    two more channels, one of them for its rounding error. A bound on the error then shows which cells
-    cannot be among the topk of any query of the tile. They are left out, and the others are compared
+    rounding errors small, the mean μ is taken out of keys and queries:
+    q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last term is the same for all keys of a query. The second is
+    one number for each key; it takes two more channels, one of them for its rounding error. A bound on the
+    error then shows which cells cannot be among the topk of any query of the tile. The others are compared
     exactly.
 
     Arguments:
@@ -86,7 +84,7 @@ class Preselected:
         self.keys = first.new_empty(slots, height, width, channels)
         self.coarse = first.new_zeros(slots, height, width, padded, dtype=coarse)
         self.norm = first.new_zeros(slots)  # largest norm of k - μ in each frame
-        self.residual = first.new_zeros(slots)  # largest norm of what the coarse type loses of it
+        self.residual = first.new_zeros(slots)  # largest norm of the part that the coarse type rounds away
         self.queries = first.new_zeros(TILE**2, padded, dtype=coarse)
         self.queries[:, channels: channels + 2] = 1
         self.rooms: dict[str, Tensor] = {}
@@ -114,7 +112,6 @@ class Preselected:
         recent: Tensor | slice = slots
         if near and max(near) - min(near) < len(slots):
             recent = slice(min(near), max(near) + 1)  # a view, without a copy
-        used = [*near, *everywhere]
         used = [*near, *everywhere]
         norm, residual = self.norm[used].max(), self.residual[used].max()
         for rows, columns, near_rows, near_columns, far in tiles:
