@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -19,23 +18,20 @@ from dulvos.study import figures
 RNG = np.random.default_rng(0)
 FRAME = RNG.integers(0, 256, (64, 80, 3), np.uint8)
 VALUES = RNG.random((3, 8, 10))
-SCORE = np.array([np.nan, 0.8, 0.8, 0.7, 0.2, 0.2, np.nan])
-HISTORY = pd.DataFrame({"iteration": [1, 2, 3], "loss_st": [4.8, 3.9, 2.9], "loss_cv": [2.0, 1, 1],
-                        "lr": [1e-4] * 3, "seconds": [1.0, 2, 3]})
 LINES = [
     figures.Maps("frames", [None] * 3, marks=[(np.array([[1, 2], [3, 4]]), np.eye(3)[:2]), None]),
-    figures.Maps("values", list(VALUES), label="v", opacity=0.7, limits=(0, 1)),
-    figures.Maps("some", [None, np.full((8, 10), np.nan), VALUES[2]]),
-    figures.Maps("colours", [np.zeros((8, 10, 3), np.uint8)] * 3, frames=[FRAME[::-1]] * 3)]
+    figures.Maps("values", [VALUES[0], VALUES[1] + 3, None], label="v", opacity=0.7),
+    figures.Maps("some", [None, np.full((8, 10), np.nan), VALUES[2]], limits=(0, 1)),
+    figures.Maps("pictures", [FRAME] * 3, stride=1)]
 MAKERS = {
     "montage": lambda: figures.montage([("a", [FRAME, FRAME]), ("b", [FRAME[:32]])], ["one", "two"]),
-    "curves": lambda: figures.training_curves(HISTORY),
     "maps": lambda: figures.cell_maps([FRAME] * 3, LINES, ["a", "b", "c"]),
-    "strip": lambda: figures.score_strip(dict.fromkeys((0, 4, 6), FRAME), {"a": SCORE, "b": SCORE}, moment=4),
-    "neighbourhood": lambda: figures.neighbourhood(("t", FRAME), 12, [
-        ("0", FRAME, np.array([1, 2]), np.array([0.3, 0.7]), np.inf),
-        ("1", FRAME, np.array([], int), np.array([]), 3.0)]),
 }
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> figures.Notebook:
+    return figures.Notebook("04_features", {"study": "mine", "out": str(tmp_path / "out")})
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -59,91 +55,63 @@ def test_anchor_colours_are_distinct_and_neighbours_are_alike(n: int) -> None:
         assert max(steps) < np.linalg.norm(corners[:, None] - corners, axis=-1)[~np.eye(4, dtype=bool)].min()
 
 
-def test_principal_colours_do_not_depend_on_a_rotation_of_the_features() -> None:
-    features = RNG.standard_normal((2, 5, 4, 6)) * np.array([5, 3, 2, 0.1, 0.1])[:, None, None]
-    rotation = np.linalg.qr(RNG.standard_normal((5, 5)))[0]
-    turned = np.einsum("ij,njhw->nihw", rotation, features)
-    pair = [figures.principal_colours(f).astype(int) for f in (features, turned)]
-    for a, b in zip(*(np.moveaxis(colours, -1, 0) for colours in pair)):  # a component's sign is free
-        assert a.shape == (2, 4, 6) and min(np.abs(a - b).max(), np.abs(a - (255 - b)).max()) <= 2
-
-
 def test_cells_lie_where_their_pixels_are() -> None:
-    """Cell (y, x) is centred at pixel (8·y, 8·x); the picture stays where it is, and maps hide or grey it."""
-    assert [c.tolist() for c in figures.cell_centres([0, 5, 40], 10)] == [[0, 40, 0], [0, 0, 32]]
-    figure = figures.cell_maps([FRAME] * 3, LINES, ["a", "b", "c"])
-    first, axis, opaque = figure.axes[0], figure.axes[3], figure.axes[9]
-    assert first.collections[0].get_offsets().tolist() == [[16, 8], [32, 24]]
-    assert axis.images[1].get_extent() == [-4, 76, 60, -4]
-    assert axis.get_xlim() == (-0.5, 79.5) and axis.get_ylim() == (63.5, -0.5)
-    assert np.ptp(axis.images[0].get_array(), axis=2).max() == 0
-    assert (opaque.images[0].get_array() == 255).all()
-    assert [a.get_title() for a in figure.axes[:6]] == ["a", "b", "c", "", "", ""]
+    """Cell (y, x) is centred at pixel (8·y, 8·x); the picture stays where it is, grey below a map."""
+    axes = MAKERS["maps"]().axes
+    assert [axis.get_title() for axis in axes[:6]] == ["a", "b", "c", "", "", ""]
+    assert axes[0].collections[0].get_offsets().tolist() == [[16, 8], [32, 24]]
+    assert axes[3].images[1].get_extent() == [-4, 76, 60, -4]
+    assert axes[9].images[1].get_extent() == [-0.5, 79.5, 63.5, -0.5]
+    assert axes[3].get_xlim() == (-0.5, 79.5) and axes[3].get_ylim() == (63.5, -0.5)
+    assert np.ptp(axes[3].images[0].get_array(), axis=2).max() == 0
+    assert (axes[5].images[0].get_array() == FRAME).all()
 
 
 def test_one_line_of_maps_has_one_scale() -> None:
-    line = figures.Maps("", [VALUES[0], VALUES[1] + 3, None], label="v")
-    axes = figures.cell_maps([FRAME] * 3, [line]).axes
-    limits = [axis.images[1].get_clim() for axis in axes[:2]]
+    limits = [axis.images[1].get_clim() for axis in MAKERS["maps"]().axes[3:5]]
     assert limits[0] == limits[1] == (VALUES[0].min(), VALUES[1].max() + 3)
 
 
-def test_the_moment_is_pointed_out() -> None:
-    titles = {axis.get_title(): axis.title.get_color() for axis in MAKERS["strip"]().axes if axis.get_title()}
-    assert list(titles) == ["frame 0", "frame 4", "frame 6"]
-    assert titles["frame 4"] == figures.COLOURS[0] != titles["frame 0"] == titles["frame 6"]
+def test_a_montage_names_rows_and_columns() -> None:
+    first, second, short = MAKERS["montage"]().axes
+    assert [axis.get_title(loc="left") for axis in (first, second, short)] == ["a", "", "b"]
+    assert short.get_xlabel() == "one" and short.images[0].get_array().shape == (32, 80, 3)
 
 
-def test_sources_lie_on_their_cells_and_the_circle_has_the_radius() -> None:
-    _, reference, recent = MAKERS["neighbourhood"]().axes
-    assert reference.collections[0].get_offsets().tolist() == [[8, 0], [16, 0]] and not reference.patches
-    circle, = recent.patches
-    assert circle.center == (16, 8) and circle.radius == 24
-
-
-def test_save_writes_what_was_asked_and_returns_the_figure(tmp_path: Path) -> None:
-    figure, folder = MAKERS["curves"](), tmp_path / "new"
-    assert figures.save(figure, folder / "lam-0.1", vector=True, credit="whose") is figure
-    assert sorted(file.name for file in folder.iterdir()) == ["lam-0.1.pdf", "lam-0.1.png"]
-    first = (folder / "lam-0.1.pdf").read_bytes()
-    figures.save(figure, folder / "lam-0.1.png", vector=True)
-    assert first.startswith(b"%PDF") and (folder / "lam-0.1.pdf").read_bytes() == first
-    figures.save(figure, tmp_path / "photo.png")
-    assert not (tmp_path / "photo.pdf").exists()
-    assert "whose" in [text.get_text() for text in figure.texts]
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, figure = tmp_path / "a.png", MAKERS["curves"]()
-    path.write_bytes(b"old")
+def test_figures_are_written_whole_or_not_at_all(book: figures.Notebook,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    figure, book.credit = MAKERS["maps"](), "whose"
+    assert book.show(figure, "lam-0.1", vector=True) is figure and not figure.texts
+    assert sorted(file.name for file in book.figures.iterdir()) == ["lam-0.1.pdf", "lam-0.1.png"]
+    first = (book.figures / "lam-0.1.pdf").read_bytes()
+    book.show(MAKERS["maps"](), "lam-0.1", vector=True)
+    assert first.startswith(b"%PDF") and (book.figures / "lam-0.1.pdf").read_bytes() == first
+    book.show(figure, "photo")
+    assert [text.get_text() for text in figure.texts] == ["whose"]
+    old = (book.figures / "photo.png").read_bytes()
 
     def fail(stream, **_) -> None:
         stream.write(b"half")
         raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(InputError, match=r"a\.png"):
-        figures.save(figure, path)
-    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(InputError, match=r"photo\.png"):
+        book.show(figure, "photo")
+    assert (book.figures / "photo.png").read_bytes() == old and len(list(book.figures.iterdir())) == 3
 
 
 def test_a_notebook_checks_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    cells = ["", "# Parameters\nframe = 3\n", "count = 7"]
-    given = {"study": "mine", "frame": 3, "other": object(), "In": cells, "count": 7}
+    given = {"study": "mine", "frame": 3, "other": object(), "count": 7}
     book = figures.Notebook("00_the_method", given)
     assert book.study.folder == tmp_path / "mine" and book.figures == tmp_path / "mine" / "figures"
-    book.show(MAKERS["curves"](), "losses", vector=True)
-    assert (book.figures / "losses.png").is_file() and (book.figures / "losses.pdf").is_file()
     assert figures.Notebook("00_the_method", {**given, "out": str(tmp_path / "x")}).tables == tmp_path / "x"
     with pytest.raises(InputError, match="frame"):
         figures.Notebook("00_the_method", {**given, "frame": "three"})
-    with pytest.raises(InputError, match="framme"):  # papermill would only warn
-        figures.Notebook("00_the_method", {**given, "framme": 3, "In": ["# Parameters\nframme = 3\n"]})
 
 
-def test_a_notebook_takes_a_sequence_or_a_video_of_ones_own(tiny: Path, tmp_path: Path) -> None:
-    book = figures.Notebook("04_features", {"study": "mine", "out": str(tmp_path)})
+def test_a_notebook_takes_a_sequence_or_a_video_of_ones_own(book: figures.Notebook, tiny: Path,
+                                                            tmp_path: Path) -> None:
     middle = book.sequence(str(tiny))
     assert middle.masks and book.sequence(str(tiny), middle.name).name == middle.name and book.credit == ""
     for t in range(3):

@@ -9,7 +9,7 @@ The points stand in `ablation.csv`; a new point is a new line. Its columns:
     features  "random", or empty for trained features
     paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
     claim, where, says  what the paper claims, where, and in what words; lines with one claim try it together
-    expected  what we should see for the claim: lower, equal, or empty; the first line decides a "lower"
+    expected  what we should see: lower, equal, or empty; a claim's first line decides whether it is lower
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.study.paper import read_csv
-from dulvos.study.rows import NOT_RUN, Study, frame, has, kind
+from dulvos.study.rows import NOT_RUN, Study, frame, has
 from dulvos.study.tables import write
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs", "points",
-           "scale_text", "write_tables"]
+__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs",
+           "points", "scale_text", "write_tables"]
 
 EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what each varies
 ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
@@ -60,8 +60,8 @@ class Scale:
     evaluate: str
     training: dict
     inference: dict
-    seeds: tuple[int, ...]
-    minutes: tuple[float, ...]
+    seeds: list[int]
+    minutes: list[float]
     lengths: str
     words: str
 
@@ -77,27 +77,22 @@ class Scale:
 
 
 def pairs(text: str | None) -> dict:
-    """Settings from text such as "lam=0.1 norm=layer"."""
-    pairs = [pair.partition("=") for pair in (text or "").split()]
-    if not all(equals for _, equals, _ in pairs):
-        raise InputError(f"settings must be name=value pairs, not {text!r}")
-    return {name: _value(value) for name, _, value in pairs}
-
-
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _numbers(text: str) -> tuple:
-    return tuple(map(_value, text.split()))
+    """Settings from a cell of a CSV file, such as "lam=0.1 norm=layer"; an InputError if it holds others."""
+    settings = {}
+    for pair in (text or "").split():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"settings must be name=value pairs, not {text!r}")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    return settings
 
 
 SCALES = {line["name"]: Scale(**{
     **line, "training": pairs(line["training"]), "inference": pairs(line["inference"]),
-    "seeds": _numbers(line["seeds"]), "minutes": _numbers(line["minutes"])})
+    "seeds": [*map(int, line["seeds"].split())], "minutes": [*map(float, line["minutes"].split())]})
     for line in read_csv("ablation_scales.csv").to_dict("records")}
 
 
@@ -114,7 +109,7 @@ class Point:
 
     Arguments:
         name, varied, label, features: as in `ablation.csv`.
-        training, inference: what the notebooks 01_train (but for the seed) and 02_evaluate are given.
+        training, inference: settings for 01_train (except for the seed) and 02_evaluate.
         trained: name of the point whose trainings it uses, often its own; "" for random features.
         seeds: how many are planned.
         line: the whole line of `ablation.csv`, None for an empty cell.
@@ -156,9 +151,6 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
             point = _point(scale, line)
             if point.name in made:
                 raise InputError(f"there is another point called {point.name!r}")
-            for column, allowed in ALLOWED.items():
-                if line[column] not in allowed:
-                    raise InputError(f"{column} must be one of {allowed}, not {line[column]!r}")
         except (InputError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         made[point.name] = point
@@ -166,23 +158,25 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
 
 
 def _point(scale: Scale, line: dict) -> Point:
+    for column, allowed in ALLOWED.items():
+        if line[column] not in allowed:
+            raise InputError(f"{column} must be one of {allowed}, not {line[column]!r}")
     changes, base = pairs(line["settings"]), TrainSettings.from_dict(scale.training)
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
+    SegmentSettings(**inference)
     if line["varied"] == "B, T":  # T at a fixed B·T
         training["batch"] = base.batch * base.frames // training["frames"]
         if scale.lengths == "epochs":
             ratio = base.batch / training["batch"]
             training |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
-    unknown = inference.keys() - {setting.name for setting in dataclasses.fields(SegmentSettings)}
-    if unknown:
-        raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
-    SegmentSettings(**inference)
-    settings = dataclasses.asdict(TrainSettings.from_dict({**scale.training, **training}))
+    trained = "" if line["features"] else "own" if training else "baseline"
+    training = {**scale.training, **training}
+    settings = dataclasses.asdict(TrainSettings.from_dict(training))
     name, label = (line[column].format(**settings) for column in ("name", "label"))
-    return Point(name, line["varied"], label, line["features"] or "trained", {**scale.training, **training},
-                 inference, trained="" if line["features"] else name if training else "baseline",
-                 seeds=scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)], line=line)
+    seeds = scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]
+    return Point(name, line["varied"], label, line["features"] or "trained", training, inference,
+                 name if trained == "own" else trained, seeds, line)
 
 
 def effects(study: Study, scale: Scale) -> pd.DataFrame:
@@ -201,13 +195,13 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         state: "not run", "run" or the number of seeds, with † if they or the baseline are of earlier code.
         data: the data that were evaluated.
     """
-    rows, lines, base, old = study.rows(), [], np.empty(0), False
-    if len(rows):
-        rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
+    rows, lines = study.rows(), []
+    rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
     for point in points(scale):
-        found, first = _seeds(point, rows), point.varied == "baseline"
+        found, edge = _seeds(point, rows), EDGES.get(point.varied)
         scores, count = 100 * found["scores.J&F-Mean"].to_numpy(float), len(found)
         stale = count > 0 and not found["current"].any()
+        first = point.varied == "baseline"
         if first:
             base, old = scores, stale
         ours, deviation, visible = _difference(scores[:1] if first else scores, base)
@@ -216,7 +210,6 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         state = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
         if stale or old:
             state = f"† {state} by earlier code"
-        edge = EDGES.get(point.varied)
         lines.append({
             **point.line, "name": point.name, "label": point.label, "note": point.note, "seeds": count,
             "score": scores.mean() if count else None, "value": edge and getattr(point.settings, edge),
@@ -228,15 +221,15 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
 
 def _seeds(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
     """The evaluations that count for a point, one for each seed."""
-    found = _having(kind(rows, "evaluate"), dataclasses.asdict(SegmentSettings(**point.inference)))
+    found = _having(rows, "evaluate", dataclasses.asdict(SegmentSettings(**point.inference)))
     if point.trained:
         settings = dataclasses.asdict(point.settings)
-        trained = _having(kind(rows, "train"), {name: settings[name] for name in settings.keys() - FREE})
-        keys = {row["key"]: row for _, row in trained.iterrows()}
-        found = found[found["features"].isin(f"trained:{key}" for key in keys)]  # no snapshots
-        made = [keys[key] for key in found["trained_key"]]
-        fresh = np.array([row["current"] for row in made], bool)
-        found = found.assign(seed=[row["parameters.seed"] for row in made], current=found["current"] & fresh)
+        trained = _having(rows, "train", {name: settings[name] for name in settings.keys() - FREE})
+        trained = trained.reindex(columns=["key", "parameters.seed", "current"])
+        trained.columns = ["trained_key", "seed", "fresh"]
+        found = found[found["snapshot"].isna()].drop(columns="seed", errors="ignore")
+        found = found.merge(trained, on="trained_key")
+        found["current"] &= found["fresh"]
     else:
         found = found[found["features"] == point.features]
     if len(found):
@@ -245,27 +238,25 @@ def _seeds(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
     return found.reindex(columns=["scores.J&F-Mean", "current", "data"])
 
 
-def _having(rows: pd.DataFrame, settings: dict) -> pd.DataFrame:
-    return rows[np.array([has(row, settings) for _, row in rows.iterrows()], bool)]
+def _having(rows: pd.DataFrame, kind: str, settings: dict) -> pd.DataFrame:
+    found = rows[rows["kind"] == kind]
+    return found[np.array([has(row, settings) for _, row in found.iterrows()], bool)]
 
 
 def _difference(scores: np.ndarray, base: np.ndarray) -> tuple[float | None, float | None, float | None]:
     """The difference of two means, its deviation (the variance pooled over both), and what is visible."""
-    freedom = len(scores) + len(base) - 2
     if not len(scores) or not len(base):
         return None, None, None
-    ours = float(scores.mean() - base.mean())
+    ours, freedom = float(scores.mean() - base.mean()), len(scores) + len(base) - 2
     if not freedom:
         return ours, None, None
-    squares = ((scores - scores.mean()) ** 2).sum() + ((base - base.mean()) ** 2).sum()
+    squares = sum(((values - values.mean()) ** 2).sum() for values in (scores, base))
     deviation = math.sqrt(squares / freedom * (1 / len(scores) + 1 / len(base)))
     return ours, deviation, deviation * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _verdict(scale: Scale, point: Point, ours: float | None, visible: float | None) -> str:
-    paper, expected = point.line["paper"], point.line["expected"]
-    if paper is not None:
-        expected = "lower" if paper < 0 else "higher" if paper else "equal"
+    expected = point.line["expected"]
     if point.varied == "baseline" or ours is None:
         return "-" if point.varied == "baseline" else NOT_RUN
     if scale.meaningless:
@@ -276,9 +267,7 @@ def _verdict(scale: Scale, point: Point, ours: float | None, visible: float | No
         return "deviation unknown"
     if expected == "equal":
         return "agrees" if abs(ours) <= visible else "differs"
-    if abs(ours) <= visible:
-        return "within the deviation"
-    return "agrees" if (ours < 0) == (expected == "lower") else "opposite"
+    return "within the deviation" if abs(ours) <= visible else "agrees" if ours < 0 else "opposite"
 
 
 def figure_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -286,24 +275,12 @@ def figure_table(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in found[found["varied"] != "claim"].to_dict("records"):
         numbers = {name: line[name] and round(line[name], 4) for name in ("score", "ours", "deviation")}
+        paper = line["paper"]
+        told = "not stated" if paper is None else f"{paper:+z.1f}" if paper else "about 0"
         lines.append({**line, **numbers, "J&F": numbers["score"],
                       "setting": line["label"] + f" ({line['note']})" * bool(line["note"]),
-                      "paper": "-" if line["varied"] == "baseline" else _stated(line["paper"])})
+                      "paper": "-" if line["varied"] == "baseline" else told})
     return frame(lines, ["varied", "setting", "J&F", "ours", "deviation", "paper", "verdict", "state"])
-
-
-def _stated(value: float | None) -> str:
-    return "not stated" if value is None else "about 0" if value == 0 else f"{value:+z.1f}"
-
-
-def _seen(line: dict, base: float | None = None) -> str:
-    if line["ours"] is None:
-        return f"{line['label']}: {NOT_RUN}"
-    deviation = "" if line["deviation"] is None else f" ± {line['deviation']:.1f}"
-    share = ""
-    if base and line["features"] == "random":
-        share = f" ({line['score']:.1f}, {100 * line['score'] / base:.0f} % of the baseline)"
-    return f"{line['label']}: {line['ours']:+z.1f}{deviation}{share}" + " †" * line["state"].startswith("†")
 
 
 def claims(found: pd.DataFrame) -> pd.DataFrame:
@@ -321,6 +298,17 @@ def claims(found: pd.DataFrame) -> pd.DataFrame:
     return frame(lines, ["claim", "where", "the paper says", "we see (J&F)", "verdict"])
 
 
+def _seen(line: dict, base: float | None) -> str:
+    if line["ours"] is None:
+        return f"{line['label']}: {NOT_RUN}"
+    seen = f"{line['label']}: {line['ours']:+z.1f}"
+    if line["deviation"] is not None:
+        seen += f" ± {line['deviation']:.1f}"
+    if line["features"] == "random":
+        seen += f" ({line['score']:.1f}, {100 * line['score'] / base:.0f} % of the baseline)"
+    return seen + " †" * line["state"].startswith("†")
+
+
 def scale_text(found: pd.DataFrame, scale: Scale) -> str:
     """What was evaluated, by the rows, and how it was trained."""
     return ", ".join([*sorted(found["data"].dropna().unique()), scale.words])
@@ -328,11 +316,11 @@ def scale_text(found: pd.DataFrame, scale: Scale) -> str:
 
 def write_tables(study: Study, scale: Scale, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Make the tables "fig3" and "claims" and write them, by default into the study's folder `tables`."""
-    found = effects(study, scale)
+    found, folder = effects(study, scale), Path(folder or study.folder / "tables")
     about = "These numbers mean nothing: they show that everything runs. " * scale.meaningless
-    made = {"fig3": ("Fig. 3: J&F in percent, differences in points from the baseline", figure_table(found)),
-            "claims": ("The paper's other claims", claims(found))}
-    for name, (title, table) in made.items():
-        write(table, Path(folder or study.folder / "tables") / name, title,
-              f"{about}Scale: {scale_text(found, scale)}.")
-    return {name: table for name, (_, table) in made.items()}
+    about += f"Scale: {scale_text(found, scale)}."
+    made = {"fig3": figure_table(found), "claims": claims(found)}
+    title = "Fig. 3: J&F in percent, differences in points from the baseline"
+    write(made["fig3"], folder / "fig3", title, about)
+    write(made["claims"], folder / "claims", "The paper's other claims", about)
+    return made

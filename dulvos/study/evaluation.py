@@ -33,12 +33,11 @@ from dulvos.study import paper, youtube_vos
 from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
 from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
 
-__all__ = [
-    "BASELINES", "evaluate", "evaluate_encoders", "evaluate_once", "evaluation_run", "find_selected",
-    "object_table", "open_split", "write_official",
-]  # fmt: skip
+__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluate_once", "evaluation_run", "object_table",
+           "open_split", "write_official"]
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
+SUBMISSION = "submission.zip"
 DEFAULT = SegmentSettings()
 
 
@@ -75,20 +74,20 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     if processes < 0:
         raise InputError(f"processes must be >= 0, not {processes}")
     processes = processes or (torch.cuda.device_count() if torch.device(device).type == "cuda" else 1)
-    folder, truth = Path(folder), dataset.split != "valid"
-    named = isinstance(features, str)
+    folder, truth, named = Path(folder), dataset.split != "valid", isinstance(features, str)
     source = load_encoder(features, seed=seed) if named and features not in BASELINES else features
     todo = [sequence for sequence in dataset.sequences if _finished(folder, sequence) is None]
     for sequence in todo:
         _check(sequence, truth)
+    carry = partial(_carry, source, folder, settings, truth)
     title, frames = Path(features).name if named else dataset.name, sum(len(s.video) for s in todo)
     with tqdm(total=frames, desc=title, unit="frame", mininterval=5.0) as bar:
-        if processes > 1 and len(todo) > 1:
-            _share(todo, source, folder, settings, device, truth, processes, bar)
+        if min(processes, len(todo)) > 1:
+            _share(todo, carry, device, min(processes, len(todo)), bar)
         else:
             for sequence in todo:
                 bar.set_postfix_str(sequence.name, refresh=False)
-                _carry(sequence, source, folder, settings, device, truth, bar.update)
+                carry(sequence, device, bar.update)
     finished = [_finished(folder, sequence) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
               for item in finished]
@@ -97,32 +96,27 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     return scores, {**outcome, "device": device}
 
 
-def _share(todo: list[Sequence], source: object, folder: Path, settings: SegmentSettings, device: str,
-           truth: bool, processes: int, bar: tqdm) -> None:
+def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
-    processes = min(processes, len(todo))
     threads = max(1, (os.cpu_count() or 1) // processes)
     # Dask would set variables for its processes, one of which makes allocating memory slow
     with (dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
           LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
                        dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
           Client(cluster) as client):
-        client.subscribe_topic("frames", lambda event: bar.update())
-        shared = client.scatter(source, broadcast=True)  # once to each process
-        what = (shared, folder, settings, device, truth, threads)
-        futures = [client.submit(_work, sequence, *what, pure=False, priority=len(sequence.video))
-                   for sequence in todo]
-        for future in as_completed(futures):
+        shared = client.scatter(carry, broadcast=True)  # the encoder goes once to each process
+        lengths = {client.submit(_work, shared, sequence, device, threads, pure=False,
+                                 priority=len(sequence.video)): len(sequence.video) for sequence in todo}
+        for future in as_completed(lengths):
             future.result()
+            bar.update(lengths[future])
 
 
-def _work(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str,
-          truth: bool, threads: int) -> None:
-    worker = get_worker()
+def _work(carry: Callable, sequence: Sequence, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if torch.device(device).type == "cuda":
-        device = f"cuda:{int(worker.name) % torch.cuda.device_count()}"
-    _carry(sequence, source, folder, settings, device, truth, lambda: worker.log_event("frames", 1))
+        device = f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
+    carry(sequence, device)
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
@@ -137,29 +131,28 @@ def _check(sequence: Sequence, truth: bool) -> None:
         sequence.mask(index)  # says that it is missing
 
 
-def _carry(sequence: Sequence, source: object, folder: Path, settings: SegmentSettings, device: str,
-           truth: bool, tell: Callable[[], object]) -> None:
+def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool, sequence: Sequence,
+           device: str, tell: Callable[[], object] = lambda: None) -> None:
     """Write the masks and the JSON of one sequence; `tell` is called after each frame."""
-    started, saved, channels = time.monotonic(), set(sequence.handed_in), 0
+    started, given = time.monotonic(), sequence.first_masks()
+    item = {"frames": len(sequence.video), "saved": len(set(sequence.handed_in)), "channels": 0,
+            "ids": [], "j": [], "f": []}
     if isinstance(source, nn.Module):
         source = partial(encode, source.to(device, memory_format=torch.channels_last))
 
     def features(frames: Iterable[np.ndarray], settings: SegmentSettings) -> Iterator[torch.Tensor]:
-        nonlocal channels
         for maps in (colour_features if source == "colour" else source)(frames, settings):
-            channels = len(maps)
+            item["channels"] = len(maps)
             yield maps
 
-    given = sequence.first_masks()
     masks = _copies(sequence, given) if source == "copy" else segment(
         sequence.video.frames(), given, features, settings)
     for index, ids in enumerate(masks):
-        if index in saved:
+        if index in sequence.handed_in:
             write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
         tell()
-    item = {"seconds": time.monotonic() - started, "frames": len(sequence.video), "saved": len(saved),
-            "peak_memory_mb": devices.peak_memory(torch.device(device)), "channels": channels,
-            "ids": [], "j": [], "f": []}
+    item["seconds"] = time.monotonic() - started
+    item["peak_memory_mb"] = devices.peak_memory(torch.device(device))
     if truth and (entry := _entries(sequence)) != {}:
         scores = score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
         item |= {"ids": scores.ids, "j": scores.j, "f": scores.f}
@@ -170,7 +163,8 @@ def _copies(sequence: Sequence, given: dict[int, np.ndarray]) -> Iterator[np.nda
     """The first mask of each object, in every frame from there on."""
     ids = np.zeros(sequence.video.size, np.uint8)
     for t in range(len(sequence.video)):
-        ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
+        if t in given:
+            ids = np.where(given[t] > 0, given[t], ids)
         yield ids
 
 
@@ -188,13 +182,11 @@ def _entries(sequence: Sequence) -> dict[int, int] | None:
 
 
 def _finished(folder: Path, sequence: Sequence) -> dict | None:
-    """The JSON of a finished sequence; None if it is missing, or if a power cut left only half of it."""
+    """The JSON of a finished sequence; None if it is missing, or empty after a power cut."""
     try:
-        item = json.loads((folder / f"{sequence.name}.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        return json.loads((folder / f"{sequence.name}.json").read_text())
+    except (OSError, ValueError):
         return None
-    fields = {"seconds", "frames", "saved", "channels", "peak_memory_mb", "ids", "j", "f"}
-    return item if isinstance(item, dict) and item.keys() >= fields else None
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:
@@ -211,12 +203,12 @@ def write_official(dataset: Dataset, scores: list[SequenceScores], folder: Path)
     `per-sequence_results-<split>.csv` has Sequence, J-Mean and F-Mean of each object, called
     `<sequence>_<number>` and numbered from 1 in each sequence. Three decimals, in [0, 1].
     """
-    lines = [(f"{sequence.name}_{number}", stats[0], stats[3])
-             for sequence, score in zip(dataset.sequences, scores, strict=True)
-             for number, stats in enumerate(score.stats, 1)]
-    _write_csv(Path(folder) / f"global_results-{dataset.split}.csv", pd.DataFrame([summarise(scores)]), 3)
-    table = pd.DataFrame(lines, columns=["Sequence", "J-Mean", "F-Mean"])
-    _write_csv(Path(folder) / f"per-sequence_results-{dataset.split}.csv", table, 3)
+    table = object_table(dataset, scores)
+    number = table.groupby("sequence").cumcount() + 1
+    table = pd.DataFrame({"Sequence": table["sequence"] + "_" + number.astype(str), "J-Mean": table["J mean"],
+                          "F-Mean": table["F mean"]})
+    _write_csv(folder / f"global_results-{dataset.split}.csv", pd.DataFrame([summarise(scores)]), 3)
+    _write_csv(folder / f"per-sequence_results-{dataset.split}.csv", table, 3)
 
 
 def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
@@ -244,7 +236,7 @@ def evaluation_run(study: Study, name: str, data: str, features: str, settings: 
     plain_name("name", name)
     selected, dataset = "", open_split(data, split)
     if features.partition(":")[0] == "selected":
-        features, layer, selected = find_selected(study, features.partition(":")[2] or "trained")
+        features, layer, selected = _find_selected(study, features.partition(":")[2] or "trained")
         settings = dataclasses.replace(settings, layer=layer)
     kind = "youtube-vos" if split in youtube_vos.SPLITS else "evaluate"
     return evaluate_once(study, kind, name, dataset, features, settings, device, seed, selected, processes)
@@ -259,44 +251,40 @@ def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features
         kind: "evaluate", "youtube-vos", or "select", whose masks are not kept.
         selected: how the checkpoint was chosen; "" for the last of a training.
     """
-    place = devices.find_device("cpu" if features in BASELINES else device)  # baselines need no network
+    baseline = features in BASELINES  # needs no network
+    place = devices.find_device("cpu" if baseline else device)
     source, said = find_features(study, features)
     if features.startswith("timm:"):
         settings = dataclasses.replace(settings, layer="")  # its name says which
     wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
-    wanted |= {"weights": said["weights"], "seed": None if features in BASELINES else seed,
-               "selected": selected, "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
-
-    def files(key: str) -> tuple[Path, Path, Path]:
-        masks = study.folder / "masks" / f"{name}-{key}"
-        return masks, masks / "submission.zip", study.folder / "scores" / f"{name}-{key}.csv"
+    wanted |= {"weights": said["weights"], "seed": None if baseline else seed, "selected": selected,
+               "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
 
     def whole(row: dict) -> bool:
-        masks, submission, table = files(row["key"])
-        product = submission if dataset.split == "valid" else table
+        masks, scored = study.path(row, "masks"), study.path(row, "scores", ".csv")
+        product = masks / SUBMISSION if dataset.split == "valid" else scored
         return kind == "select" or product.exists() and all(_finished(masks, s) for s in dataset.sequences)
 
     def compute(key: str) -> dict:
-        masks, submission, path = files(key)
+        masks = study.path({"name": name, "key": key}, "masks")
         scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0,
                                    processes=processes)
         table, precision = object_table(dataset, scores), devices.computed_in(place.type, settings.precision)
         row = {**said, **outcome, "data": dataset.name, "sequences": len(scores), "objects": len(table),
                "seconds_per_frame": outcome["seconds"] / outcome["frames"],
-               "computed_in": "fp32" if features in BASELINES else precision}
+               "computed_in": "fp32" if baseline else precision}
         if kind == "select":
             shutil.rmtree(masks)  # the masks of a hundred candidates are of no use
             return row | {"drawn": [s.name for s in dataset.sequences], "scores": summarise(scores)}
         if kind == "youtube-vos":
             row["every_frame"] = all(sequence.saved is not None for sequence in dataset.sequences)
         if dataset.split == "valid":
-            youtube_vos.write_submission(dataset, masks, submission)
-            return row | {"submission": str(submission.relative_to(study.folder))}
-        _write_csv(path, table, 6)
+            youtube_vos.write_submission(dataset, masks, masks / SUBMISSION)
+            return row | {"submission": str((masks / SUBMISSION).relative_to(study.folder))}
+        _write_csv(study.path({"name": name, "key": key}, "scores", ".csv"), table, 6)
         if kind == "youtube-vos":
-            means = youtube_vos.class_scores(table, dataset.root)
-            unseen = youtube_vos.local_split(dataset.root).unseen
-            return row | {"scores": means, "unseen_classes": list(unseen)}
+            row["unseen_classes"] = list(youtube_vos.local_split(dataset.root).unseen)
+            return row | {"scores": youtube_vos.class_scores(table, dataset.root)}
         write_official(dataset, scores, masks)
         return row | {"scores": summarise(scores)}
 
@@ -323,30 +311,28 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
         InputError: an unknown or damaged encoder, or bad data, before anything is propagated.
     """
     study, lines = study or Study("encoders"), []
-    for encoder in encoders:
-        if encoder not in BASELINES:
-            load_encoder(find_features(study, encoder)[0])
+    for encoder in set(encoders) - set(BASELINES):
+        load_encoder(find_features(study, encoder)[0])
     for encoder in encoders:
         name = re.sub(r"[^\w.=@-]+", "-", Path(encoder).stem if "/" in encoder else encoder)[-100:]
         row = evaluation_run(study, name, data, encoder, settings, split=split, device=device,
                              processes=processes)
         scores = {key.removeprefix("scores."): 100 * row[key] for key in row if key.startswith("scores.")}
-        scores = scores or {"submission": row["submission"]}
-        lines.append({"encoder": encoder, "channels": row["channels"], **scores,
-                      "s / frame": row["seconds_per_frame"]})
+        lines.append({"encoder": encoder, "channels": row["channels"],
+                      **(scores or {"submission": row["submission"]}), "s / frame": row["seconds_per_frame"]})
     table = pd.DataFrame(lines)
     best = next((column for column in ("J&F-Mean", "mean") if column in table), "encoder")
     return table.sort_values(best, ascending=best == "encoder", ignore_index=True, kind="stable")
 
 
-def find_selected(study: Study, name: str) -> tuple[str, str, str]:
+def _find_selected(study: Study, name: str) -> tuple[str, str, str]:
     """Features, layer and description of what `selection_run` chose last for the newest training of a name.
 
     Raises:
         InputError: nothing was selected.
     """
     rows, key = study.rows("evaluate"), trained_encoder(study, name).parent.name.rpartition("-")[2]
-    row = newest(rows[(rows["name"] == f"{name}{SUFFIX}") & (rows.get("trained_key") == key)])
+    row = newest(rows[(rows["name"] == f"{name}{SUFFIX}") & (rows["trained_key"] == key)])
     if row is None:
         raise InputError(f"study {study.name!r}: nothing was selected for {name!r}; run 02_evaluate with "
                          f"select={paper.SELECTED_ON}")

@@ -15,19 +15,7 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import (
-    NOT_RUN,
-    Study,
-    frame,
-    has,
-    kind,
-    label,
-    newest,
-    percent,
-    remark,
-    state,
-    training,
-)
+from dulvos.study.rows import NOT_RUN, Study, frame, has, label, newest, percent, remark, state, training
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
@@ -81,7 +69,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     Arguments:
         rows: of all studies.
     """
-    ours = kind(rows, "evaluate")
+    ours = rows[rows["kind"] == "evaluate"]
     found = _by_line(ours[(ours["data"] == "DAVIS-2017") & (ours["split"] == "val") &
                           (ours["sequences"] == DAVIS_2017_VAL["sequences"]) &
                           (ours["objects"] == DAVIS_2017_VAL["objects"])], rows)
@@ -116,7 +104,7 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
         rows: of all studies.
         results: the folder that holds the studies.
     """
-    ours, scores, lines = kind(rows, "youtube-vos"), list(TABLE2.columns[3:]), []
+    ours, scores, lines = rows[rows["kind"] == "youtube-vos"], list(TABLE2.columns[3:]), []
     whole = ours.assign(every_frame=ours.get("every_frame")).query("every_frame == True and split == 'valid'")
     found = _by_line(whole[whole["sequences"] == YOUTUBE_VOS_VALID], rows)
     for line in TABLE2.to_dict("records"):
@@ -145,7 +133,7 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
     Arguments:
         rows: of all studies.
     """
-    trained, lines, used = kind(rows, "train"), [], []
+    trained, lines, used = rows[rows["kind"] == "train"], [], []
     ours = trained[np.array([_length(row) == "" for _, row in trained.iterrows()], bool)]
     for line in TABLE3.to_dict("records"):
         row = newest(ours[ours["data"] == line["data"]]) if line["method"] == OURS else None

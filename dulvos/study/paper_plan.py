@@ -25,7 +25,7 @@ from dulvos.released import FOLDER, RELEASES
 from dulvos.study import paper, runs, youtube_vos
 from dulvos.study.collections import SOURCES, Collection, paper_settings
 from dulvos.study.plans import evaluate_step, train_step
-from dulvos.study.rows import SUFFIX, Study, kind, newest, state
+from dulvos.study.rows import SUFFIX, Study, newest, state
 from dulvos.study.steps import Step, run_steps
 from dulvos.study.tables import write_tables
 from dulvos.training import TrainSettings, train
@@ -263,7 +263,7 @@ def rows_table(found: pd.DataFrame) -> str:
     """The rows of Tables 1 and 2 in Markdown: name for `--rows`, what it needs, its state in `found`."""
     lines = ["| table | row | `--rows` | needs | state |", "|---|---|---|---|---|"]
     for row in ROWS.values():
-        run = kind(found, KINDS[row.table])
+        run = found[found["kind"] == KINDS[row.table]]
         study, name = f"paper-{row.collection}".strip("-"), "table2-" * (row.table == 2) + row.features
         told = state(newest(run[(run["study"] == study) & (run["name"] == name)]), found)
         words = ", ".join(filter(None, [paper.method_name(row.method), row.data, row.how]))

@@ -19,16 +19,14 @@ from dulvos.study.youtube_vos import LOCAL, local_split
 from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
 
-__all__ = [
-    "cutouts_folder", "dataset_fingerprint", "find_features", "open_data", "open_training", "trained_encoder",
-    "training_fingerprint", "training_run",
-]  # fmt: skip
+__all__ = ["cutouts_folder", "dataset_fingerprint", "find_features", "open_data", "open_training",
+           "trained_encoder", "training_fingerprint", "training_run"]
 
 LOCAL_TRAINING = "youtube-vos-local"
 
 
 def cutouts_folder() -> Path:
-    """Where the embedded benchmark is rendered: `data/cutouts` in the checkout, or in the folder DULVOS_CACHE."""
+    """Where the embedded benchmark is rendered: in the folder DULVOS_CACHE, or in the checkout's `data`."""
     return _cache() / "cutouts"
 
 
@@ -40,8 +38,8 @@ def open_data(data: str, split: str) -> Dataset:
     """A split of a data set.
 
     Arguments:
-        data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (the folder that the environment
-            variable DULVOS_DAVIS names), or a folder in DAVIS's layout. For training also what `open_training` takes.
+        data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (in the folder DULVOS_DAVIS),
+            or a folder in DAVIS's layout. For training also what `open_training` takes.
         split: "train" or "val".
 
     Raises:
@@ -52,17 +50,18 @@ def open_data(data: str, split: str) -> Dataset:
     if data == "davis":
         folder = os.environ.get("DULVOS_DAVIS")
         if not folder:
-            raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that holds JPEGImages, "
-                             "Annotations and ImageSets (export DULVOS_DAVIS=DIR, or give --davis DIR to a command)")
+            raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that has "
+                             "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)")
         return load_davis(folder, split)
     collected = data in (*SOURCES, LOCAL_TRAINING)
     if collected and split != "train":
-        raise InputError(f"data={data!r} is for training only; evaluate on 'davis' or a folder in DAVIS's layout")
-    if collected or split == "train" and Path(data).is_dir() and not (Path(data) / "ImageSets").is_dir():
+        raise InputError(f"data={data!r} is for training only; evaluate on 'davis' or a folder in DAVIS's "
+                         "layout")
+    if not collected and not Path(data).is_dir():
+        raise InputError(f"data={data!r}: no such data; give 'cutouts', 'davis' or a folder in DAVIS's "
+                         f"layout; for training also one of {', '.join(SOURCES)} or a folder of videos")
+    if collected or split == "train" and not (Path(data) / "ImageSets").is_dir():
         return open_training(data)
-    if not Path(data).is_dir():
-        raise InputError(f"data={data!r}: no such data; give 'cutouts', 'davis' or a folder in DAVIS's layout, or, for "
-                         f"training, one of {', '.join(SOURCES)} or a folder of videos")
     return load_davis(data, split)
 
 
@@ -71,8 +70,8 @@ def open_training(data: str, *, decode: bool = False) -> Collection:
 
     Arguments:
         data: a key of `dulvos.study.collections.SOURCES` (the folder of that name in DULVOS_DATA_DIR),
-            "youtube-vos-local" (its videos but for the classes and videos that `local_split` keeps back), or any
-            folder of videos.
+            "youtube-vos-local" (without the classes and videos that `local_split` keeps back), or any folder
+            of videos.
         decode: count the frames of video files by decoding them.
 
     Raises:
@@ -84,36 +83,38 @@ def open_training(data: str, *, decode: bool = False) -> Collection:
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
         return dataclasses.replace(whole, name=LOCAL, sequences=sequences, fingerprint=mark)
-    if data not in SOURCES:
-        return open_collection("", data, _cache() / "indexes", decode=decode)
-    base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
-    if not base:
-        raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that holds "
-                         f"{data}/{source.layout} (from {source.origin})")
-    return open_collection(data, Path(base) / data, _cache() / "indexes", decode=decode)
+    folder, indexes = Path(data), _cache() / "indexes"
+    if data in SOURCES:
+        base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
+        if not base:
+            raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
+                             f"has {data}/{source.layout} (from {source.origin})")
+        folder = Path(base) / data
+    return open_collection(data if data in SOURCES else "", folder, indexes, decode=decode)
 
 
-def training_run(study: Study, name: str, data: str, settings: TrainSettings, *, device: str | None = None) -> dict:
-    """Train on the frames of a train split, without its masks, and write the row; a finished run is returned as it is.
+def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
+                 device: str | None = None) -> dict:
+    """Train on the frames of a train split and write the row; the row of a finished run is returned as it is.
 
-    Files go to the study's `runs/<name>-<key>`, the losses to `history/<name>-<key>.csv`.
+    Files go to the study's `runs/<name>-<key>`, the losses to `history/<name>-<key>.csv`. Masks are not read.
 
     Raises:
         InputError: bad data or settings, or the study holds this very training under another name.
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
-    collected = isinstance(dataset, Collection)
-    for line in dataset.notes if collected else ():
+    notes, miscounted = getattr(dataset, "notes", []), getattr(dataset, "miscounted", [])
+    for line in notes:
         print(line)
-    for video in videos if not collected else ():  # a collection has too many frames to look at each
-        video.verify()
-    mark = training_fingerprint(dataset)
-    # torchrun sets these
-    processes, rank = (int(os.environ.get(variable, default)) for variable, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    if not isinstance(dataset, Collection):  # a collection has too many frames to look at each
+        for video in videos:
+            video.verify()
+    mark, rank = training_fingerprint(dataset), int(os.environ.get("RANK", 0))  # torchrun sets RANK
     parameters = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
-    wanted = {field: value for field, value in parameters.items() if field.partition(".")[2] not in NO_NUMBERS}
-    wanted |= {"processes": processes, "fingerprint": mark}
+    free = {f"parameters.{field}" for field in NO_NUMBERS}
+    wanted = {field: value for field, value in parameters.items() if field not in free}
+    wanted |= {"processes": int(os.environ.get("WORLD_SIZE", 1)), "fingerprint": mark}
     same = study.find("train", wanted)
     if same and same["name"] != name and not study.find("train", {"name": name, **wanted}):
         raise InputError(f"name={name!r}: study {study.name!r} holds this very training as {same['name']!r} "
@@ -125,16 +126,16 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
         if rank == 0:
             with replacing(study.folder / "history" / f"{name}-{key}.csv") as stream:
                 stream.write((folder / "history.csv").read_bytes())
-        return {**parameters, **outcome, "encoder": str(outcome["encoder"].relative_to(study.folder)), "seed": settings.seed,
-                "data": dataset.name, "split": "train", "frames": sum(map(len, videos)),
-                "notes": dataset.notes if collected else [], "miscounted": dataset.miscounted if collected else []}
+        encoder = str(outcome["encoder"].relative_to(study.folder))
+        return {**parameters, **outcome, "encoder": encoder, "seed": settings.seed, "data": dataset.name,
+                "split": "train", "frames": sum(map(len, videos)), "notes": notes, "miscounted": miscounted}
 
-    return once(study, "train", name, wanted, compute, whole=lambda row: is_whole(study.folder / row["encoder"]),
-                write=rank == 0)
+    return once(study, "train", name, wanted, compute, write=rank == 0,
+                whole=lambda row: is_whole(study.folder / row["encoder"]))
 
 
 def training_fingerprint(dataset: Dataset) -> str:
-    """16 hex digits for the training videos: names, lengths and sizes; of a collection, those of its index."""
+    """16 hex digits for the training videos: their names, lengths and sizes, or a collection's index."""
     if isinstance(dataset, Collection):
         return dataset.fingerprint
     return fingerprint([sequence.video for sequence in dataset.sequences])
@@ -150,12 +151,12 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
     rows = study.rows("train")
     row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
     if row is None:
-        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run 01_train first, or "
-                         "give 'random', 'davis2016' or a .safetensors file")
+        raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run 01_train first, "
+                         "or give 'random', 'davis2016' or a .safetensors file")
     path = study.folder / row["encoder"]
     if not path.exists():
         raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this "
-                         "machine; run 01_train again, or give 'trained:KEY' of another training, or 'random'")
+                         "machine; run 01_train again, or give 'trained:KEY' of another one, or 'random'")
     snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
     if iteration and not snapshot.exists():
         raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
@@ -186,14 +187,13 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     if trained:
         run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
         said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
-        said["trained_key"], said["snapshot"] = run.name.rpartition("-")[2], int(iteration) if iteration else None
+        said["trained_key"] = run.name.rpartition("-")[2]
+        said["snapshot"] = int(iteration) if iteration else None
     return str(path) if trained else features, said
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """16 hex digits for the frames (names and sizes) and the masks (bytes); of a collection, those of its index."""
-    if isinstance(dataset, Collection):
-        return dataset.fingerprint
+    """16 hex digits for what is evaluated: the frames (names and sizes) and the masks (bytes)."""
     masks = [(sequence.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
              for sequence in dataset.sequences for path in sequence.masks.values()]
     content = f"{fingerprint([sequence.video for sequence in dataset.sequences])} {masks}"

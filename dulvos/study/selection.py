@@ -71,17 +71,16 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
     if count < 1:
         raise InputError(f"number of sequences to select on must be >= 1, not {count}")
     dataset, kept = open_data(data, "val"), list_snapshots(study, features)
-    few, name = draw_sequences(dataset, count), name.removesuffix(SUFFIX)
-    tried = []
+    few, name, tried = draw_sequences(dataset, count), name.removesuffix(SUFFIX), []
     for iteration, source in kept.items():
         for layer in paper.SELECTED_LAYERS:
             row = evaluate_once(study, "select", f"{name}-{iteration}-{layer}", few, source,
-                       dataclasses.replace(settings, layer=layer), device, None, "", processes)
+                                dataclasses.replace(settings, layer=layer), device, None, "", processes)
             tried.append((iteration, layer, source, 100 * row["scores.J&F-Mean"]))
     table = pd.DataFrame(tried, columns=["iteration", "layer", "features", "score"])
     best = table.loc[table["score"].idxmax()]  # the earliest of equals
     told = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
             f"(iteration {best.iteration:,}, {best.layer})")
     row = evaluate_once(study, "evaluate", f"{name}{SUFFIX}", dataset, best.features,
-               dataclasses.replace(settings, layer=best.layer), device, 0, told, processes)
+                        dataclasses.replace(settings, layer=best.layer), device, 0, told, processes)
     return row, table.pivot(index="iteration", columns="layer", values="score").round(1)

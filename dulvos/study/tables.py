@@ -21,16 +21,16 @@ from dulvos.study.rows import (
     all_rows,
     benchmarks,
     frame,
-    kind,
     label,
+    lookup,
     newest,
     percent,
     remark,
     state,
 )
 
-__all__ = ["METHODS", "POINTS", "TITLES", "difference", "failure_frame", "score_curve", "sequence_table",
-           "study_table", "summary", "to_markdown", "to_text", "write", "write_tables"]
+__all__ = ["METHODS", "POINTS", "TITLES", "failure_frame", "score_curve", "sequence_table", "study_table",
+           "summary", "to_markdown", "to_text", "write", "write_tables"]
 
 POINTS = "points"  # the state of a line of differences, after a † if either side has one
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features",
@@ -39,6 +39,7 @@ SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J deca
           "F mean": "F-Mean", "F recall": "F-Recall", "F decay": "F-Decay"}
 SIGNED = "{:+z.1f}"
 FORMATS = {"difference": SIGNED, "ours": SIGNED, "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}
+SAME = ("data", "split", "fingerprint", *(f"parameters.{name}" for name in PROTOCOL))  # to be comparable
 TITLES = {
     "table1": "Table 1: DAVIS-2017 val, J&F in percent",
     "study": "This study: means over objects, in percent",
@@ -56,18 +57,18 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     lines = []
     for data, split in benchmarks(rows) or [(None, None)]:
-        picked, start = _methods(rows, data, split), len(lines)
-        for method, row in picked.items():
-            lines.append({"method": METHODS.get(method, method), **_measured(row), "state": state(row, rows)})
-        pair = [picked["trained"], picked["random"]]
-        gain, made = difference(*pair), NOT_RUN
-        if gain:
-            made = "† " * any(state(row, rows).startswith("†") for row in pair) + POINTS
-        elif all(row is not None for row in pair):
-            made = "not comparable: other data or settings"
-        lines.append({"method": "trained - random", **gain, "state": made})
-        for line in lines[start:]:
-            line["data"] = data and f"{data} {split}"
+        found = _methods(rows, data, split)
+        made = [{"method": METHODS.get(method, method), **_measured(row), "state": state(row, rows)}
+                for method, row in found.items()]
+        trained, random = found["trained"], found["random"]
+        gain = {"method": "trained - random", "state": NOT_RUN}
+        if trained is not None and random is not None:
+            gain["state"] = "not comparable: other data or settings"
+            if all(lookup(trained, name) == lookup(random, name) for name in SAME):
+                ours, theirs = _scores(trained), _scores(random)
+                gain |= {score: round(ours[score] - theirs[score], 1) for score in SCORES}
+                gain["state"] = "† " * ("†" in state(trained, rows) + state(random, rows)) + POINTS
+        lines += [{"data": data and f"{data} {split}", **line} for line in (*made, gain)]
     return frame(lines, ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame",
                          "threads", "state"])
 
@@ -77,8 +78,9 @@ def _measured(row: pd.Series | None) -> dict:
         return {}
     try:
         counts = {count: int(row[count]) for count in ("sequences", "objects", "frames")}
-        return {**_scores(row), **counts, "seconds a frame": round(float(row["seconds_per_frame"]), 2),
-                "threads": int(row["threads"]) if pd.notna(row.get("threads")) else None}
+        threads = int(row["threads"]) if pd.notna(row.get("threads")) else None
+        seconds = round(float(row["seconds_per_frame"]), 2)
+        return {**_scores(row), **counts, "seconds a frame": seconds, "threads": threads}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a "
                          f"number ({error}); restore it, or delete it to run again") from error
@@ -88,27 +90,12 @@ def _scores(row: pd.Series) -> dict[str, float]:
     return {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
 
 
-def difference(row: pd.Series | None, other: pd.Series | None) -> dict[str, float]:
-    """Scores of a row minus those of another, in points; empty if more than the features differs."""
-    if row is None or other is None or _setting(row) != _setting(other):
-        return {}
-    theirs = _scores(other)
-    return {column: round(value - theirs[column], 1) for column, value in _scores(row).items()}
-
-
-def _setting(row: pd.Series) -> list[str]:
-    """An evaluation's data and settings; one that came after the row was made had its default."""
-    settings = {name: row.get(f"parameters.{name}") for name in PROTOCOL}
-    settings = [PROTOCOL[name] if pd.isna(value) else value for name, value in settings.items()]
-    return [str(value) for value in (row["data"], row["split"], row.get("fingerprint"), *settings)]
-
-
 def sequence_table(study: Study) -> pd.DataFrame:
     """J&F of each sequence by method; a benchmark's last line is the mean over all its OBJECTS, its score.
 
     Selected checkpoints are left out, because some of these sequences selected them.
     """
-    rows, blocks = study.rows(), []
+    rows, blocks = study.rows(), [frame([], ["data", "sequence", "objects"])]
     for data, split in benchmarks(rows):
         titles, tables = [], []
         for name, row in _methods(rows, data, split).items():
@@ -125,11 +112,10 @@ def sequence_table(study: Study) -> pd.DataFrame:
         block = block.reindex(columns=titles).round(1).astype(object)
         counts = tables[-1].groupby("sequence").size()
         block.insert(0, "objects", [*counts, counts.sum()])
-        block = block.where(block.notna(), NOT_RUN).reset_index()
         block.insert(0, "data", f"{data} {split}")
-        blocks.append(block)
-    empty = frame([], ["data", "sequence", "objects", *METHODS.values()])
-    return pd.concat(blocks, ignore_index=True) if blocks else empty
+        blocks.append(block.where(block.notna(), NOT_RUN).reset_index())
+    table = pd.concat(blocks, ignore_index=True)
+    return table if len(table) else table.reindex(columns=[*table, *METHODS.values()])
 
 
 def _read_scores(path: Path, objects: int) -> pd.DataFrame:
@@ -146,10 +132,9 @@ def score_curve(study: Study) -> pd.DataFrame:
     All lines are of one training and one data set, those of the newest such evaluation.
     """
     rows, lines = study.rows(), []
-    found = kind(rows, "evaluate")
-    found = found[found["name"].str.startswith(CURVE)]
+    found = rows[(rows["kind"] == "evaluate") & rows["name"].str.startswith(CURVE)]
     for column in ("fingerprint", "trained_key"):  # random features, the first point, have no trained_key
-        marks = found.get(column, pd.Series(index=found.index, dtype=object)).fillna("")
+        marks = found[column].fillna("")
         found = found[marks.isin(["", *marks[marks != ""].tail(1)])]
     for name, group in found.groupby("name"):
         row = newest(group)
@@ -175,24 +160,24 @@ def failure_frame(scores: np.ndarray, window: int = 5) -> int:
 
 def to_text(table: pd.DataFrame) -> pd.DataFrame:
     """A table's cells as they are printed: one decimal, signs on differences, "-" for None."""
-    def cell(value: object, column: str, made: str) -> str:
-        if value is None or value is pd.NA or isinstance(value, float) and np.isnan(value):
+    def cell(content: object, column: str, made: str) -> str:
+        if pd.isna(content):
             return "-"
-        if isinstance(value, (float, np.floating)):
+        if isinstance(content, float):
             signed = column in SCORES and made.removeprefix("† ") == POINTS
-            return (SIGNED if signed else FORMATS.get(column, "{:.1f}")).format(value)
-        return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
+            return (SIGNED if signed else FORMATS.get(column, "{:.1f}")).format(content)
+        return f"{content:,}" if isinstance(content, (int, np.integer)) else str(content)
 
     states = table.get("state", [""] * len(table))
-    text = {column: [cell(value, column, made) for value, made in zip(table[column], states)]
+    text = {column: [cell(content, column, made) for content, made in zip(table[column], states)]
             for column in table}
     return pd.DataFrame(text, columns=table.columns, dtype=object)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A table in GitHub's Markdown, with numbers aligned to the right."""
-    rules = ["---:" if any(isinstance(value, (int, float, np.number)) for value in table[column]) else "---"
-             for column in table]
+    rules = ["---:" if any(isinstance(content, (int, float, np.number)) for content in table[column])
+             else "---" for column in table]
     lines = [list(table), rules, *to_text(table).to_numpy().tolist()]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
@@ -223,14 +208,16 @@ def summary(study: Study) -> str:
     run = (filled.index < len(TABLE1)).sum()
     lines = [f"study {study.name!r}: {TITLES['study']}", table[shown].to_string(index=False),
              f"paper's Table 1 (DAVIS-2017 val): {run} of its {len(TABLE1)} lines run"]
-    lines += [f"  {line['method']}, {line['train data'] or 'no data'}: ours {line['ours J&F_m']:.1f}, "
-              f"paper {line['paper J&F_m'] or '-'}" for line in filled.to_dict("records")]
+    if len(filled):
+        told = to_text(filled)[["method", "train data", "paper J&F_m", "ours J&F_m"]]
+        lines.append(told.to_string(index=False))
     return "\n".join(lines)
 
 
 def _methods(rows: pd.DataFrame, data: str | None, split: str | None) -> dict[str, pd.Series | None]:
     """The row that counts for each method: `METHODS`, None for an absent one, then others by their label."""
-    found = kind(rows, "evaluate")
-    found = found[(found["data"] == data) & (found["split"] == split) & ~found["name"].str.startswith(CURVE)]
-    labels = pd.Series([label(row) for _, row in found.iterrows()], found.index, dtype=object)
-    return {name: newest(found[labels == name]) for name in [*METHODS, *sorted(set(labels) - set(METHODS))]}
+    found = rows[(rows["kind"] == "evaluate") & (rows["data"] == data) & (rows["split"] == split)]
+    found = found[~found["name"].str.startswith(CURVE).astype(bool)]
+    found = found.assign(label=[label(row) for _, row in found.iterrows()])
+    names = [*METHODS, *sorted(set(found["label"]) - set(METHODS))]
+    return {name: newest(found[found["label"] == name]) for name in names}
