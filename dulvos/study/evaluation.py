@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
-import dask
 import numpy as np
 import pandas as pd
 import torch
-from distributed import Client, LocalCluster, as_completed, get_worker
 from torch import nn
 from tqdm import tqdm
 
@@ -99,23 +98,21 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    # Dask would set variables for its processes, one of which makes allocating memory slow
-    with (dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
-          LocalCluster(n_workers=processes, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
-                       dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
-          Client(cluster) as client):
-        shared = client.scatter(carry, broadcast=True)  # the encoder goes once to each process
-        lengths = {client.submit(_work, shared, sequence, device, threads, pure=False,
-                                 priority=len(sequence.video)): len(sequence.video) for sequence in todo}
-        for future in as_completed(lengths):
-            future.result()
-            bar.update(lengths[future])
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        lengths = {pool.submit(_work, carry, sequence, device): len(sequence.video)
+                   for sequence in sorted(todo, key=lambda sequence: -len(sequence.video))}
+        try:
+            for future in as_completed(lengths):
+                future.result()
+                bar.update(lengths[future])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _work(carry: Callable, sequence: Sequence, device: str, threads: int) -> None:
-    torch.set_num_threads(threads)
+def _work(carry: Callable, sequence: Sequence, device: str) -> None:
     if torch.device(device).type == "cuda":
-        device = f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
+        number = int(current_process().name.rpartition("-")[2])  # of consecutive ones
+        device = f"cuda:{number % torch.cuda.device_count()}"
     carry(sequence, device)
 
 

@@ -215,7 +215,7 @@ def cell_maps(frames: Sequence[np.ndarray], lines: Sequence[Maps], titles: Seque
                             extent=(left, right, bottom, top))
         for axis, mark in zip(axes, line.marks):
             if mark is not None:
-                y, x = (mark[0] * line.stride + line.offset).T
+                y, x = (np.reshape(mark[0], (-1, 2)) * line.stride + line.offset).T
                 for colour, rim in (("black", 1.4), ("white", 0.7)):  # seen on any ground
                     axis.scatter(x, y, s=30 if len(x) < 10 else 9, c=mark[1], edgecolor=colour,
                                  linewidth=rim, zorder=3, clip_on=False)
