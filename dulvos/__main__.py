@@ -279,25 +279,25 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     return 0
 
 
-def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | None = None,
-                  decode: bool = False) -> int:
+def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | None = None) -> int:
     """Look at training collections; without names, list what is expected of each and where it comes from.
 
     Args:
         names: youtube-vos, oxuva, trackingnet, kinetics-400, davis-2017, or any folder of videos.
         data: folder that holds them (or set DULVOS_DATA_DIR).
-        decode: count the frames of video files by decoding all of them (hours for Kinetics-400); files that
-            do not decode are left out.
     """
     if data:
         os.environ["DULVOS_DATA_DIR"] = str(data.resolve())
         if not names:
             raise InputError(f"--data {data}: name a collection: {', '.join(collections.SOURCES)}")
-    if not names:
-        print(collections.sources_table())
+    for name, source in () if names else collections.SOURCES.items():
+        print(f"{name}: {source}")
+        if source.epochs:
+            changed = ", ".join(f"{key}={value}" for key, value in source.settings.items())
+            print(f"  trained for {source.epochs} epochs, {source.released_epochs} to the release; {changed}")
     miscounted = False
     for name in names:
-        found = runs.open_training(name, decode=decode)
+        found = runs.open_training(name)
         frames = sum(map(len, found.videos))
         print(f"{found.name}: {len(found.videos):,} videos, {frames:,} frames, {found.fingerprint}")
         print("".join(f"  {line}\n" for line in found.notes), end="")

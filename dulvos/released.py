@@ -1,6 +1,4 @@
-"""Weights that others released: the four snapshots of the paper's authors, and the contrastive random walk
-(CRW).
-"""
+"""Weights that others released: the authors' four snapshots, and the contrastive random walk (CRW)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -29,7 +26,7 @@ FOLDER = "DULVOS_WEIGHTS"
 class Release:
     """A file of released weights.
 
-    Arguments:
+    Fields:
         file: its name. source: the page that offers it.
         method, data: the row of the paper's tables that it belongs to.
         layer: the layer that its label propagation uses.
@@ -42,6 +39,7 @@ class Release:
     layer: str = "res4"
 
 
+# Names that `load_encoder` takes, once the file lies in the folder that the variable DULVOS_WEIGHTS names.
 RELEASES = {
     "araslanov-oxuva": Release("oxuva_e430_res4.pth", "OxUvA"),
     "araslanov-youtube-vos": Release("ytvos_e060_res4.pth", "YouTube-VOS"),
@@ -49,13 +47,9 @@ RELEASES = {
     "araslanov-kinetics": Release("kinetics_e026_res4.pth", "Kinetics-400"),
     "crw": Release("pretrained.pth", "Kinetics-400", "github.com/ajabri/videowalk", "CRW", "res3"),
 }
-"""Names that `load_encoder` takes, once the file lies in the folder that the variable DULVOS_WEIGHTS names.
-"""
 
-# The names of the backbone and of the head begin thus in a state dict; CRW's own head compares patches, not
-# cells.
-_PREFIXES = (("fast_net.backbone.", "fast_net.emb_q."), ("encoder.model.", None), ("", None))
-_HEAD = ("0", "1", "3")  # layers of `Encoder.head` that have weights
+# How the names of the backbone and of the head begin in a file. CRW's own head compares patches, not cells.
+_PREFIXES = {"fast_net.backbone.": "fast_net.emb_q.", "encoder.model.": None, "": None}
 
 # Training scripts save these beside the weights: their options, and a score that is a numpy number.
 _HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)),
@@ -101,27 +95,24 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged, or would run code.
     """
-    path = Path(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)[0]
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if Path(path).suffix != ".safetensors":
+        return _read_torch(path)[0]
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The weights in a torch file, and its whole content."""
+def _read_torch(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+    """The weights in a torch file, and all that it holds."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in many ways on random bytes
         raise InputError(f"{path}: damaged, or holds more than weights ({type(error).__name__}); copy it "
                          "again from where it was released") from None
-    state = content if isinstance(content, dict) else {}
-    state = next((state[key] for key in ("model", "state_dict", "teacher") if key in state), state)
+    content = content if isinstance(content, dict) else {}
+    state = next((content[key] for key in ("model", "state_dict", "teacher") if key in content), content)
     state = state if isinstance(state, dict) else {}
     return {str(k).replace("module.", ""): v for k, v in state.items() if isinstance(v, Tensor)}, content
 
@@ -130,8 +121,8 @@ def read_released(path: str | os.PathLike) -> Encoder:
     """Build an encoder, in evaluation mode, from a released torch file.
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and
-    torchvision's ResNet-18 (`conv1.weight` …). The layers of a head are recognised by their order and shapes.
-    A part that the file lacks raises an InputError when it is used: CRW has no head for dense features and
+    torchvision's ResNet-18 (`conv1.weight`, ...). The layers of a head are recognised by their order and
+    shapes. A part that the file lacks raises an InputError when it is used: CRW has no head for dense features and
     may end with layer3. CRW pads by reflection if its file says so.
 
     Raises:
@@ -139,14 +130,14 @@ def read_released(path: str | os.PathLike) -> Encoder:
     """
     path = Path(path)
     state, content = _read_torch(path)
-    for prefix, head in _PREFIXES:  # noqa: B007
+    for prefix, head in _PREFIXES.items():  # noqa: B007
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight
         backbone = {re.sub(r"(conv\d)\.1\.weight$", r"\1.weight", k): value for k, value in found.items()}
         if "conv1.weight" in backbone:
             break
     else:
-        expected = " or ".join(f"{prefix}conv1.weight" for prefix, _ in _PREFIXES)
+        expected = " or ".join(f"{prefix}conv1.weight" for prefix in _PREFIXES)
         raise InputError(f"{path}: holds no ResNet-18 (expected {expected}); its first names are "
                          f"{', '.join(list(state)[:3]) or 'none'}")
     weights = {f"backbone.{name}": value for name, value in backbone.items()}
@@ -160,7 +151,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
         if not any(name.startswith("layer4.") for name in backbone):
             encoder.backbone.layer4 = _Absent(f"{path.name} ends with layer3; give layer='res3'")
     load_weights(encoder, weights, path)
-    scratch = isinstance(content, dict) and getattr(content.get("args"), "model_type", "") == "scratch"
+    scratch = getattr(content.get("args"), "model_type", "") == "scratch"
     if prefix == "encoder.model." and (scratch or found.keys() != backbone.keys()):
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d) and sum(module.padding):
@@ -169,7 +160,7 @@ def read_released(path: str | os.PathLike) -> Encoder:
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, strict: bool = False) -> None:
-    """Load weights into a network, once their names, shapes and numbers are found right.
+    """Load weights into a network if their names, shapes and numbers are right.
 
     Arguments:
         path: the file that they come from, for messages.
@@ -182,12 +173,10 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
     # old files lack BatchNorm's counts, which no feature depends on
     weights = {name: count for name, count in wanted.items() if "num_batches_tracked" in name} | weights
     for name, value in wanted.items():
-        if name not in weights:
-            raise InputError(f"{path}: holds weights of another network: {name} is missing")
-        found = weights[name]
-        if found.shape != value.shape:
-            raise InputError(f"{path}: holds weights of another network: {name} is {tuple(found.shape)}, not "
-                             f"{tuple(value.shape)}")
+        found = weights.get(name)
+        if found is None or found.shape != value.shape:
+            problem = "missing" if found is None else f"{tuple(found.shape)}, not {tuple(value.shape)}"
+            raise InputError(f"{path}: holds weights of another network: {name} is {problem}")
         if value.is_floating_point() and not (found.is_floating_point() and found.isfinite().all()):
             raise InputError(f"{path}: {name} holds infinite values or no floating-point numbers; copy or "
                              "train it again")
@@ -197,7 +186,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
 
 
 def _head_weights(path: Path, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of the head under our names."""
+    """The weights of the head under our names, by their order: convolution, normalisation, convolution."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         if name.startswith(prefix):
@@ -206,5 +195,5 @@ def _head_weights(path: Path, state: dict[str, Tensor], prefix: str) -> dict[str
     if [layer["weight"].ndim if "weight" in layer else 0 for layer in layers.values()] != [4, 1, 4]:
         raise InputError(f"{path}: expected a convolution, a normalisation and a convolution in {prefix}*; "
                          f"it holds {', '.join(layers) or 'nothing'}")
-    return {f"head.{ours}.{field}": value for ours, layer in zip(_HEAD, layers.values())
+    return {f"head.{ours}.{field}": value for ours, layer in zip("013", layers.values())
             for field, value in layer.items()}

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from dulvos.errors import InputError
 from dulvos.released import load_weights, read_weights
 
-__all__ = ["TimmEncoder", "split_name"]
+__all__ = ["TimmEncoder"]
+
+_ADVICE = "choose one that does, such as a ViT (vit_*, deit_*, eva02_*), a Swin, a ConvNeXt or a ResNet"
 
 
 class TimmEncoder(nn.Module):
@@ -25,8 +30,8 @@ class TimmEncoder(nn.Module):
 
     Arguments:
         name: "timm:ARCHITECTURE", with timm's pretrained weights, downloaded on first use. "@LAYER" may
-            follow, such as "@layer3" or "@blocks.9"; then "=FILE", weights of one's own (.safetensors or a
-            torch file), or "=random".
+            follow, such as "@layer3" or "@blocks.9"; then "=FILE", your own weights (.safetensors or a torch
+            file), or "=random".
         seed: of the random weights.
 
     Attributes:
@@ -40,22 +45,23 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str, seed: int = 0):
         super().__init__()
-        architecture, layer, weights = split_name(name)
-        self.name, pretrained = name, not weights
+        architecture, _, weights = name.removeprefix("timm:").partition("=")
+        architecture, _, layer = architecture.partition("@")
+        self.name = name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = _create(architecture, pretrained)
+            self.network = _create(architecture, pretrained=not weights)
         if weights not in ("", "random"):
             _load(self.network, Path(weights))
-        known = [info["module"] for info in self.network.feature_info]
-        if layer and layer not in known:
-            raise InputError(f"{name!r}: the network has no layer {layer!r}, but {', '.join(known)}")
-        self.index = known.index(layer) if layer else len(known) - 1
+        stages = {info["module"]: info for info in self.network.feature_info}
+        if layer and layer not in stages:
+            raise InputError(f"{name!r}: the network has no layer {layer!r}; it has {', '.join(stages)}")
+        self.index = list(stages).index(layer) if layer else len(stages) - 1
         info, config = self.network.feature_info[self.index], self.network.pretrained_cfg
         self.stride, self.channels = info["reduction"], info["num_chs"]
-        strides = [other["reduction"] for other in self.network.feature_info]
         patches = hasattr(self.network, "patch_embed")
-        self.multiple, self.offset = (max(strides), (self.stride - 1) / 2) if patches else (1, 0)
+        self.multiple = max(stage["reduction"] for stage in stages.values()) if patches else 1
+        self.offset = (self.stride - 1) / 2 if patches else 0
         self.mean, self.std = config["mean"], config["std"]
         self.eval()
 
@@ -68,17 +74,12 @@ class TimmEncoder(nn.Module):
         try:
             return self.network.forward_intermediates(images, [self.index], norm=True, stop_early=True,
                                                       output_fmt="NCHW", intermediates_only=True)[0]
-        except AssertionError as error:  # how timm refuses a size
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:  # timm refuses a size, or its tensors do not match
             height, width = images.shape[2:]
-            raise InputError(f"{self.name!r} does not take frames of {width}x{height} ({error}); choose "
-                             "another network") from None
-
-
-def split_name(name: str) -> tuple[str, str, str]:
-    """The architecture, layer and weights in "timm:ARCHITECTURE@LAYER=FILE"; "" for what is left out."""
-    architecture, _, weights = name.removeprefix("timm:").partition("=")
-    architecture, _, layer = architecture.partition("@")
-    return architecture, layer, weights
+            raise InputError(f"{self.name!r} does not take frames of {width}x{height} ({_line(error)}); "
+                             f"{_ADVICE}") from error
 
 
 def _create(architecture: str, pretrained: bool) -> nn.Module:
@@ -87,7 +88,11 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
         raise InputError(f"'timm:{architecture}': timm has no such network"
                          + (f"; did you mean {' or '.join(near)}?" if near else ", see timm.list_models()"))
     try:
-        network = _build(architecture, pretrained)
+        with _one_try() if pretrained else nullcontext():
+            try:
+                network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
+            except TypeError:  # a network without position embeddings
+                network = timm.create_model(architecture, pretrained, num_classes=0)
     except OSError as error:
         raise InputError(f"'timm:{architecture}': its weights cannot be downloaded ({_line(error)}); fetch "
                          f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
@@ -96,19 +101,26 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
         raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has "
                          f"{', '.join(known) or 'none'}; give =FILE or =random for others") from None
     if not hasattr(network, "forward_intermediates"):
-        raise InputError(f"'timm:{architecture}' gives no feature maps; choose another network")
+        raise InputError(f"'timm:{architecture}' gives no feature maps; {_ADVICE}")
     return network
 
 
-def _build(architecture: str, pretrained: bool) -> nn.Module:
+@contextmanager
+def _one_try() -> Iterator[None]:
+    """Use only downloaded files if the hub does not answer, because its client would retry for a minute."""
+    offline = constants.HF_HUB_OFFLINE
     try:
-        return timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
-    except TypeError:  # a network without position embeddings
-        return timm.create_model(architecture, pretrained, num_classes=0)
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of the HTTP library that this version of the hub's client uses
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _load(network: nn.Module, path: Path) -> None:
-    """Load weights of one's own, whatever precedes their names; timm converts those of known releases."""
+    """Load your own weights, whatever precedes their names; timm converts those of known releases."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected weights (.safetensors, or a torch file)")
     state = read_weights(path)

@@ -36,8 +36,8 @@ NAMES = [f"Annotations/{video}/{t:05d}.png" for video in ("v1", "v2") for t in r
 def test_the_local_split_hides_classes_from_training(youtube_vos):
     classes = {name: set(own.values()) for name, own in object_categories(youtube_vos).items()}
     for seed in range(6):
-        split = local_split(youtube_vos, unseen=0.4, videos=4, seed=seed)
-        assert split == local_split(youtube_vos, unseen=0.4, videos=4, seed=seed) and len(split.unseen) == 2
+        split = local_split(youtube_vos, seed=seed)
+        assert split == local_split(youtube_vos, seed=seed) and split.unseen
         assert not set(split.train) & set(split.val) and set(split.train) | set(split.val) <= set(classes)
         assert not any(classes[name] & set(split.unseen) for name in split.train)
         assert {bool(classes[name] & set(split.unseen)) for name in split.val} == {False, True}
@@ -58,27 +58,25 @@ def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_p
         runs.open_data("youtube-vos-local", "val")
 
 
-@pytest.mark.parametrize(("meta", "message"), [
-    (None, "train/meta.json: no such file"),
-    ('{"videos": {"a": {"objects": {"1": {"category": "x"}}}}}', "1 videos of 1 categories are too few"),
-    ('{"videos": {"a": {"objects": {"1": {}}}}}', "meta.json: not what it should hold"),
-    ("[" * 100_000, "meta.json: not what it should hold"),
-], ids=["missing", "too few", "no category", "nested"])
-def test_a_set_that_cannot_be_divided_is_named(tmp_path, meta, message):
+@pytest.mark.parametrize(("meta", "fact"), [
+    (None, "no such file"), ('{"videos": {"a": {"objects": {"1": {}}}}}', "category"),
+    ('{"videos": {"a": {"objects": {"1": {"category": "x"}}}}}', "1 videos of 1 categories"),
+    ("[" * 100_000, "category"),
+], ids=["missing", "no category", "too few", "nested"])
+def test_a_set_that_cannot_be_divided_is_named(tmp_path, meta, fact):
     if meta:
         (tmp_path / "train").mkdir()
         (tmp_path / "train/meta.json").write_text(meta)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"train/meta.json.*{fact}"):
         local_split(tmp_path)
 
 
-@pytest.mark.parametrize(("data", "split", "message"), [
-    ("youtube-vos", "valid", "DULVOS_DATA_DIR"), ("nowhere", "local", "nowhere: no such folder"),
-    ("nowhere", "test", "must be 'valid' or 'local'"),
-])
-def test_what_cannot_be_opened_is_said(data, split, message, monkeypatch):
+@pytest.mark.parametrize(("data", "split", "named"), [
+    ("youtube-vos", "valid", "DULVOS_DATA_DIR"), ("nowhere", "local", "nowhere"),
+    ("nowhere", "test", "'test'")])
+def test_what_cannot_be_opened_is_said(data, split, named, monkeypatch):
     monkeypatch.delenv("DULVOS_DATA_DIR", raising=False)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=named):
         open_split(data, split)
 
 
@@ -131,35 +129,29 @@ def png(ids: np.ndarray, palette: bool = True, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-M = "Annotations/v1/00003.png"
-IDS = np.ones((64, 96), np.uint8)
+M, N, IDS = NAMES[1], NAMES[-1], np.ones((64, 96), np.uint8)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({M: None}, r"Annotations/v1/00003\.png: missing$"),
-    ({M: None, "Annotations/v2/00003.png": None}, r"00003\.png: missing \(and 1 more\)"),
-    ({M: None, "Annotations/v1/3.png": png(IDS)}, r"v1/3\.png: not to be handed in.*\(and 1 more\)"),
-    ({"Annotations/v1/00004.png": png(IDS)}, r"v1/00004\.png: not to be handed in"),
-    ({M: None, "v1/00003.png": png(IDS)}, r"v1/00003\.png: not to be handed in"),
-    ({"__MACOSX/._v": b""}, "__MACOSX/._v: not to be handed in"),
-    ({"Annotations/.DS_Store": b""}, ".DS_Store: not to be handed in"),
-    ({"../v.png": b""}, r"\.\./v\.png: not to be handed in"),
-    ({M: png(IDS[:-1])}, r"00003\.png: 96x63 \(width x height\); expected 96x64"),
-    ({M: png(IDS, palette=False)}, r"a PNG of mode L; expected a palette PNG"),
-    ({M: png(PALETTE[IDS], palette=False)}, "a PNG of mode RGB"),
-    ({M: png(PALETTE[IDS], palette=False, kind="JPEG")}, "a JPEG of mode RGB"),
-    ({M: png(IDS * 2)}, "holds id 2; expected 0, 1, 5"),
-    ({M: png(IDS * 255)}, "holds id 255"),
-    ({M: png(IDS)[:60]}, "not a complete image"),
+@pytest.mark.parametrize(("change", "named", "fact"), [
+    ({M: None}, M, "missing$"), ({M: None, N: None}, M, "missing .*1 more"),
+    ({M: None, "Annotations/v1/3.png": png(IDS)}, M, "missing .*1 more"),
+    ({"Annotations/v1/00004.png": png(IDS)}, "v1/00004.png", "JPEGImages"),
+    ({"v1/00003.png": png(IDS)}, "v1/00003.png", "JPEGImages"),
+    ({"__MACOSX/._v": b""}, "__MACOSX/._v", "JPEGImages"),
+    ({"Annotations/.DS_Store": b""}, ".DS_Store", "JPEGImages"),
+    ({"../v.png": b""}, r"\.\./v.png", "JPEGImages"), ({M: png(IDS[:-1])}, M, "96x63 .* 96x64"),
+    ({M: png(IDS, palette=False)}, M, "PNG of mode L"), ({M: png(PALETTE[IDS], palette=False)}, M, "RGB"),
+    ({M: png(PALETTE[IDS], palette=False, kind="JPEG")}, M, "JPEG"),
+    ({M: png(IDS * 2)}, M, "id 2; .* 0, 1, 5"), ({M: png(IDS * 255)}, M, "id 255"), ({M: png(IDS)[:60]}, M, "complete"),
 ], ids="missing two renamed between folder macos ds_store outside size grey colour jpeg id void cut".split())
-def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, message):
+def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, named, fact):
     path = tmp_path / "own.zip"
     entries = {name: (masks / Path(name).relative_to("Annotations")).read_bytes() for name in NAMES} | change
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries.items():
             if content is not None:
                 archive.writestr(name, content)
-    with pytest.raises(InputError, match=rf"own\.zip: .*{message}"):
+    with pytest.raises(InputError, match=rf"own\.zip: (Annotations/)?{named}: .*{fact}"):
         check_submission(path, valid)
 
 
@@ -169,18 +161,17 @@ def test_a_mask_that_is_listed_twice_or_a_file_that_is_no_zip_is_found(valid, ma
     write_submission(valid, masks, path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(M, (masks / "v1/00003.png").read_bytes())
-    with pytest.raises(InputError, match="00003.png: listed twice"):
+    with pytest.raises(InputError, match=f"{M}.*twice"):
         check_submission(path, valid)
     path.write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match="not a zip"):
+    with pytest.raises(InputError, match="own.zip.*zip"):
         check_submission(path, valid)
 
 
 def test_a_bad_submission_is_not_left_behind(valid, masks, tmp_path):
     shutil.copytree(masks, tmp_path / "masks")
-    for spoil, message in ((lambda path: path.unlink(), r"v1/00003\.png: missing"),
-                           (lambda path: write_mask(path, IDS * 9), "holds id 9")):
+    for spoil, fact in ((Path.unlink, "missing"), (lambda path: write_mask(path, IDS * 9), "id 9")):
         spoil(tmp_path / "masks/v1/00003.png")
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"{M}: .*{fact}"):
             write_submission(valid, tmp_path / "masks", tmp_path / "own.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]

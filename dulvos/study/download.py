@@ -16,23 +16,19 @@ from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.files import cannot_write
 
-__all__ = ["ARCHIVES", "Archive", "check", "download", "fetch", "unpack"]
-
-_RETRIES = 3
-_TIMEOUT = 60  # seconds of silence
+__all__ = ["ARCHIVES", "Archive", "check", "download", "unpack"]
 
 
 @dataclass(frozen=True)
 class Archive:
     """A data set as its authors offer it.
 
-    Arguments:
+    Fields:
         title: its name. year: which DAVIS.
         url: on the official site.
-        folder: its name once unpacked, which `dulvos.study.collections` knows.
+        folder: its name once unpacked.
         counts: {split: (sequences, frames, objects)}; None is not checked.
-        size: of the archive in bytes, about.
-        sha256: None if it is not known.
+        sha256: of the archive; None if it is not known.
     """
 
     title: str
@@ -40,20 +36,19 @@ class Archive:
     url: str
     folder: str
     counts: dict[str, tuple[int, int, int | None]]
-    size: int
     sha256: str | None = None
     licence: str = "CC BY-NC 4.0"
 
 
 ARCHIVES = {
     "davis2017": Archive(
-        "DAVIS-2017 trainval, 480p", 2017,
+        "DAVIS-2017 trainval, 480p (0.8 GB)", 2017,
         "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip", "davis-2017",
-        {"train": (60, 4_209, None), "val": (30, 1_999, 61)}, 832_766_765,
+        {"train": (60, 4_209, None), "val": (30, 1_999, 61)},
         "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"),
     "davis2016": Archive(  # no checksum: the archive was replaced several times
-        "DAVIS-2016", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip", "davis-2016",
-        {"train": (30, 2_079, 30), "val": (20, 1_376, 20)}, 1_900_000_000),
+        "DAVIS-2016 (1.9 GB)", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
+        "davis-2016", {"train": (30, 2_079, 30), "val": (20, 1_376, 20)}),
 }
 
 
@@ -63,40 +58,48 @@ def download(name: str, to: str | os.PathLike[str]) -> Path:
     After a stop, the same call begins again, but keeps an archive that was complete.
 
     Raises:
-        InputError: the name is unknown, the server is out of reach, there is too little space, or the archive
-            is not as expected.
+        InputError: the name is unknown, the server refuses or is out of reach, the disk is full, or the
+            archive is not as expected.
     """
     if name not in ARCHIVES:
         raise InputError(f"{name!r}: no such download; choose one of {', '.join(ARCHIVES)}")
     archive, to = ARCHIVES[name], Path(to)
     folder, work = to / archive.folder, to / f".{archive.folder}"
-    unpacked, file = work / "unpacked", work / archive.url.rpartition("/")[2]
+    file = work / archive.url.rpartition("/")[2]
     if folder.exists():
         check(folder, archive)
         print(f"{folder}: {archive.title} is there and complete")
-    else:
-        print(f"{archive.title}, {archive.licence}: {archive.url}")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            for left in work.glob("tmp*"):  # pooch's, if an earlier call was killed
-                left.unlink()
-            if not file.exists():
-                _need_space(to, archive.size)
-            fetch(archive.url, file, archive.sha256)
-            unpack(file, unpacked)
-            found = [*unpacked.glob("ImageSets"), *unpacked.glob("*/ImageSets")]
-            if not found:
-                raise InputError(f"{file}: holds no ImageSets, so it is not {archive.title}; remove it")
-            check(found[0].parent, archive)
-            os.sync()  # the content must be on the disk before the name that promises it
-            os.replace(found[0].parent, folder)
-        except OSError as error:
-            raise cannot_write(to, error.errno) from None
-        finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
-        print(f"{folder}: {archive.title} is complete")
-    shutil.rmtree(work, ignore_errors=True)
+        return folder
+    print(f"{archive.title}, {archive.licence}: {archive.url}")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        _fetch(archive, file)
+        unpack(file, work / "unpacked")
+        found = [*work.glob("unpacked/ImageSets"), *work.glob("unpacked/*/ImageSets")]
+        if not found:
+            raise InputError(f"{file}: holds no ImageSets, so it is not {archive.title}; remove it")
+        check(found[0].parent, archive)
+        os.sync()  # the content must be on the disk before the name that promises it
+        os.replace(found[0].parent, folder)
+        shutil.rmtree(work)
+    except OSError as error:
+        raise cannot_write(to, error.errno) from None
+    print(f"{folder}: {archive.title} is complete")
     return folder
+
+
+def _fetch(archive: Archive, file: Path) -> None:
+    """Download an archive, unless it is there; the file appears once it is complete and has its checksum."""
+    pooch.get_logger().setLevel("WARNING")
+    source = pooch.create(file.parent, "", retry_if_failed=3, urls={file.name: archive.url},
+                          registry={file.name: archive.sha256})
+    try:
+        source.fetch(file.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise InputError(f"{archive.url}: cannot be downloaded ({' '.join(str(error).split())}); try again "
+                         f"later, or put the file at {file} and repeat the command") from None
 
 
 def check(folder: str | os.PathLike[str], archive: Archive) -> None:
@@ -117,55 +120,24 @@ def check(folder: str | os.PathLike[str], archive: Archive) -> None:
                              "download it again")
 
 
-def fetch(url: str, file: Path, sha256: str | None = None) -> Path:
-    """Download a file, unless it is there with the right checksum; it appears only once it is complete.
-
-    Raises:
-        InputError: the server refuses or is out of reach, the checksum differs, or the disk takes no more.
-    """
-    pooch.get_logger().setLevel("WARNING")
-    source = pooch.create(file.parent, "", urls={file.name: url}, registry={file.name: sha256},
-                          retry_if_failed=_RETRIES)
-    try:
-        source.fetch(file.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT))
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise cannot_write(file, error.errno) from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"{url}: cannot be downloaded ({reason}); try again later, or put the file at "
-                         f"{file} and repeat the command") from None
-    return file
-
-
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Unpack a zip file into a folder, which is emptied first; every checksum is compared.
 
     Raises:
-        InputError: an entry is a link or leads out of the folder (then nothing is written), there is too
-            little space, or the archive is damaged.
+        InputError: an entry is a link or leads out of the folder (then nothing is written), or the archive is
+            damaged.
     """
-    folder = Path(folder)
     try:
         with zipfile.ZipFile(archive) as file:
-            entries = file.infolist()
-            for entry in entries:
+            for entry in file.infolist():
                 path = PurePosixPath(entry.filename.replace("\\", "/"))
                 link = stat.S_ISLNK(entry.external_attr >> 16)
                 if link or path.is_absolute() or ".." in path.parts or ":" in entry.filename:
                     raise InputError(f"{archive}: the entry {entry.filename!r} leads out of the folder; do "
                                      "not use this file")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _need_space(folder.parent, sum(entry.file_size for entry in entries))
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            for entry in tqdm(entries, desc="unpacking", unit=" files", mininterval=5.0):
+            for entry in tqdm(file.infolist(), desc="unpacking", unit=" files", mininterval=5.0):
                 file.extract(entry, folder)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{archive}: damaged or not a zip file ({error}); remove it and download it "
                          "again") from None
-
-
-def _need_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")

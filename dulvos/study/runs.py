@@ -65,20 +65,19 @@ def open_data(data: str, split: str) -> Dataset:
     return load_davis(data, split)
 
 
-def open_training(data: str, *, decode: bool = False) -> Collection:
+def open_training(data: str) -> Collection:
     """A collection of training videos, by its index.
 
     Arguments:
         data: a key of `dulvos.study.collections.SOURCES` (the folder of that name in DULVOS_DATA_DIR),
             "youtube-vos-local" (without the classes and videos that `local_split` keeps back), or any folder
             of videos.
-        decode: count the frames of video files by decoding them.
 
     Raises:
         InputError: DULVOS_DATA_DIR is not set, or the videos are not there.
     """
     if data == LOCAL_TRAINING:
-        whole = open_training("youtube-vos", decode=decode)
+        whole = open_training("youtube-vos")
         names = set(local_split(whole.root).train)
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
@@ -90,7 +89,7 @@ def open_training(data: str, *, decode: bool = False) -> Collection:
             raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
                              f"has {data}/{source.layout} (from {source.origin})")
         folder = Path(base) / data
-    return open_collection(data if data in SOURCES else "", folder, indexes, decode=decode)
+    return open_collection(data if data in SOURCES else "", folder, indexes)
 
 
 def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
