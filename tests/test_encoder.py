@@ -24,22 +24,17 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_parameters(norm: str) -> None:
+@pytest.mark.parametrize(("norm", "stride", "size", "cells"), [
+    ("batch", 8, (256, 256), (32, 32)), ("layer", 8, (480, 854), (60, 107)), ("batch", 8, (64, 8), (8, 1)),
+    ("batch", 4, (64, 90), (16, 23))])
+def test_shapes(norm: str, stride: int, size: tuple[int, int], cells: tuple[int, int]) -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in Encoder(norm=norm).parameters()) == 11_505_856
-
-
-@pytest.mark.parametrize(("stride", "size", "cells"), [
-    (8, (256, 256), (32, 32)), (8, (480, 854), (60, 107)), (8, (64, 8), (8, 1)), (4, (64, 90), (16, 23))])
-def test_stride(stride: int, size: tuple[int, int], cells: tuple[int, int]) -> None:
-    with torch.device("meta"):
-        encoder = Encoder(stride=stride)
+        encoder = Encoder(norm=norm, stride=stride)
         features = encoder(torch.empty(2, 3, *size))
     assert encoder.stride == encoder.config["stride"] == stride
-    assert features.res3.shape == (2, 256, *cells)
-    assert features.res4.shape == (2, 512, *cells)
-    assert features.key.shape == (2, 128, *cells)
+    assert sum(p.numel() for p in encoder.parameters()) == 11_505_856
+    shapes = [tuple(getattr(features, layer).shape) for layer in LAYERS]
+    assert shapes == [(2, channels, *cells) for channels in (256, 512, 128)]
 
 
 @torch.no_grad()
@@ -115,12 +110,6 @@ def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tenso
             assert getattr(features, layer) is None
 
 
-@pytest.mark.parametrize("layers", [("res5",), ("res4", "layer4"), ()])
-def test_unknown_layer(encoder: Encoder, images: torch.Tensor, layers: tuple) -> None:
-    with pytest.raises(InputError, match="res3.*res4.*key"):
-        encoder(images, layers)
-
-
 def test_prepare_frames_is_imagenet_s_normalisation() -> None:
     frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
     expected = [(value / 255 - mean) / std for value, mean, std in
@@ -130,8 +119,11 @@ def test_prepare_frames_is_imagenet_s_normalisation() -> None:
     torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
 
 
-@pytest.mark.parametrize(("options", "allowed"), [
-    ({"norm": "instance"}, "batch.*layer"), ({"stride": 16}, "4, 8"), ({"colour": "hsv"}, "rgb.*lab.*grey")])
-def test_unknown_options(options: dict, allowed: str) -> None:
+@pytest.mark.parametrize(("options", "layers", "allowed"), [
+    ({}, ("res5",), "res3.*res4.*key"), ({}, ("res4", "layer4"), "res3.*res4.*key"),
+    ({}, (), "res3.*res4.*key"),
+    ({"norm": "instance"}, LAYERS, "batch.*layer"), ({"stride": 16}, LAYERS, "4, 8"),
+    ({"colour": "hsv"}, LAYERS, "rgb.*lab.*grey")])
+def test_unknown_layers_and_options(images: torch.Tensor, options: dict, layers: tuple, allowed: str) -> None:
     with pytest.raises(InputError, match=allowed):
-        Encoder(**options)
+        Encoder(**options)(images, layers)

@@ -142,7 +142,8 @@ M, N, IDS = NAMES[1], NAMES[-1], np.ones((64, 96), np.uint8)
     ({"../v.png": b""}, r"\.\./v.png", "JPEGImages"), ({M: png(IDS[:-1])}, M, "96x63 .* 96x64"),
     ({M: png(IDS, palette=False)}, M, "PNG of mode L"), ({M: png(PALETTE[IDS], palette=False)}, M, "RGB"),
     ({M: png(PALETTE[IDS], palette=False, kind="JPEG")}, M, "JPEG"),
-    ({M: png(IDS * 2)}, M, "id 2; .* 0, 1, 5"), ({M: png(IDS * 255)}, M, "id 255"), ({M: png(IDS)[:60]}, M, "complete"),
+    ({M: png(IDS * 2)}, M, "id 2; .* 0, 1, 5"), ({M: png(IDS * 255)}, M, "id 255"),
+    ({M: png(IDS)[:60]}, M, "complete"),
 ], ids="missing two renamed between folder macos ds_store outside size grey colour jpeg id void cut".split())
 def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, named, fact):
     path = tmp_path / "own.zip"

@@ -1,14 +1,14 @@
-"""Joints (JHMDB) and body parts (VIP), carried as masks are. Not run on the data sets.
+"""Carry joints (JHMDB) and body parts (VIP) as masks are carried.
 
-The readers follow the published layouts, the measures the literature on label propagation. Both are tested on
-drawn miniatures only, because neither data set was at hand.
+Not run on the data sets, which were not at hand: the readers follow the published layouts, the measures the
+literature on label propagation. Tests use drawn miniatures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
@@ -27,8 +27,7 @@ SIGMA = 0.5  # cells, of the bump that marks a joint
 STRONGEST = 3  # a joint lies at the weighted mean of this many cells
 
 
-@dataclass(frozen=True)
-class JointVideo:
+class JointVideo(NamedTuple):
     """A video with the place of each joint in each frame: joints (T, J, 2), x and y in pixels."""
 
     name: str
@@ -45,17 +44,11 @@ def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
     Raises:
         InputError: a list, a video or its joints are missing or wrong.
     """
-    root, found = Path(root), []
-    lists = sorted((root / "splits").glob(f"*_test_split{split}.txt"))
-    if not lists:
-        raise InputError(f"{root / 'splits'}: no list of split {split}; expected "
-                         f"<action>_test_split{split}.txt")
-    for file in lists:
-        action = file.name.removesuffix(f"_test_split{split}.txt")
-        for name, kind in (line.split() for line in file.read_text().splitlines() if line.strip()):
-            if kind != "2":
-                continue
-            folder = Path(action) / Path(name).stem
+    root, found, ending = Path(root), [], f"_test_split{split}.txt"
+    for file in sorted((root / "splits").glob(f"*{ending}")):
+        words = file.read_text().split()
+        for name in (name for name, kind in zip(words[::2], words[1::2]) if kind == "2"):
+            folder = f"{file.name.removesuffix(ending)}/{Path(name).stem}"
             video = open_video(root / "Rename_Images" / folder)
             path = root / "joint_positions" / folder / "joint_positions.mat"
             try:
@@ -64,11 +57,11 @@ def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
                 raise InputError(f"{path}: no joints ({type(error).__name__}); expected 'pos_img' of shape "
                                  "(2, joints, frames)") from None
             if len(joints) > len(video) or joints.shape[2] != 2:
-                raise InputError(
-                    f"{path}: joints {joints.shape}; expected (frames, joints, 2), and the video "
-                    f"has {len(video)} frames"
-                )
-            found.append(JointVideo(str(folder), video, joints))
+                raise InputError(f"{path}: joints {joints.shape}; expected (frames, joints, 2), and the "
+                                 f"video has {len(video)} frames")
+            found.append(JointVideo(folder, video, joints))
+    if not found:
+        raise InputError(f"{root / 'splits'}: no test video of split {split}; expected <action>{ending}")
     return found
 
 
@@ -76,8 +69,8 @@ def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeat
                  settings: SegmentSettings = JOINT_SETTINGS, *, side: int = 320) -> np.ndarray:
     """Carry the joints of the first frame through a video as soft maps, one channel each.
 
-    As in the random walk's evaluation, frames become squares, a joint marks the cell that it lies in, and it
-    is read at the upper left corners of the strongest cells.
+    As in the random walk's evaluation, frames become squares, a joint marks the cell that it lies in, and its
+    place is the weighted mean of the strongest cells' upper left corners.
 
     Arguments:
         frames: (H, W, 3) uint8 RGB.
@@ -138,12 +131,11 @@ def load_vip(root: Path, split: str = "val") -> Dataset:
         raise InputError(f"{listed}: no such list; expected the names of the videos, one in each line")
     sequences = []
     for name in listed.read_text().split():
-        video = open_video(root / "Images" / name)
-        masks = {index: root / "Annotations/Category_ids" / name / f"{video.frame_name(index)}.png"
-                 for index in range(len(video))}
-        missing = next((path for path in masks.values() if not path.is_file()), None)
-        if missing:
-            raise InputError(f"{missing}: no such annotation; expected one of each frame")
+        video, folder = open_video(root / "Images" / name), root / "Annotations/Category_ids" / name
+        masks = {index: folder / f"{video.frame_name(index)}.png" for index in range(len(video))}
+        for path in masks.values():
+            if not path.is_file():
+                raise InputError(f"{path}: no such annotation; expected one of each frame")
         sequences.append(Sequence(name, video, masks))
     return Dataset("VIP", root, split, sequences)
 
