@@ -262,7 +262,7 @@ def test_a_correction_changes_later_frames_only_and_encodes_nothing_again(page):
     assert page.kernel("count.frames") == LENGTH and page.kernel("session.ended") == {"7": [1]}
     assert page.page.locator(".dulvos-painter .marks b").all_inner_texts() == ["▼", "▼", "✕"]
     names = page.kernel("sorted(str(path) for path in Path('out').rglob('*.*') if path.name[0] != '.')")
-    given = ["out/given/00000.png", "out/given/00005.png"]
+    given = [f"out/given/{name}" for name in ("00000.png", "00005.png", "ended.json")]
     assert names == [*(f"out/{t:05d}.png" for t in range(LENGTH)), *given, "out/overlay.mp4"]
 
 
