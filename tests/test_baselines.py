@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import cv2
@@ -70,14 +69,6 @@ def test_golden_copies(golden: Path, method: str) -> None:
     check(output.copied, target, case, "grad_target_features")
 
 
-def test_a_walk_over_equal_frames_costs_nothing_and_over_strangers_log_n() -> None:
-    nodes = F.normalize(clips(0, 6, 512, 1, 49), dim=1).expand(-1, -1, 5, -1)  # [B, K, T, N]
-    assert walk_loss(nodes).total < 1e-3
-    shuffled = torch.stack([nodes[:, :, t].roll(t, 0) for t in range(5)], 2)
-    assert walk_loss(shuffled).total.item() == pytest.approx(math.log(49), rel=0.05)
-    assert walk_loss(shuffled).walks.shape == (3,)
-
-
 def test_walks_agree_with_an_oracle() -> None:
     nodes, tau = F.normalize(clips(2, 2, 5, 4, 6), dim=1), 0.3
     steps = [torch.einsum("bkn,bkm->bnm", nodes[:, :, t], nodes[:, :, t + 1]) / tau for t in range(3)]
@@ -127,44 +118,6 @@ def test_copies_agree_with_an_oracle(radius: int | None, padded: bool) -> None:
     torch.testing.assert_close(ours, copy_oracle(reference, target, colours, radius, padded))
 
 
-def colour_losses(features: Tensor, seed: int = 9) -> dict[str, baselines.ColourOutput]:
-    """Each colour loss of clips (B, T, K, h, w), with colours that are a function of the seed."""
-    size = (*features.shape[:2], 4 * features.shape[3], 4 * features.shape[4])
-    (classes, cells), lab = classes_of(seed, *size), clips(seed + 1, *size[:2], 3, *size[2:])
-    keep = torch.rand(size[:2], generator=generator(seed)) < 0.5
-    return {"mast": mast_loss(features, lab[:, :, 1:2]), "contrastcorr": contrast_loss(features, lab),
-            "colorize": colorize_loss(features, cells, classes),
-            "corrflow": corrflow_loss(features, cells, classes, keep)}
-
-
-def test_only_contrastcorr_s_terms_let_clips_meet() -> None:
-    """The gradient of one clip's features, when the other clip's change."""
-    def slopes(other: int) -> dict[str, tuple[Tensor, Tensor]]:
-        own = clips(0, 1, 4, 5, 4, 3).requires_grad_()
-        outputs = colour_losses(torch.cat([own, clips(other, 1, 4, 5, 4, 3)]))
-        return {name: torch.autograd.grad(output.copied if name == "contrastcorr" else output.total, own,
-                                          retain_graph=True)[0] for name, output in outputs.items()} | {
-            "rest": torch.autograd.grad(outputs["contrastcorr"].rest, own)[0]}
-
-    first, second = slopes(1), slopes(2)
-    for name in first:
-        assert first[name].abs().max() > 0
-        assert torch.allclose(first[name], second[name], rtol=1e-9, atol=1e-14) == (name != "rest"), name
-
-
-def test_a_still_clip_with_distinct_cells_costs_little() -> None:
-    """Every cell copies from itself, so that colours that are constant in a cell come back."""
-    features = 30 * F.normalize(clips(0, 1, 1, 64, 4, 5), dim=2).expand(2, 3, -1, -1, -1)
-    flat = torch.full((2, 3, 16, 20), 5)
-    cells = baselines.one_hot_cells(flat, 16, 4).double()
-    lab = torch.full((2, 3, 3, 16, 20), 0.5, dtype=torch.float64)
-    keep = torch.ones(2, 3, dtype=torch.bool)
-    assert mast_loss(features, lab[:, :, 1:2]).total < 1e-4
-    assert colorize_loss(features, cells, flat).total < 1e-4
-    assert corrflow_loss(features, cells, flat, keep).total < 1e-4
-    assert contrast_loss(features, lab).copied < 1e-4
-
-
 def test_corrflow_agrees_with_a_chain_of_copies() -> None:
     features, (classes, cells) = clips(0, 2, 3, 5, 4, 3), classes_of(1, 2, 3, 16, 12)
 
@@ -185,6 +138,9 @@ def test_corrflow_agrees_with_a_chain_of_copies() -> None:
     cycles = cost(copy(cells[:, 0], 0, 1, 0), 0) + cost(copy(cells[:, 0], 0, 1, 2, 1, 0), 0)
     torch.testing.assert_close(output.rest, 0.1 * cycles / 2)
     assert output.total == output.copied + output.rest
+    # colorize copies from everywhere, as corrflow does on so small a map
+    apart = corrflow_loss(features, cells, classes, torch.zeros(2, 3, dtype=torch.bool))
+    torch.testing.assert_close(colorize_loss(features, cells, classes).total, apart.copied)
 
 
 @pytest.mark.parametrize(("channel", "weight"), [(0, 1), (1, 10), (2, 10)])

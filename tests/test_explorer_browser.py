@@ -157,20 +157,19 @@ def test_what_is_drawn_is_the_map_over_the_grey_frame(saved, made):
 
 @pytest.mark.parametrize("clips", ["own", "all"])
 def test_shares_and_dominant_anchors_are_those_of_dulvos(saved, made, clips):
-    n, tau = 4, 0.2
-    saved.set(f"show: 'dominant', clips: '{clips}', n: {n}, tau: {tau}, frame: 0, y: 1, x: 1")
-    saved.state(show="dominant", n=n, clips=clips)
-    dominant = [saved.values(i, (T, *cells)) for i, cells in enumerate([(8, 12), (4, 6)])]
-    saved.set("show: 'share'")
-    saved.state(show="share")
-    for i, cells in enumerate([(8, 12), (4, 6)]):
-        features, other = made.features[i]
+    n, tau, sizes = 4, 0.2, ((8, 12), (4, 6))
+    shown = {}
+    for show in ("dominant", "share"):
+        saved.set(f"show: '{show}', clips: '{clips}', n: {n}, tau: {tau}, frame: 0, y: 1, x: 1")
+        saved.state(show=show, n=n, clips=clips)
+        shown[show] = [saved.values(i, (T, *cells)) for i, cells in enumerate(sizes)]
+    for i, (features, other) in enumerate(made.features):
         references = (features[0], other)[: 1 + (clips == "all")]
         anchors = torch.cat([one[:, *anchor_grid(*one.shape[1:], n).T].T for one in references])
         _, confidence = dominant_anchors(features, anchors, tau)
-        assert np.median(np.abs(dominant[i] / confidence.numpy() - 1)) < 0.1
-        share = torch.einsum("nk,tkhw->tnhw", anchors, features).div(tau).softmax(1)[:, 0].numpy()
-        assert np.median(np.abs(saved.values(i, (T, *cells)) / share - 1)) < 0.1
+        share = torch.einsum("nk,tkhw->tnhw", anchors, features).div(tau).softmax(1)[:, 0]
+        for show, right in (("dominant", confidence), ("share", share)):
+            assert np.median(np.abs(shown[show][i] / right.numpy() - 1)) < 0.1
 
 
 KEYS = [("ArrowRight", "x", 5), ("ArrowLeft", "x", 3), ("ArrowUp", "y", 2), ("ArrowDown", "y", 4),

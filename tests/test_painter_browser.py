@@ -143,24 +143,19 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
 
 
 def test_a_polygon_closes_on_its_first_corner_and_a_fill_stops_at_edges(page):
-    corners = (20, 10), (60, 10), (60, 40), (20, 40)
     page.click(5, 5)
     page.press("Control+z", "p", "4")
-    for corner in (*corners, corners[0]):
+    for corner in ((20, 10), (60, 10), (60, 40), (20, 40), (20, 10)):
         page.click(*corner)
-    expected = np.zeros(SIZE, np.uint8)
-    expected[10:41, 20:61] = 4
-    rim = disk([*corners, corners[0]], 1.01, 1) > 0  # where the mouse decides to a fraction of a pixel
-    assert (page.ids() == expected)[~rim].all() and page.ids()[25, 20:61].all()
+    drawn = page.ids() == 4
+    assert drawn[12:39, 22:59].all() and drawn.sum() < 33 * 43  # its rim is where the mouse was
     page.press("f", "7")
-    inside = page.ids() == 4
     page.click(40, 25)
-    assert np.array_equal(page.ids(), np.where(inside, 7, 0))
     page.press("Escape", "p")
     page.click(3, 3)
     page.click(9, 3)
     page.press("Escape", "Enter")  # no polygon is left to be closed
-    assert np.array_equal(page.ids(), np.where(inside, 7, 0)) and page.reaches_the_kernel(0, page.ids())
+    assert np.array_equal(page.ids(), np.where(drawn, 7, 0)) and page.reaches_the_kernel(0, page.ids())
 
 
 def test_pngs_are_loaded_saved_and_refused_in_words(page, tmp_path):
