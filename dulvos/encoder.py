@@ -46,8 +46,8 @@ class Encoder(nn.Module):
         dim: channels K of the head's output.
         norm: normalisation in the head, "batch" (the method) or "layer" (App. B's variant).
         stride: pixels a cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
-        colour: what the network sees of the RGB images that it is given: "rgb" (the method), "lab" (MAST's
-            scaled Lab) or "grey" (Colorize's, three times the same channel).
+        colour: how the network sees the RGB images that it gets: "rgb" (the method), "lab" (MAST's scaled
+            Lab) or "grey" (Colorize's, three times the same channel).
     """
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
             x = features["res4"] = net.layer4(x)
         if "key" in layers:
             features["key"] = self.head(x.mean((2, 3), keepdim=True) if pool else x)
-        # float32, since bf16 norms would move cosines by more than top-k tells apart
+        # in float32, because norms in bf16 would change which cells are among the top k
         found = {name: features[name].float() for name in layers}
         return Features(**{name: F.normalize(x, dim=1) if normalise else x for name, x in found.items()})
 

@@ -17,18 +17,18 @@ from dulvos.videos import Video
 
 __all__ = ["frame_rate", "write_mp4"]
 
-FPS = 24.0  # of videos that state no rate; DAVIS's
+FPS = 24.0  # of DAVIS, and of videos that state no rate
 _BT601 = 6  # SMPTE 170M in H.264's table of matrices (ITU-T H.264, Table E-5)
 
 
 def frame_rate(video: Video) -> float:
-    """Frames a second that a video file states; 24 for a folder of frames or where nothing is stated."""
+    """Frames per second, as a video file states them; 24 for a folder of frames or a file that does not."""
     if video.files:
         return FPS
     try:
         with av.open(os.path.abspath(video.path)) as container:
             return float(container.streams.video[0].average_rate or FPS)
-    except (av.FFmpegError, IndexError):  # OpenCV, which reads the frames, makes more of broken files
+    except (av.FFmpegError, IndexError):  # OpenCV, which reads the frames, opens more broken files
         return FPS
 
 
@@ -36,12 +36,12 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
               quality: int = 20) -> Path:
     """Write frames as an mp4 that every browser plays (H.264, yuv420p, index in front), whole or not at all.
 
-    Frames are taken one by one. yuv420p needs even sides: the last row or column of an odd one is repeated.
+    The frames are not held in memory. yuv420p needs even sides, so a last odd row or column is repeated.
 
     Arguments:
         path: the file, with suffix .mp4; the folders above it are made.
         frames: (H, W, 3) uint8 RGB of one size.
-        fps: frames a second, in 0.1..1000.
+        fps: frames per second, in 0.1..1000.
         quality: x264's constant rate factor in 0..51; lower is better and larger.
 
     Raises:

@@ -39,7 +39,7 @@ class Release:
     layer: str = "res4"
 
 
-# Names that `load_encoder` takes, once the file lies in the folder that the variable DULVOS_WEIGHTS names.
+# Names that `load_encoder` takes, once the file is in the folder that the variable DULVOS_WEIGHTS names.
 RELEASES = {
     "araslanov-oxuva": Release("oxuva_e430_res4.pth", "OxUvA"),
     "araslanov-youtube-vos": Release("ytvos_e060_res4.pth", "YouTube-VOS"),
@@ -58,7 +58,7 @@ _HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.d
 
 
 class _Absent(nn.Module):
-    """Takes the place of a part that a file lacks, because random weights there would pass for its own."""
+    """Stands in for a part that a file lacks, where random weights would pass for the file's own."""
 
     def __init__(self, message: str):
         super().__init__()
@@ -122,8 +122,8 @@ def read_released(path: str | os.PathLike) -> Encoder:
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and
     torchvision's ResNet-18 (`conv1.weight`, ...). The layers of a head are recognised by their order and
-    shapes. A part that the file lacks raises an InputError when it is used: CRW has no head for dense features and
-    may end with layer3. CRW pads by reflection if its file says so.
+    shapes. A part that the file lacks raises an InputError when it is used: CRW has no head for dense
+    features and may end with layer3. CRW pads by reflection if its file says so.
 
     Raises:
         InputError: the file is damaged or would run code, or holds another network; names what is missing.

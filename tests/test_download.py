@@ -63,7 +63,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_damaged_archive_is_noticed(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_noticed(tmp_path):
     path, folder = tmp_path / "a.zip", tmp_path / "folder"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("text", CONTENT[:5000])
@@ -93,8 +93,7 @@ def archive(dataset: Dataset, server: Server, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_command_tries_again_and_leaves_a_checked_data_set_and_nothing_else(
-    archive: Archive, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+        archive, server, tmp_path, capsys):
     server.breaks, to = [10_000, 20_000], tmp_path / "to"
     (to / ".davis-2017").mkdir(parents=True)
     (to / ".davis-2017" / "tmp9").touch()  # of a call that was killed
@@ -111,9 +110,7 @@ def test_the_command_tries_again_and_leaves_a_checked_data_set_and_nothing_else(
 @pytest.mark.parametrize(("status", "sha256", "words"), [
     (404, None, "404"), (503, None, "503"), (200, "0" * 64, "0" * 64)])
 def test_what_the_server_refuses_or_gets_wrong_is_named_and_nothing_stays(
-    archive: Archive, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int,
-    sha256: str | None, words: str
-) -> None:
+        archive, server, tmp_path, monkeypatch, status, sha256, words):
     server.status = status
     monkeypatch.setitem(ARCHIVES, "davis2017", dataclasses.replace(archive, sha256=sha256))
     with pytest.raises(InputError, match=f"{server.url}.*{words}.*data.zip"):
@@ -122,8 +119,7 @@ def test_what_the_server_refuses_or_gets_wrong_is_named_and_nothing_stays(
 
 
 def test_another_structure_than_expected_gets_no_name_that_looks_right(
-    archive: Archive, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+        archive, server, tmp_path, monkeypatch):
     """The archive is kept, and the next call does not ask for it again."""
     for counts in ((3, 12, 2), (2, 13, 2), (2, 12, 9)):
         monkeypatch.setitem(ARCHIVES, "davis2017", dataclasses.replace(archive, counts={"val": counts}))
@@ -137,9 +133,7 @@ def test_another_structure_than_expected_gets_no_name_that_looks_right(
         download("davis2017", tmp_path / "to")
 
 
-def test_an_archive_without_a_checksum_is_checked_by_its_structure(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_without_a_checksum_is_checked_by_its_structure(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHIVES, "davis2017", dataclasses.replace(archive, sha256=None))
     folder = download("davis2017", tmp_path / "to")
     frame, mask = (folder / kind / "480p/translation/00005" for kind in ("JPEGImages", "Annotations"))
@@ -155,7 +149,7 @@ def test_an_archive_without_a_checksum_is_checked_by_its_structure(
         check(folder, archive)
 
 
-def test_nothing_is_fetched_without_being_asked_where_to(server: Server) -> None:
+def test_nothing_is_fetched_without_being_asked_where_to(server):
     with pytest.raises(SystemExit):
         main(["download", "davis2017"])
     with pytest.raises(InputError, match="davis2017, davis2016"):
@@ -163,7 +157,7 @@ def test_nothing_is_fetched_without_being_asked_where_to(server: Server) -> None
     assert all(archive.url.startswith("https://") and archive.licence for archive in ARCHIVES.values())
 
 
-def test_the_expected_counts_are_those_of_davis_2016(shared_data: Path) -> None:
+def test_the_expected_counts_are_those_of_davis_2016(shared_data):
     check(shared_data / "DAVIS", ARCHIVES["davis2016"])
     with pytest.raises(InputError, match="20 sequences, 1376 frames, 20 objects"):
         other = dataclasses.replace(ARCHIVES["davis2016"], counts={"val": (30, 1_999, 61)})

@@ -27,7 +27,7 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize(("norm", "stride", "size", "cells"), [
     ("batch", 8, (256, 256), (32, 32)), ("layer", 8, (480, 854), (60, 107)), ("batch", 8, (64, 8), (8, 1)),
     ("batch", 4, (64, 90), (16, 23))])
-def test_shapes(norm: str, stride: int, size: tuple[int, int], cells: tuple[int, int]) -> None:
+def test_shapes(norm, stride, size, cells):
     with torch.device("meta"):
         encoder = Encoder(norm=norm, stride=stride)
         features = encoder(torch.empty(2, 3, *size))
@@ -39,7 +39,7 @@ def test_shapes(norm: str, stride: int, size: tuple[int, int], cells: tuple[int,
 
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [8, 4])
-def test_is_a_resnet_with_strides_taken_out(images: torch.Tensor, stride: int) -> None:
+def test_is_a_resnet_with_strides_taken_out(images, stride):
     """res3 and res4 are torchvision's layers with stride 1; the head reads res4 before it is normalised."""
     encoder, net = Encoder(stride=stride).eval(), torchvision.models.resnet18()
     for block in (net.layer3[0], net.layer4[0], net.layer2[0])[:2 if stride == 8 else 3]:
@@ -64,7 +64,7 @@ def test_is_a_resnet_with_strides_taken_out(images: torch.Tensor, stride: int) -
 
 @torch.no_grad()
 @pytest.mark.parametrize("colour", COLOURS)
-def test_what_the_network_sees(encoder: Encoder, colour: str) -> None:
+def test_what_the_network_sees(encoder, colour):
     """Lab and grey are made from the same normalised RGB; factors then scale or drop channels."""
     frames = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
     rgb, images = frames / 255, prepare_frames(frames)
@@ -80,7 +80,7 @@ def test_what_the_network_sees(encoder: Encoder, colour: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("bf16", [False, True])
-def test_norms_are_one_in_float32(encoder: Encoder, images: torch.Tensor, bf16: bool) -> None:
+def test_norms_are_one_in_float32(encoder, images, bf16):
     """A norm taken in bf16 would be off by half a per cent, more than the top-k tells apart."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = encoder(images)
@@ -93,8 +93,7 @@ def test_norms_are_one_in_float32(encoder: Encoder, images: torch.Tensor, bf16: 
 @torch.no_grad()
 @pytest.mark.parametrize(("layers", "runs"), [(("res3",), []), (("res4",), ["layer4"]),
                                               (("key", "res3"), ["layer4", "head"])])
-def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tensor, layers: tuple,
-                                           runs: list) -> None:
+def test_stops_at_the_last_layer_asked_for(encoder, images, layers, runs):
     ran = []
     hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name))
              for name, module in (("layer4", encoder.backbone.layer4), ("head", encoder.head))]
@@ -110,7 +109,7 @@ def test_stops_at_the_last_layer_asked_for(encoder: Encoder, images: torch.Tenso
             assert getattr(features, layer) is None
 
 
-def test_prepare_frames_is_imagenet_s_normalisation() -> None:
+def test_prepare_frames_is_imagenet_s_normalisation():
     frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
     expected = [(value / 255 - mean) / std for value, mean, std in
                 ((0, 0.485, 0.229), (128, 0.456, 0.224), (255, 0.406, 0.225))]
@@ -124,6 +123,6 @@ def test_prepare_frames_is_imagenet_s_normalisation() -> None:
     ({}, (), "res3.*res4.*key"),
     ({"norm": "instance"}, LAYERS, "batch.*layer"), ({"stride": 16}, LAYERS, "4, 8"),
     ({"colour": "hsv"}, LAYERS, "rgb.*lab.*grey")])
-def test_unknown_layers_and_options(images: torch.Tensor, options: dict, layers: tuple, allowed: str) -> None:
+def test_unknown_layers_and_options(images, options, layers, allowed):
     with pytest.raises(InputError, match=allowed):
         Encoder(**options)(images, layers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -45,9 +44,7 @@ def mask() -> np.ndarray:
     ("resnet18@layer1", 4, (16, 21)), ("resnet18@layer2", 8, (8, 11)), ("convnext_atto@stages.1", 8, (7, 10)),
     ("vit_small_patch14_dinov2@blocks.0", 14, (4, 6)), ("vit_tiny_patch16_224", 16, (4, 5)),
     ("swin_tiny_patch4_window7_224@layers.1", 8, (8, 12))])
-def test_every_stride_gives_unit_features_that_carry_masks(
-    frames: list, mask: np.ndarray, name: str, stride: int, cells: tuple[int, int]
-) -> None:
+def test_every_stride_gives_unit_features_that_carry_masks(frames, mask, name, stride, cells):
     encoder = load_encoder(f"timm:{name}=random")
     found = list(encode(encoder, frames, EXACT))
     assert encoder.stride == stride and not encoder.training
@@ -59,7 +56,7 @@ def test_every_stride_gives_unit_features_that_carry_masks(
 
 
 @pytest.mark.parametrize("layer", [11, 4])
-def test_a_transformer_gives_its_patch_tokens_after_the_norm(layer: int) -> None:
+def test_a_transformer_gives_its_patch_tokens_after_the_norm(layer):
     """At its own size they are what timm computes; the class token is left out."""
     suffix = "" if layer == 11 else f"@blocks.{layer}"
     encoder = load_encoder(f"timm:vit_tiny_patch16_224{suffix}=random", seed=5)
@@ -76,14 +73,14 @@ def test_a_transformer_gives_its_patch_tokens_after_the_norm(layer: int) -> None
     torch.testing.assert_close(next(encode(encoder, [frame], EXACT))[None], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_random_weights_follow_the_seed() -> None:
+def test_random_weights_follow_the_seed():
     before = torch.get_rng_state()
     a, b, c = (load_encoder("timm:resnet10t=random", seed=seed).network.conv1[0].weight for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "model", "teacher"])
-def test_weights_of_ones_own(tmp_path: Path, frames: list, kind: str) -> None:
+def test_weights_of_ones_own(tmp_path, frames, kind):
     """They may be those of a training that gave other names, and of a network with a head."""
     name = "vit_tiny_patch16_224"
     network = timm.create_model(name, num_classes=7)
@@ -104,14 +101,12 @@ def test_weights_of_ones_own(tmp_path: Path, frames: list, kind: str) -> None:
     ("timm:vit_tiny_patch16_2240", "vit_tiny_patch16_224"), ("timm:", "timm"),
     ("timm:resnet10t@layer9=random", "layer4"), ("timm:resnet10t.none", "resnet10t.c3_in1k"),
     ("timm:resnet10t=absent.pth", "absent.pth")])
-def test_a_wrong_name_is_answered_with_the_right_ones(name: str, words: str) -> None:
+def test_a_wrong_name_is_answered_with_the_right_ones(name, words):
     with pytest.raises(InputError, match=words):
         load_encoder(name)
 
 
-def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how_without_a_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how_without_a_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
@@ -123,12 +118,12 @@ def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how_without_a_
 
 @pytest.mark.parametrize(("name", "size"), [
     ("convit_tiny", "80x64"), ("levit_128", "83x61"), ("mixer_s16_224", "83x61")])
-def test_a_network_of_one_size_says_so_and_which_take_any(frames: list, name: str, size: str) -> None:
+def test_a_network_of_one_size_says_so_and_which_take_any(frames, name, size):
     with pytest.raises(InputError, match=f"{name}.*{size}.*ResNet"):
         next(encode(load_encoder(f"timm:{name}=random"), frames))
 
 
-def test_any_function_is_an_encoder(frames: list, mask: np.ndarray) -> None:
+def test_any_function_is_an_encoder(frames, mask):
     """Without attributes it gets ImageNet's normalisation on the CPU, and what it returns is normalised."""
     seen = []
 
@@ -145,7 +140,7 @@ def test_any_function_is_an_encoder(frames: list, mask: np.ndarray) -> None:
     assert ((masks[2] > 0) & truth).sum() / ((masks[2] > 0) | truth).sum() > 0.7
 
 
-def test_a_video_is_encoded_in_smaller_batches_if_memory_is_short(frames: list) -> None:
+def test_a_video_is_encoded_in_smaller_batches_if_memory_is_short(frames):
     sizes = []
 
     def short(images: torch.Tensor) -> torch.Tensor:
@@ -161,7 +156,7 @@ def test_a_video_is_encoded_in_smaller_batches_if_memory_is_short(frames: list) 
     assert max(sizes[2:]) == 2
 
 
-def test_the_segment_command_takes_the_same_names(frames: list, mask: np.ndarray, tmp_path: Path) -> None:
+def test_the_segment_command_takes_the_same_names(frames, mask, tmp_path):
     (tmp_path / "clip").mkdir()
     for t, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "clip" / f"{t}.png")

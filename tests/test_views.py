@@ -34,7 +34,7 @@ def coordinates(height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_theta_maps_view_2_to_the_main_view(crop: tuple) -> None:
+def test_theta_maps_view_2_to_the_main_view(crop):
     """The other way round, or a shift that is not flipped, misses these positions by many pixels."""
     flip, top, left, side = crop
     theta = similarity(crop).theta()[0].double()
@@ -48,7 +48,7 @@ def test_theta_maps_view_2_to_the_main_view(crop: tuple) -> None:
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_view_2_is_flipped_and_then_cropped(crop: tuple) -> None:
+def test_view_2_is_flipped_and_then_cropped(crop):
     flip, top, left, side = crop
     view = similarity(crop).frames(coordinates(SIZE, SIZE))[0, 0]
     at = torch.arange(SIZE, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_view_2_is_flipped_and_then_cropped(crop: tuple) -> None:
     torch.testing.assert_close(view[1, inside, 5], y[inside])
 
 
-def test_frames_of_a_clip_share_a_transform() -> None:
+def test_frames_of_a_clip_share_a_transform():
     frames = torch.rand(3, 1, 3, SIZE, SIZE).expand(-1, 4, -1, -1, -1)
     views = similarity(*CROPS[3:6]).frames(frames)
     assert views.shape == frames.shape
@@ -69,7 +69,7 @@ def test_frames_of_a_clip_share_a_transform() -> None:
 
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("corrected", [False, True])
-def test_alignment_in_pixels(crop: tuple, corrected: bool) -> None:
+def test_alignment_in_pixels(crop, corrected):
     """Published: cell i at pixel 8i + 3.5; corrected: at pixel 8i, where a convolution of stride 8 looks."""
     flip, top, left, side = crop
     cells, centre = SIZE // 8, 0 if corrected else 3.5
@@ -84,7 +84,7 @@ def test_alignment_in_pixels(crop: tuple, corrected: bool) -> None:
         assert torch.equal(ours[clear], cell.round().clamp(0, cells - 1)[clear])
 
 
-def test_warp_of_a_map_that_is_not_square() -> None:
+def test_warp_of_a_map_that_is_not_square():
     """A shift to the right by half the width moves columns, not rows."""
     theta = torch.tensor([[[1.0, 0, 0.5], [0, 1, 0]]])
     warped = warp(coordinates(6, 16), theta)[0, 0]
@@ -97,7 +97,7 @@ def test_warp_of_a_map_that_is_not_square() -> None:
 
 
 @pytest.mark.parametrize("corrected", [None, 8])
-def test_warp_treats_frames_alike_and_clips_apart(corrected: int | None) -> None:
+def test_warp_treats_frames_alike_and_clips_apart(corrected):
     maps = torch.randn(3, 4, 5, 16, 16)
     theta = similarity(*CROPS[3:6]).theta()
     together = warp(maps, theta, corrected_stride=corrected)
@@ -107,7 +107,7 @@ def test_warp_treats_frames_alike_and_clips_apart(corrected: int | None) -> None
             assert torch.equal(together[b, t], alone[0, 0])
 
 
-def test_samples_lie_in_the_frame_and_fill_it() -> None:
+def test_samples_lie_in_the_frame_and_fill_it():
     drawn = sample_similarity(2000, SIZE, torch.Generator().manual_seed(0))
     assert drawn.side.min() == SIZE // 2 and SIZE - 2 <= drawn.side.max() <= SIZE
     assert abs(drawn.flip.double().mean() - 0.5) < 0.05
@@ -120,7 +120,7 @@ def test_samples_lie_in_the_frame_and_fill_it() -> None:
     assert torch.equal(drawn.theta(), again.theta())
 
 
-def test_scale_bounds_the_crop() -> None:
+def test_scale_bounds_the_crop():
     drawn = sample_similarity(500, SIZE, torch.Generator().manual_seed(0), scale=(0.25, 0.5))
     assert drawn.side.min() >= SIZE // 4 and drawn.side.max() <= SIZE // 2
     assert set(sample_similarity(9, SIZE, torch.Generator(), scale=(1, 1)).side.tolist()) == {SIZE}
@@ -128,6 +128,6 @@ def test_scale_bounds_the_crop() -> None:
 
 
 @pytest.mark.parametrize("scale", [(0, 1), (0.5, 1.1), (0.9, 0.5), (float("nan"), 1)])
-def test_scale_out_of_range(scale: tuple[float, float]) -> None:
+def test_scale_out_of_range(scale):
     with pytest.raises(InputError, match="scale must satisfy"):
         sample_similarity(1, SIZE, torch.Generator(), scale=scale)

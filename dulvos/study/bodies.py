@@ -22,7 +22,7 @@ from dulvos.videos import Video, open_video, resize
 
 __all__ = ["JOINT_SETTINGS", "JointVideo", "carry_joints", "load_jhmdb", "load_vip", "mean_iou", "pck"]
 
-JOINT_SETTINGS = SegmentSettings(context=7, radius=5.0)  # of the random walk's evaluation on JHMDB
+JOINT_SETTINGS = SegmentSettings(context=7, radius=5.0)  # as the random walk (CRW) evaluates JHMDB
 SIGMA = 0.5  # cells, of the bump that marks a joint
 STRONGEST = 3  # a joint lies at the weighted mean of this many cells
 

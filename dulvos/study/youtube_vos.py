@@ -54,7 +54,7 @@ def open_split(data: str, split: str) -> Dataset:
 
 
 class LocalSplit(NamedTuple):
-    """A division of the training set: the unseen categories, and the videos to train on and to validate on."""
+    """A division of the training set: the unseen categories, videos to train on and videos to validate on."""
 
     unseen: tuple[str, ...]
     train: tuple[str, ...]
