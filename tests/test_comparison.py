@@ -1,8 +1,6 @@
-"""The comparison: one line of the CSV file is a method; its table is made from rows, and says what was not run."""
+"""The comparison: a line of the CSV file is a method; its table is made from rows."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 
@@ -10,9 +8,11 @@ from dulvos.objectives import OBJECTIVES, TrainSettings
 from dulvos.study.comparison import DAVIS, Setting, comparison_steps, comparison_table, curves, methods
 from dulvos.study.paper import TABLE1
 from dulvos.study.rows import NOT_RUN, Study
-from dulvos.study.steps import check_parameters, run_steps
+from dulvos.study.steps import run_steps
+from tests.conftest import SCORES
 
-TINY = {"iterations": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2, "gap": 1, "precision": "fp32"}
+TINY = {"iterations": 2, "batch": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,
+        "gap": 1, "precision": "fp32"}
 
 
 def test_every_objective_is_compared_on_as_many_frames():
@@ -20,20 +20,11 @@ def test_every_objective_is_compared_on_as_many_frames():
     assert {method.objective for method in listed} == set(OBJECTIVES)
     assert len({method.key for method in listed}) == len(listed)
     for method in listed:
-        settings = TrainSettings.from_dict({**DAVIS.training, **method.settings, "objective": method.objective})
+        given = {**DAVIS.training, **method.settings, "objective": method.objective}
+        settings = TrainSettings.from_dict(given)
         assert settings.batch * settings.frames == 40
-        assert method.paper is None or any(f"{line.method}, {line.data}" == method.paper for line in TABLE1.itertuples())
-
-
-def test_steps_fit_their_notebooks_and_needs_come_first(monkeypatch, tmp_path):
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
-    steps = comparison_steps()
-    names = [step.full_name for step in steps]
-    assert len(set(names)) == len(names)
-    for place, step in enumerate(steps):
-        check_parameters(step.source, step.parameters)
-        assert set(step.needs) <= set(names[:place])
+    lines = {f"{line.method}, {line.data}" for line in TABLE1.itertuples()}
+    assert {method.paper for method in listed} <= {None, *lines}
 
 
 def test_without_rows_everything_says_not_run(study):
@@ -41,12 +32,25 @@ def test_without_rows_everything_says_not_run(study):
     assert set(table["state"]) == {NOT_RUN} and len(table) == len(methods()) + 2 and curves(study).empty
 
 
+def test_curves_show_the_first_seeds_snapshots_and_end(study, write_row):
+    """Of the layers, only res4; of the other seeds, nothing."""
+    for name, score, iteration in (
+            ("crw-0-res4", 0.5, 400), ("crw-0-at-100", 0.4, 100), ("crw-0-res3", 0.9, 400),
+            ("crw-1-res4", 0.9, 400), ("crw-dense-nodes-0-at-100", 0.3, 100)):
+        write_row("evaluate", name, f"e-{name}", scores={"J&F-Mean": score}, training_iteration=iteration,
+                  training_cpu_seconds=36.0 * iteration)
+    found = curves(study)[["method", "iteration", "CPU hours", "J&F"]].to_numpy().tolist()
+    assert found == [["CRW objective", 100, 1.0, 40.0], ["CRW objective", 400, 4.0, 50.0],
+                     ["CRW objective on dense nodes", 100, 1.0, 30.0]]
+
+
 def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row):
     for seed, key in ((0, "a"), (1, "b")):
         write_row("train", f"crw-{seed}", f"t{key}", cpu_seconds=3600.0, settings={"batch": 10, "frames": 4})
         for layer, score in (("res3", 0.5), ("res4", 0.4)):
-            scores = dict.fromkeys(("J-Mean", "J-Recall", "F-Mean", "F-Recall"), 0.3) | {"J&F-Mean": score + seed / 50}
-            write_row("evaluate", f"crw-{seed}-{layer}", f"e{key}{layer}", scores=scores, trained_key=f"t{key}")
+            scores = {**SCORES, "J&F-Mean": score + seed / 50}
+            write_row("evaluate", f"crw-{seed}-{layer}", f"e{key}{layer}", scores=scores,
+                      trained_key=f"t{key}")
     line = comparison_table(study).set_index("method").loc["CRW objective"]
     assert (line["layer"], line["J&F_m"], line["J&F_m at res4"], line["seeds"]) == ("res3", 51.0, 41.0, 2)
     assert line["±"] == 1.4 and line["CPU hours"] == 1.0 and line["paper's J&F_m (other data)"] == 67.6
@@ -57,7 +61,5 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
 def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
     setting = Setting("small", str(tiny), TINY, {"context": 2}, seeds=1)
-    steps = [dataclasses.replace(step, parameters={**step.parameters, "batch": 2} if step.row == "train" else step.parameters)
-             for step in comparison_steps(setting)]
-    assert run_steps(steps, threads=1) == 0
+    assert run_steps(comparison_steps(setting), threads=1) == 0
     assert set(comparison_table(Study("small", tmp_path))["state"]) == {"run"}

@@ -51,26 +51,22 @@ def test_table1_is_filled_by_whole_runs_of_the_papers_protocol(write_row, table1
     assert table.loc[("MAST", "OxUvA"), "state"] == NOT_RUN
 
 
-@pytest.mark.parametrize("slip", [
-    {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"split": "train"}, {"sequences": 20}, {"objects": 60},
-    {"settings": {"shorter_side": 240}}, {"settings": {"layer": "key"}}, {"settings": {"context": 5}}],
-    ids=str)
-def test_table1_takes_no_other_evaluation(write_row, table1, slip):
-    write_row("evaluate", "random", "e1", **slip)
-    write_row("train", "trained", "t1")
-    write_row("evaluate", "trained", "e2", trained_key="t1", **slip)
-    table = table1()
-    assert not filled(table) and set(table["state"]) == {NOT_RUN}
-
-
-@pytest.mark.parametrize("slip", [
-    {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"data": "DAVIS-2017"}, {"key": "t2"}, {"videos": None},
-    *({"settings": {name: value}} for name, value in {
+@pytest.mark.parametrize(("what", "slip"), [
+    *(("evaluate", slip) for slip in (
+        {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"split": "train"}, {"sequences": 20}, {"objects": 60},
+        {"settings": {"shorter_side": 240}}, {"settings": {"layer": "key"}}, {"settings": {"context": 5}})),
+    *(("train", slip) for slip in (
+        {"data": "cutouts"}, {"data": "DAVIS-2016"}, {"data": "DAVIS-2017"}, {"key": "t2"},
+        {"videos": None})),
+    *(("train", {"settings": {name: value}}) for name, value in {
         "lam": 0.0, "batch": 8, "crop": 128, "grid": 4, "iterations": 2, "lr": 1.0, "lr_every": 30_000,
         "gap": 30, "optimiser": "sgd", "centre": True, "scale_max": 256}.items())], ids=str)
-def test_table1_takes_no_other_training(write_row, table1, slip):
-    write_row("train", "trained", **{"key": "t1", **slip})
-    write_row("evaluate", "trained", "e1", trained_key="t1")
+def test_table1_takes_no_other_run(write_row, table1, what, slip):
+    evaluation, trained = (slip, {}) if what == "evaluate" else ({}, slip)
+    if what == "evaluate":
+        write_row("evaluate", "random", "e1", **slip)
+    write_row("train", "trained", **{"key": "t1", **trained})
+    write_row("evaluate", "trained", "e2", trained_key="t1", **evaluation)
     assert not filled(table1())
 
 
@@ -83,10 +79,9 @@ def test_a_training_may_choose_what_changes_no_number(write_row, table1):
 
 def test_table1_takes_no_weights_of_unknown_training_and_no_release_at_another_layer(write_row, table1):
     write_row("train", "trained", "t1")
-    write_row("evaluate", "trained", "e1", features="davis2016")
-    write_row("evaluate", "random", "e2", features="weights.safetensors")
-    write_row("evaluate", "crw", "e3")
-    write_row("evaluate", "araslanov-oxuva", "e4", settings={"layer": "res3"})
+    for features, layer in {"davis2016": "res4", "weights.safetensors": "res4", "crw": "res4",
+                            "araslanov-oxuva": "res3"}.items():
+        write_row("evaluate", "trained", f"e-{features}", features=features, settings={"layer": layer})
     assert not filled(table1())
 
 

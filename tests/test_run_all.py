@@ -1,4 +1,4 @@
-"""run_all.sh with stand-ins for Python: which environment it takes, what it installs, what it runs and where."""
+"""run_all.sh with stand-ins for Python: which one it takes, what it installs, what it runs and where."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from dulvos.study.rows import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 FOR_TESTS = [Requirement(line) for line in PROJECT["optional-dependencies"]["test"]]
-CONSTRAINTS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line)
+PINS = (ROOT / "constraints.txt").read_text().splitlines()
+CONSTRAINTS = dict(line.split("==") for line in PINS if "==" in line)
 
-# A Python whose packages are those in $SITE; its pip, pytest and dulvos only note that they were called, and where.
+# A Python whose packages are those in $SITE; its pip, pytest and dulvos only note how they were called
 STAND_IN = f"""#!/bin/sh
 case "$*" in
   "-m venv --clear "*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; cp "$0" "$4/bin/pip" ;;
   "install "*) echo "pip $*" >>"$LOG"; exit "${{PIP_STATUS:-0}}" ;;
-  "-m dulvos"* | "-m pytest"*) echo "$(basename "$(dirname "$0")") $* in $PWD" >>"$LOG"; exit "${{RUN_STATUS:-0}}" ;;
+  "-m dulvos"* | "-m pytest"*)
+    echo "$(basename "$(dirname "$0")") $* in $PWD" >>"$LOG"; exit "${{RUN_STATUS:-0}}" ;;
   *urlopen*) exit "${{INDEX_STATUS:-1}}" ;;
   *) PYTHONPATH="$SITE" exec {sys.executable} -S "$@" ;;
 esac
@@ -35,15 +37,15 @@ esac
 
 
 class Checkout:
-    """A copy of what run_all.sh needs, with a stand-in as the only Python on the PATH; `here` is where the caller stands."""
+    """A copy of what run_all.sh needs, with a stand-in as the only Python; the caller stands in `here`."""
 
     def __init__(self, folder: Path) -> None:
-        self.root, self.site, self.log, self.here = (folder / name for name in ("a checkout", "site", "log", "here"))
-        for made in (self.root, self.site, self.here, folder / "bin"):
+        self.root, self.site, self.here = (folder / name for name in ("a checkout", "site", "here"))
+        self.log, self.python = folder / "log", folder / "bin" / "python3"
+        for made in (self.root, self.site, self.here, self.python.parent):
             made.mkdir()
         for name in ("run_all.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.root)
-        self.python = folder / "bin" / "python3"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
         for tool in ("bash", "sh", "cat", "cp", "mkdir", "dirname", "basename", "uname"):
@@ -63,18 +65,13 @@ class Checkout:
         """Take a package from the stand-in."""
         shutil.rmtree(self.site / f"{name.replace('-', '_')}.dist-info")
 
-    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run the script from another folder."""
-        environment = {"PATH": str(self.python.parent), "SITE": str(self.site), "LOG": str(self.log), **variables}
-        return subprocess.run(["bash", str(self.root / "run_all.sh"), *words], cwd=self.here, env=environment, text=True,
-                              capture_output=True, timeout=60)
-
-    @property
-    def calls(self) -> list[str]:
-        """What was called since the last look."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        self.log.unlink(missing_ok=True)
-        return lines
+    def run(self, *words: str, **variables: str) -> tuple[int, list[str], str]:
+        """Run the script from another folder: exit status, what it called, what it said."""
+        environment = {"PATH": str(self.python.parent), "SITE": str(self.site), "LOG": str(self.log)}
+        self.log.write_text("")
+        done = subprocess.run(["bash", str(self.root / "run_all.sh"), *words], cwd=self.here, text=True,
+                              env=environment | variables, capture_output=True, timeout=60)
+        return done.returncode, self.log.read_text().splitlines(), done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -83,67 +80,70 @@ def checkout(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "call"), [
-    ((), "-m dulvos demo --grid"), (("demo",), "-m dulvos demo"), (("davis", "--davis", "a b"), "-m dulvos davis --davis a b"),
-    (("paper", "--help"), "-m dulvos paper --help"), (("segment", "v.mp4", "m.png", "out"), "-m dulvos segment v.mp4 m.png out")])
+    ((), "demo --grid"), (("demo",), "demo"), (("davis", "--davis", "a b"), "davis --davis a b"),
+    (("paper", "--help"), "paper --help"), (("segment", "v.mp4", "m.png", "out"), "segment v.mp4 m.png out")])
 def test_a_complete_python_is_used_where_the_caller_stands(checkout, words, call):
-    done = checkout.run(*words)
-    assert done.returncode == 0, done.stderr
-    assert checkout.calls == [f"bin {call} in {checkout.here}"] and not (checkout.root / ".venv").exists()
+    status, calls, said = checkout.run(*words)
+    assert status == 0, said
+    assert calls == [f"bin -m dulvos {call} in {checkout.here}"] and not (checkout.root / ".venv").exists()
 
 
 def test_tests_run_in_the_checkout_and_need_their_own_packages(checkout):
-    assert checkout.run("test", "-k", "losses").returncode == 0
-    assert checkout.calls[-1].endswith(f"-m pytest -q -k losses in {checkout.root}") and (checkout.root / ".venv").is_dir()
+    status, calls, _ = checkout.run("test", "-k", "losses")
+    assert status == 0 and (checkout.root / ".venv").is_dir()
+    assert calls[-1].endswith(f"-m pytest -q -k losses in {checkout.root}")
     for needed in FOR_TESTS:
         checkout.put(needed.name)
-    assert checkout.run("test").returncode == 0 and checkout.calls == [f"bin -m pytest -q in {checkout.root}"]
+    assert checkout.run("test")[:2] == (0, [f"bin -m pytest -q in {checkout.root}"])
 
 
-@pytest.mark.parametrize("change", ["missing", "old"])
-def test_a_python_that_lacks_something_gets_an_environment_once(checkout, change):
+@pytest.mark.parametrize("version", ["", "1.0"])
+def test_a_python_that_lacks_something_gets_an_environment_once(checkout, version):
     checkout.drop("papermill")
-    if change == "old":
-        checkout.put("papermill", "1.0")
-    assert checkout.run("demo").returncode == 0
-    installs = [call for call in checkout.calls if call.startswith("pip")]
-    assert "-c" in installs[0] and "torch torchvision" in installs[0] and installs[1].endswith(f"-e {checkout.root}[test]")
+    if version:
+        checkout.put("papermill", version)
+    status, (first, second, _), _ = checkout.run("demo")
+    assert status == 0 and first.startswith("pip install") and "-c" in first and "torch torchvision" in first
+    assert second.endswith(f"-e {checkout.root}[test]")
     checkout.put("papermill", CONSTRAINTS["papermill"])
-    assert checkout.run("demo").returncode == 0 and not any(call.startswith("pip") for call in checkout.calls)
+    status, calls, _ = checkout.run("demo")
+    assert status == 0 and not any(call.startswith("pip") for call in calls)
 
 
 @pytest.mark.parametrize("status", ["0", "1"])
 def test_the_small_build_of_pytorch_is_taken_if_its_index_can_be_reached(checkout, status):
     checkout.drop("torch")
-    checkout.run("demo", INDEX_STATUS=status)
+    _, calls, _ = checkout.run("demo", INDEX_STATUS=status)
     nvidia = Path("/proc/driver/nvidia").exists()
-    assert ("whl/cpu" in checkout.calls[0]) == (status == "0" and not nvidia)
+    assert ("whl/cpu" in calls[0]) == (status == "0" and not nvidia)
 
 
 def test_failures_are_the_scripts_own(checkout):
-    assert checkout.run("demo", RUN_STATUS="3").returncode == 3
+    assert checkout.run("demo", RUN_STATUS="3")[0] == 3
     checkout.drop("torch")
-    assert checkout.calls
-    assert checkout.run("demo", PIP_STATUS="1").returncode == 1 and not any("dulvos" in call for call in checkout.calls[1:])
-    done = checkout.run("demo", DULVOS_PYTHON="absent")
-    assert done.returncode == 1 and "DULVOS_PYTHON" in done.stderr
+    status, calls, _ = checkout.run("demo", PIP_STATUS="1")
+    assert status == 1 and not any("-m dulvos" in call for call in calls)
+    status, _, said = checkout.run("demo", DULVOS_PYTHON="absent")
+    assert status == 1 and "DULVOS_PYTHON" in said
 
 
-def test_help_needs_no_environment(checkout):
-    for word in ("-h", "--help", "help"):
-        done = checkout.run(word, PATH=os.pathsep.join([str(checkout.python.parent), "/bin", "/usr/bin"]))
-        assert done.returncode == 0 and "usage: bash run_all.sh" in done.stdout
-    assert not checkout.calls
+@pytest.mark.parametrize("word", ["-h", "--help", "help"])
+def test_help_needs_no_environment(checkout, word):
+    path = os.pathsep.join([str(checkout.python.parent), "/bin", "/usr/bin"])
+    status, calls, said = checkout.run(word, PATH=path)
+    assert status == 0 and "usage: bash run_all.sh" in said and not calls
 
 
 def test_constraints_name_a_version_in_range_for_all_that_is_needed():
     pinned = {canonicalize_name(name): version for name, version in CONSTRAINTS.items()}
     for needed in NEEDED + FOR_TESTS:
         assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), needed.name
-    assert not any(name.startswith(("nvidia", "cuda", "triton")) for name in pinned)  # they come with a build of torch
+    # these come with a build of torch
+    assert not any(name.startswith(("nvidia", "cuda", "triton")) for name in pinned)
 
 
 def test_the_scripts_and_the_conda_file_hold_together():
+    assert os.access(ROOT / "run_all.sh", os.X_OK)
     for script in (ROOT / "run_all.sh", ROOT / ".ci" / "run"):
-        assert os.access(script, os.X_OK) or script.name == "run"
         assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     assert "-e .[test]" in (ROOT / "environment.yml").read_text()

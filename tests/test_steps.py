@@ -1,4 +1,4 @@
-"""Steps: each notebook once, in the order of its needs, over Dask; what fails is told and leaves nothing half done."""
+"""Steps: each notebook once, in the order of its needs, over Dask; a failure leaves nothing half done."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.steps import STALE, Step, check_parameters, execute, find_state, list_states, run_steps
 
-TINY = {"iterations": 2, "batch": 2, "frames": 2, "gap": 1, "crop": 64, "scale_min": 64, "scale_max": 72, "grid": 4,
-        "cross_grid": 2, "precision": "fp32"}
+TINY = {"iterations": 2, "batch": 2, "frames": 2, "gap": 1, "crop": 64, "scale_min": 64, "scale_max": 72,
+        "grid": 4, "cross_grid": 2, "precision": "fp32"}
 LOG = "open('{}', 'a').write(word + '\\n')"
 
 
@@ -53,10 +53,12 @@ def wait(until: Callable[[], bool]) -> None:
 
 def test_steps_run_once_in_the_order_of_their_needs(made, tmp_path):
     log = tmp_path / "log"
-    study = made(write=LOG.format(log), fail="raise ValueError('no ' + word)", die="import os; os.kill(os.getpid(), 9)")
-    steps = [Step(study, "write", "a", {"word": "a"}), Step(study, "write", "b", {"word": "b"}, needs=("write-a",)),
-             Step(study, "fail", "", {"word": "luck"}), Step(study, "write", "c", {"word": "c"}, needs=("fail",)),
-             Step(study, "die")]
+    study = made(write=LOG.format(log), fail="raise ValueError('no ' + word)",
+                 die="import os; os.kill(os.getpid(), 9)")
+    steps = [Step(study, "write", "a", {"word": "a"}),
+             Step(study, "write", "b", {"word": "b"}, needs=("write-a",)),
+             Step(study, "fail", "", {"word": "luck"}),
+             Step(study, "write", "c", {"word": "c"}, needs=("fail",)), Step(study, "die")]
     assert run_steps(steps) == 1
     assert log.read_text().split() == ["a", "b"]
     assert words(steps) == ["done", "done", "failed", "missing", "failed"]
@@ -102,14 +104,14 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_running_scheduler_may_carry_the_steps(made, tmp_path, threads):
     step = Step(made(write=LOG.format(tmp_path / "log")), "write")
-    with LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None) as it:
         with pytest.raises(InputError, match="workers"):
-            run_steps([step], workers=1, scheduler=cluster.scheduler_address)
+            run_steps([step], workers=1, scheduler=it.scheduler_address)
         if threads == 1:
-            assert run_steps([step], scheduler=cluster.scheduler_address) == 0
+            assert run_steps([step], scheduler=it.scheduler_address) == 0
         else:
             with pytest.raises(InputError, match="one thread"):
-                run_steps([step], scheduler=cluster.scheduler_address)
+                run_steps([step], scheduler=it.scheduler_address)
     assert (tmp_path / "log").exists() == (threads == 1)
 
 
@@ -182,7 +184,8 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     assert row["source"] == "notebooks/01_train.ipynb" and row["parameters.crop"] == 64
     assert words([train, evaluate]) == ["done", "done"] and "J&F" in list_states([evaluate])
     for other in (train_step(study, "trained", str(tiny), {**TINY, "lam": 0.5}, 1),
-                  train_step(study, "other", str(tiny), TINY, 1), train_step(study, "trained", "absent", TINY, 1),
+                  train_step(study, "other", str(tiny), TINY, 1),
+                  train_step(study, "trained", "absent", TINY, 1),
                   evaluate_step(study, "trained", str(tiny), "trained", 1, topk=3),
                   evaluate_step(study, "trained", str(tiny), "random", 1)):
         known = other.parameters["data"] != "absent"  # data that are not here cannot be compared
