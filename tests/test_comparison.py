@@ -5,26 +5,26 @@ from __future__ import annotations
 import pytest
 
 from dulvos.objectives import OBJECTIVES, TrainSettings
-from dulvos.study.comparison import DAVIS, Setting, comparison_steps, comparison_table, curves, methods
+from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, curves, methods
 from dulvos.study.paper import TABLE1
 from dulvos.study.rows import NOT_RUN, Study
 from dulvos.study.steps import run_steps
 from tests.conftest import SCORES
 
-TINY = {"iterations": 2, "batch": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,
+TINY = {"iterations": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,
         "gap": 1, "precision": "fp32"}
 
 
 def test_every_objective_is_compared_on_as_many_frames():
     listed = methods()
-    assert {method.objective for method in listed} == set(OBJECTIVES)
-    assert len({method.key for method in listed}) == len(listed)
+    assert {method["objective"] for method in listed} == set(OBJECTIVES)
+    assert len({method["key"] for method in listed}) == len(listed)
     for method in listed:
-        given = {**DAVIS.training, **method.settings, "objective": method.objective}
+        given = {**TRAINING, **method["settings"], "objective": method["objective"]}
         settings = TrainSettings.from_dict(given)
         assert settings.batch * settings.frames == 40
     lines = {f"{line.method}, {line.data}" for line in TABLE1.itertuples()}
-    assert {method.paper for method in listed} <= {None, *lines}
+    assert {method["paper"] for method in listed} <= {None, *lines}
 
 
 def test_without_rows_everything_says_not_run(study):
@@ -60,6 +60,6 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
 @pytest.mark.slow
 def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    setting = Setting("small", str(tiny), TINY, {"context": 2}, seeds=1)
-    assert run_steps(comparison_steps(setting), threads=1) == 0
+    steps = comparison_steps("small", str(tiny), training=TINY, inference={"context": 2}, seeds=1, snapshots=())
+    assert run_steps(steps, threads=1) == 0
     assert set(comparison_table(Study("small", tmp_path))["state"]) == {"run"}

@@ -9,7 +9,7 @@ stands beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -20,84 +20,59 @@ from dulvos.study.plans import count_by_rows, evaluate_step, train_step
 from dulvos.study.rows import NOT_RUN, Study, frame
 from dulvos.study.steps import Step
 
-__all__ = ["DAVIS", "Method", "Setting", "comparison_steps", "comparison_table", "curves", "methods"]
+__all__ = ["TRAINING", "comparison_steps", "comparison_table", "curves", "methods"]
 
 SCORES = {"J_m": "J-Mean", "J_r": "J-Recall", "F_m": "F-Mean", "F_r": "F-Recall", "J&F_m": "J&F-Mean"}
 MAIN = "res4"  # the layer that the paper compares
 
-
-@dataclass(frozen=True)
-class Method:
-    """A line of `comparison.csv`; `key` begins the names of its runs."""
-
-    key: str
-    name: str
-    objective: str
-    settings: dict
-    paper: str | None
-    differs: str | None
+# the budget of the ablation grid's baseline: 400 iterations of 40 frames at 128² crops, val at 240p
+TRAINING = {"iterations": 400, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
+            "lr_every": 300, "snapshot_every": 100}
+INFERENCE = {"shorter_side": 240}
+MINUTES = {"train": 15, "evaluate": 6}  # about, on one core
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all methods share.
+def methods() -> list[dict]:
+    """The lines of `comparison.csv`, each with a `key`, with which the names of its runs begin."""
+    lines = read_csv("comparison.csv").to_dict("records")
+    for line in lines:
+        line["settings"] = pairs(line["settings"])
+        line["key"] = line["objective"] + "-stride4" * (line["settings"].get("stride") == 4)
+    return lines
+
+
+def comparison_steps(name: str = "comparison", data: str = "davis", *, training: dict = TRAINING,
+                     inference: dict = INFERENCE, seeds: int = 2,
+                     snapshots: Sequence[int] = (100, 200)) -> list[Step]:
+    """Each training and evaluation that the table and the curves show, seed by seed, then 07_results.
 
     Arguments:
-        study: the study that holds the rows.
+        name: of the study that holds the rows.
         data: as the notebooks 01_train and 02_evaluate take it.
         training, inference: settings of all trainings and evaluations.
         seeds: trainings of each method.
         snapshots: iterations after which the first seed's encoder is evaluated on the way.
-        minutes: of a training and an evaluation, about, on one core.
     """
-
-    study: str
-    data: str
-    training: dict
-    inference: dict
-    seeds: int = 2
-    snapshots: tuple[int, ...] = ()
-    minutes: tuple[float, float] = (15, 6)
-
-
-# the budget of the ablation grid's baseline: 400 iterations of 40 frames at 128² crops, val at 240p
-DAVIS = Setting("comparison", "davis",
-                {"iterations": 400, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
-                 "lr_every": 300, "snapshot_every": 100}, {"shorter_side": 240}, snapshots=(100, 200))
-
-
-def methods() -> list[Method]:
-    """The lines of `comparison.csv`."""
-    made = []
-    for line in read_csv("comparison.csv").to_dict("records"):
-        settings = pairs(line.pop("settings"))
-        key = line["objective"] + "-stride4" * (settings.get("stride") == 4)
-        made.append(Method(key, settings=settings, **line))
-    return made
-
-
-def comparison_steps(setting: Setting = DAVIS) -> list[Step]:
-    """Each training and evaluation that the table and the curves show, seed by seed, then 07_results."""
-    study, steps = Study(setting.study), []
-    common = {**setting.inference, "data": setting.data, "minutes": setting.minutes[1]}
+    study, steps = Study(name), []
 
     def evaluate(name: str, features: str, needs: tuple[str, ...] = (), **more) -> None:
-        steps.append(evaluate_step(study, name, features=features, needs=needs, **common, **more))
+        minutes = MINUTES["evaluate"]
+        steps.append(evaluate_step(study, name, data, features, minutes, needs, **inference, **more))
 
-    for seed in range(setting.seeds):
+    for seed in range(seeds):
         for method in methods():
-            name = f"{method.key}-{seed}"
-            training = {**setting.training, **method.settings, "objective": method.objective, "seed": seed}
-            steps.append(train_step(study, name, setting.data, training, setting.minutes[0]))
+            run = f"{method['key']}-{seed}"
+            settings = {**training, **method["settings"], "objective": method["objective"], "seed": seed}
+            steps.append(train_step(study, run, data, settings, MINUTES["train"]))
             needs = (steps[-1].full_name,)
             for layer in LAYERS:
-                evaluate(f"{name}-{layer}", f"trained:{name}", needs, layer=layer)
-            for iteration in setting.snapshots if seed == 0 else ():
-                evaluate(f"{name}-at-{iteration}", f"trained:{name}@{iteration}", needs, layer=MAIN)
+                evaluate(f"{run}-{layer}", f"trained:{run}", needs, layer=layer)
+            for iteration in snapshots if seed == 0 else ():
+                evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs, layer=MAIN)
         for layer in LAYERS:
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
     evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
-    return [*count_by_rows(steps), Step(study, "07_results", "", {"data": setting.data}, 0.5, last=True)]
+    return [*count_by_rows(steps), Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 
 def comparison_table(study: Study) -> pd.DataFrame:
@@ -109,13 +84,12 @@ def comparison_table(study: Study) -> pd.DataFrame:
     found, lines = _evaluations(study), []
     trained = study.rows("train")
     papers = {f"{line['method']}, {line['data']}": line["J&F_m"] for line in TABLE1.to_dict("records")}
-    listed = [(method.key, method.name, papers.get(method.paper), method.differs) for method in methods()]
-    listed += [("random", "random features", papers["Random initialisation, None"], None),
-               ("colour", "raw colours", None, None)]
-    for key, name, paper, differs in listed:
-        line = {"method": name, "paper's J&F_m (other data)": paper, "differs from the original": differs,
-                "state": NOT_RUN}
-        own = found[found["method"] == key]
+    others = [{"key": "random", "name": "random features", "paper": "Random initialisation, None"},
+              {"key": "colour", "name": "raw colours"}]
+    for method in [*methods(), *others]:
+        line = {"method": method["name"], "paper's J&F_m (other data)": papers.get(method.get("paper")),
+                "differs from the original": method.get("differs"), "state": NOT_RUN}
+        own = found[found["method"] == method["key"]]
         means = (100 * own.groupby("layer")[list(SCORES)].mean()).round(1).reindex(LAYERS).dropna()
         if len(means):
             best = means["J&F_m"].idxmax()
@@ -145,7 +119,7 @@ def _evaluations(study: Study) -> pd.DataFrame:
 
 def curves(study: Study) -> pd.DataFrame:
     """J&F at res4 against CPU hours: the snapshots and the end of each method's first training."""
-    found, names = _evaluations(study), {method.key: method.name for method in methods()}
+    found, names = _evaluations(study), {method["key"]: method["name"] for method in methods()}
     shown = found["layer"].str.match(f"at-|{MAIN}$") & (found["seed"] == "0")
     found = found[found["method"].isin(names) & shown]
     table = pd.DataFrame({"method": found["method"].map(names), "J&F": 100 * found["J&F_m"],
