@@ -298,8 +298,8 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
     miscounted = False
     for name in names:
         found = runs.open_training(name)
-        frames = sum(map(len, found.videos))
-        print(f"{found.name}: {len(found.videos):,} videos, {frames:,} frames, {found.fingerprint}")
+        print(f"{found.name}: {len(found.videos):,} videos, {sum(map(len, found.videos)):,} frames, "
+              f"fingerprint {found.fingerprint}")
         print("".join(f"  {line}\n" for line in found.notes), end="")
         miscounted |= bool(found.miscounted)
     return int(miscounted)

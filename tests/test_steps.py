@@ -191,8 +191,9 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
         known = other.parameters["data"] != "absent"  # data that are not here cannot be compared
         assert (find_state(other).word == "missing") == known
     written = study.folder / "rows" / f"train-trained-{row['key']}.json"
-    written.write_text(json.dumps({**row, "version": 0}))
-    assert words([train, evaluate]) == [STALE, STALE]
-    written.write_text(json.dumps(row))
+    for change, states in (({"version": 0}, [STALE, STALE]), ({"fingerprint": "other"}, ["missing", "done"]),
+                           ({"key": "other"}, ["done", "missing"]), ({}, ["done", "done"])):
+        written.write_text(json.dumps({**row, **change}))
+        assert words([train, evaluate]) == states
     (study.folder / row["encoder"]).unlink()
     assert words([train, evaluate]) == ["missing", "done"]

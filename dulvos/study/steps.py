@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import nbformat
-import pandas as pd
 import papermill
 import torch
 from dask.system import CPU_COUNT
@@ -233,7 +232,7 @@ def list_states(steps: Sequence[Step]) -> str:
             told = os.path.relpath(step.failure, step.study.results)
         elif row:
             score = row.get("scores.J&F-Mean")
-            told = f"J&F {100 * score:.1f}" if pd.notna(score) else ""
+            told = "" if score is None else f"J&F {100 * score:.1f}"
         lines.append(f"  {step.full_name:34s} {word:22s} {told}".rstrip())
         counts[word] += 1
         left += step.minutes * (word != "done")
