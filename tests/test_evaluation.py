@@ -160,7 +160,8 @@ def test_weights_are_known_by_their_bytes(study, tmp_path):
     assert marks[0] == marks[1] and len(marks[0]) == 12
     marks += [find_features(study, f"timm:resnet10t@layer{layer}={path}")[1]["weights"] for layer in (1, 2)]
     path.write_bytes(b"others")
-    marks += [find_features(study, name)[1]["weights"] for name in (str(path), f"timm:resnet10t@layer1={path}")]
+    for features in (str(path), f"timm:resnet10t@layer1={path}"):
+        marks.append(find_features(study, features)[1]["weights"])
     assert len(set(marks)) == 5 and not any(str(tmp_path) in mark for mark in marks)
 
 

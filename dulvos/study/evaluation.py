@@ -318,8 +318,8 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
         lines.append({"encoder": encoder, "channels": row["channels"],
                       **(scores or {"submission": row["submission"]}), "s / frame": row["seconds_per_frame"]})
     table = pd.DataFrame(lines)
-    best = next((column for column in ("J&F-Mean", "mean") if column in table), "encoder")
-    return table.sort_values(best, ascending=best == "encoder", ignore_index=True, kind="stable")
+    best = [column for column in ("J&F-Mean", "mean") if column in table]  # a submission has no score
+    return table.sort_values(best, ascending=False, ignore_index=True, kind="stable")
 
 
 def _find_selected(study: Study, name: str) -> tuple[str, str, str]:

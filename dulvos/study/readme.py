@@ -43,10 +43,9 @@ def _table(name: str, results: Path) -> str:
     if name == "benchmarks":
         measured = pd.read_csv(results / "benchmarks.csv")
         measured["what"] = measured["benchmark"] + ": " + measured["case"]
-        for way in ("ours", "plain"):
-            measured[way] = [f"{value:.3g} {unit}".replace(f"nan {unit}", "")  # nothing to compare with
-                             for value, unit in zip(measured[way], measured["unit"])]
-        measured["ratio"] = [f"{value:.3g}".replace("nan", "") for value in measured["ratio"]]
+        for way, unit in (("ours", " " + measured["unit"]), ("plain", " " + measured["unit"]), ("ratio", "")):
+            text = measured[way].map("{:.3g}".format) + unit
+            measured[way] = text.where(measured[way].notna(), "")  # nothing to compare with
         measured["command"] = "`" + measured["command"] + "`"
         return to_markdown(measured[["what", "ours", "plain", "ratio", "runs", "command"]]).strip()
     return to_markdown({"table1": paper.table1}[name](all_rows(results))).strip()
