@@ -13,13 +13,12 @@ import json
 import subprocess
 import sys
 import time
-from functools import partial
 
 import torch
 
 from benchmarks.loss import plain as plain_loss
 from benchmarks.measure import peak, report
-from dulvos import devices, encoder, losses, views
+from dulvos import encoder, losses, views
 from dulvos.datasets import load_davis
 from dulvos.objectives import TrainSettings, training_loss
 from dulvos.training import make_clips, parameter_groups
@@ -28,7 +27,7 @@ from dulvos.training import make_clips, parameter_groups
 def iteration(way: str, davis: str) -> dict:
     settings = TrainSettings()
     dataset = make_clips(settings, [s.video for s in load_davis(davis, "train").sequences])
-    net, device = encoder.Encoder().train(), torch.device("cpu")
+    net = encoder.Encoder().train()
     if way != "plain":
         net = net.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(parameter_groups(net, settings), betas=(0.5, 0.999))
@@ -40,8 +39,7 @@ def iteration(way: str, davis: str) -> dict:
         generator = torch.Generator().manual_seed(number)
         optimiser.zero_grad()
         if way != "plain":
-            autocast = partial(devices.autocast, device, "bf16")
-            training_loss(net, frames, settings, generator, autocast).total.backward()
+            training_loss(net, frames, settings, generator).total.backward()
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -26,13 +27,11 @@ def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], li
         InputError: no video is long enough.
     """
     kept = [video for video in videos if len(video) >= frames]
-    lines = [f"left out: {video.name} has {len(video)} frames, a clip needs {frames}"
-             for video in videos if len(video) < frames]
     if not kept:
-        longest = max((len(video) for video in videos), default=0)
-        raise InputError(f"no video is as long as a clip of frames={frames}; the longest of "
-                         f"{len(videos)} has {longest} frames")
-    return kept, lines
+        raise InputError(f"no video is as long as a clip of frames={frames}; the longest of {len(videos)} "
+                         f"has {max(map(len, videos), default=0)} frames")
+    return kept, [f"left out: {video.name} has {len(video)} frames, a clip needs {frames}"
+                  for video in videos if len(video) < frames]
 
 
 def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *,
@@ -56,6 +55,7 @@ def frame_indices(length: int, frames: int, gap: int, generator: np.random.Gener
     return indices if ordered else generator.permutation(indices)
 
 
+@dataclass(eq=False)
 class Clips(Dataset):
     """Clip number i of an endless sequence; an epoch takes one clip of each video, in an order drawn anew.
 
@@ -65,7 +65,7 @@ class Clips(Dataset):
 
     Arguments:
         videos: at least one with T frames or more; shorter ones are left out.
-        frames: T. gap: g between sampled frames.
+        frames: T, >= 1. gap: g >= 1 between sampled frames.
         crop: side S of the crop, in pixels.
         scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
         centre: crop at the centre (TrackingNet, Kinetics).
@@ -75,19 +75,22 @@ class Clips(Dataset):
         seed: of everything that is drawn.
 
     Raises:
-        InputError: a setting is out of range, or no video is long enough.
+        InputError: no video is long enough.
     """
 
-    def __init__(self, videos: Sequence[Video], *, frames: int, gap: int, crop: int, scale: tuple[int, int],
-                 centre: bool = False, ordered: bool = False, photometric: str = "none", seed: int = 0):
-        if gap < 1 or frames < 1:
-            raise InputError(f"frames and gap must be >= 1, not frames={frames}, gap={gap}")
-        if not crop <= scale[0] <= scale[1]:
-            raise InputError(f"scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not "
-                             f"crop={crop}, scale_min={scale[0]}, scale_max={scale[1]}")
-        self.videos, _ = usable_videos(videos, frames)
-        self.frames, self.gap, self.crop, self.scale = frames, gap, crop, scale
-        self.centre, self.ordered, self.photometric, self.seed = centre, ordered, photometric, seed
+    videos: Sequence[Video]
+    _: KW_ONLY
+    frames: int
+    gap: int
+    crop: int
+    scale: tuple[int, int]
+    centre: bool = False
+    ordered: bool = False
+    photometric: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.videos, _ = usable_videos(self.videos, self.frames)
 
     def video_of(self, number: int) -> Video:
         """The video that clip `number` is taken from."""
@@ -115,11 +118,9 @@ class Clips(Dataset):
         if self.photometric != "none":
             draws = 1 if self.photometric == "video" else self.frames
             factors = np.broadcast_to(generator.uniform(0.6, 1.4, (draws, 3)), (self.frames, 3))
-            clip = torch.stack([_recolour(frame, row) for frame, row in zip(clip, factors)])
+            for t, row in enumerate(factors):
+                frame = clip[t]
+                for change, factor in zip(_CHANGES, row):
+                    frame = change(frame, float(factor))
+                clip[t] = frame
         return clip.contiguous()
-
-
-def _recolour(frame: Tensor, factors: np.ndarray) -> Tensor:
-    for change, factor in zip(_CHANGES, factors):
-        frame = change(frame, float(factor))
-    return frame

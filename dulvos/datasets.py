@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dulvos.errors import InputError
-from dulvos.masks import is_binary, read_mask, read_values
+from dulvos.masks import is_binary, mask_files, read_mask, read_values
 from dulvos.videos import Video, open_video
 
 __all__ = ["Dataset", "Sequence", "load_davis", "load_youtube_vos", "read_predictions"]
@@ -69,14 +69,13 @@ class Sequence:
         seen = {0}
         for index in self.masks:
             ids = self.mask(index)
-            new = set(np.unique(ids).tolist()) - seen
-            if new:
+            if new := set(np.unique(ids).tolist()) - seen:
                 given[index] = np.where(np.isin(ids, list(new)), ids, 0).astype(np.uint8)
                 seen |= new
         absent = sorted(set(self.objects) - seen)
         if absent or not given:
-            folder, what = self.masks[min(self.masks)].parent, f"object {absent[0]}" if absent else "any"
-            raise InputError(f"{folder}: no annotation holds {what}; expected every object of meta.json")
+            raise InputError(f"{self.masks[min(self.masks)].parent}: no annotation holds object "
+                             f"{(absent or [1])[0]}; expected every object of meta.json")
         return given
 
     def read(self, path: Path) -> np.ndarray:
@@ -84,9 +83,7 @@ class Sequence:
         size.
         """
         ids = read_mask(path)
-        if ids.shape != tuple(self.video.size):
-            mask, frames = (f"{size[1]}x{size[0]}" for size in (ids.shape, self.video.size))
-            raise InputError(f"{path} is {mask} (width x height); expected {frames} as its frame is")
+        self.video.check_size(ids.shape, path)
         return (ids > 0).astype(np.uint8) if self.merged else ids
 
 
@@ -100,42 +97,38 @@ class Dataset:
     sequences: list[Sequence]
 
 
-def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | None = None,
-               resolution: str = "480p") -> Dataset:
-    """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout.
+def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | None = None) -> Dataset:
+    """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout, at 480p.
 
     DAVIS-2017 is listed in `ImageSets/2017/<split>.txt`, a name in each line. DAVIS-2016, whose objects are
-    merged into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/<resolution>/<split>.txt`
-    with "/image /mask" in each line. The dataset is named after its year, unless `benchmark.json` in `root`
-    says {"name": ...}.
+    merged into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/480p/<split>.txt` with
+    "/image /mask" in each line. The dataset is named after its year, unless `benchmark.json` in `root` says
+    {"name": ...}.
 
     Arguments:
         root: folder that holds ImageSets, JPEGImages and Annotations.
         split: name of the list, such as "train" or "val".
         year: 2016 or 2017; None takes 2017 if its list exists, else 2016.
-        resolution: name of the folder in JPEGImages and in Annotations.
 
     Raises:
         InputError: there is no such list, or a sequence, frame or first mask that it names is missing or
             wrong.
     """
     root = Path(root)
-    if year not in (None, 2016, 2017):
-        raise InputError(f"year {year!r}: DAVIS has 2016 and 2017; give one of them, or None to detect it")
-    layouts = [(2017, "2017"), (2016, resolution), (2016, "2016")]
-    lists = {root / "ImageSets" / name / f"{split}.txt": y for y, name in layouts if year in (None, y)}
-    listed = next((file for file in lists if os.path.isfile(file)), None)
+    lists = {root / "ImageSets" / folder / f"{split}.txt": listed_year
+             for folder, listed_year in (("2017", 2017), ("480p", 2016), ("2016", 2016))}
+    listed = next((file for file in lists if year in (None, lists[file]) and os.path.isfile(file)), None)
     if listed is None:
-        expected = " or ".join(str(file.relative_to(root)) for file in lists)
-        raise InputError(f"{root}: no split {split!r} of DAVIS in here; expected {expected}")
+        raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
+                         f"{' or '.join(str(file.relative_to(root)) for file in lists)}")
     year, own, sequences = lists[listed], _own_name(root), []
     for name, files in _read_list(listed).items():
-        frames, annotations = (root / kind / resolution / name for kind in ("JPEGImages", "Annotations"))
+        frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
         for path in (frames, annotations, *(root / file for file in files)):
             if not os.path.exists(path):
                 raise InputError(f"{path}: missing on disk; expected it because {listed} lists it")
         video = open_video(frames)
-        sequence = Sequence(name, video, _annotations(annotations, video), merged=year == 2016)
+        sequence = Sequence(name, video, mask_files(video, annotations), merged=year == 2016)
         sequence.mask(0)
         if year == 2017 and own is None and is_binary(read_values(sequence.masks[0])):
             raise InputError(f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's; set year=2016, or name "
@@ -171,12 +164,12 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
     for name in sorted(objects):
         video, saved = open_video(frames / _plain(name, meta)), None
         if dense.is_dir():
-            coarse, video = video, open_video(dense / name)
-            names = {coarse.frame_name(index) for index in range(len(coarse))}
+            names = {video.frame_name(index) for index in range(len(video))}
+            video = open_video(dense / name)
             saved = tuple(index for index in range(len(video)) if video.frame_name(index) in names)
             if len(saved) < len(names):
-                raise InputError(f"{video.path}: expected all frames of {coarse.path} and those between")
-        masks = _annotations(annotations / name, video)
+                raise InputError(f"{video.path}: expected all frames of {frames / name} and those between")
+        masks = mask_files(video, annotations / name)
         sequences.append(Sequence(name, video, masks, objects=objects[name], saved=saved))
         sequences[-1].mask(min(masks))
     return Dataset(_own_name(root) or "YouTube-VOS", root, split, sequences)
@@ -198,17 +191,6 @@ def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.n
     return np.stack([sequence.read(file) for file in files])
 
 
-def _annotations(folder: Path, video: Video) -> dict[int, Path]:
-    indices = {video.frame_name(index): index for index in range(len(video))}
-    files = sorted(folder.glob("[!.]*.png"))
-    for file in files:
-        if file.stem not in indices:
-            raise InputError(f"{file}: an annotation of no frame; expected frame {file.stem} in {video.path}")
-    if not files:
-        raise InputError(f"{folder}: no annotations; expected {video.frame_name(0)}.png in this folder")
-    return dict(sorted((indices[file.stem], file) for file in files))
-
-
 def _read_list(listed: Path) -> dict[str, list[str]]:
     """The sequences of a list, each with the images and masks that the list states (none for DAVIS-2017)."""
     sequences: dict[str, list[str]] = {}
@@ -216,9 +198,9 @@ def _read_list(listed: Path) -> dict[str, list[str]]:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{listed}: not a list of sequences; expected text, a name in each line") from error
-    for files in filter(None, map(str.split, lines)):
-        name = _plain(files[0] if len(files) == 1 else Path(files[0]).parent.name, listed)
-        sequences.setdefault(name, []).extend(file.lstrip("/") for file in files[len(files) == 1 :])
+    for name, *files in filter(None, map(str.split, lines)):
+        files = [file.lstrip("/") for file in (name, *files)] if files else []
+        sequences.setdefault(_plain(Path(files[0]).parent.name if files else name, listed), []).extend(files)
     if not sequences:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
     return sequences

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
-__all__ = ["InputError", "check_type", "check_types"]
+__all__ = ["InputError", "check_choices", "check_type", "check_types"]
 
 
 class InputError(ValueError):
@@ -32,3 +33,10 @@ def check_types(settings: object) -> None:
     """`check_type` for every field of a dataclass of settings, each of which has a default."""
     for field in dataclasses.fields(settings):
         check_type(field.name, getattr(settings, field.name), field.default)
+
+
+def check_choices(settings: object, **choices: Iterable) -> None:
+    """Raise an InputError unless each of these fields of the settings has one of its allowed values."""
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise InputError(f"{name} must be one of {tuple(allowed)}, not {getattr(settings, name)!r}")

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from dulvos.devices import autocast, free_memory
 from dulvos.encoder import IMAGE_MEAN, IMAGE_STD, LAYERS, STRIDE, Encoder, prepare_frames
-from dulvos.errors import InputError, check_types
+from dulvos.errors import InputError, check_choices, check_types
 from dulvos.propagation import PROTOCOLS, Protocol, object_ids, propagate, to_labels
 from dulvos.videos import Video, resize, shrunk_size
 
 __all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode",
            "seen_size", "segment"]
 
-_CHANNELS = {"res3": 256, "res4": 512, "key": 128}
 _BYTES_A_PIXEL = 120  # of a frame in the encoder, about
 _DINO_SIDES = 64  # the longer side is a multiple of this in DINO's evaluation
 _DINO_STD = (0.228, 0.224, 0.225)  # and this is its deviation
@@ -49,16 +48,14 @@ class SegmentSettings(Protocol):
     def __post_init__(self) -> None:
         check_types(self)
         super().__post_init__()
-        for name, allowed in (("layer", (*LAYERS, "")), ("precision", ("bf16", "fp32")),
-                              ("frames", tuple(_FRAMES)), ("protocol", tuple(PROTOCOLS))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        check_choices(self, layer=(*LAYERS, ""), precision=("bf16", "fp32"), frames=_FRAMES,
+                      protocol=PROTOCOLS)
         dino = self.frames == "dino"
         if self.shorter_side < (_DINO_SIDES if dino else STRIDE) and (self.shorter_side or dino):
             least = _DINO_SIDES if dino else f"{STRIDE} or 0 (keep)"
             raise InputError(f"shorter_side must be >= {least}, not {self.shorter_side}")
         usual = asdict(PROTOCOLS["crw"])
-        if self.protocol != "crw" and usual == {name: getattr(self, name) for name in usual}:
+        if self.protocol != "crw" and usual.items() <= asdict(self).items():
             raise InputError(f"protocol={self.protocol!r} does not set the other values; use "
                              f"SegmentSettings.of({self.protocol!r})")
 
@@ -185,6 +182,14 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     return (ids for _, ids in found)
 
 
+def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np.ndarray]:
+    for t, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.shape != (*size, 3):
+            raise InputError(f"frame {t} is {frame.dtype} {frame.shape}; expected uint8 RGB of the mask's "
+                             f"size, {(*size, 3)}")
+        yield frame
+
+
 def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], settings: SegmentSettings, *,
           history: Sequence[Tensor] = (), ended: Mapping[int, Collection[int]] | None = None
           ) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -204,37 +209,15 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
     if ids[-1] > 254:
         raise InputError(f"object ids must be <= 254, not {ids[-1]}; dulvos.read_mask reads a mask of 0 and "
                          "255 as object 1")
+    start, size = min(masks), np.shape(next(iter(masks.values())))
     softs = propagate(features, masks, settings, history=history, ended=ended)
-    return _enlarged(softs, masks, ids, settings, len(history))
-
-
-def _enlarged(softs: Iterator[Tensor], masks: Mapping[int, np.ndarray], ids: tuple[int, ...],
-              settings: SegmentSettings, start: int) -> Iterator[tuple[Tensor, np.ndarray]]:
-    size = np.shape(next(iter(masks.values())))
-
-    def enlarge(soft: Tensor, ids: tuple[int, ...]) -> np.ndarray:
+    for t, soft in enumerate(softs, len(history)):
+        given = np.asarray(masks.get(t, np.uint8(0)))
+        found = [c for c, name in enumerate(ids) if name == 0 or name not in given]
         stride = round(seen_size(size, settings)[0] / soft.shape[1])
-        labels = to_labels(soft, size, ids, enlarge=settings.enlarge, stride=stride)
-        return labels.to(torch.uint8).cpu().numpy()
-
-    for t, soft in enumerate(softs, start):
-        if t not in masks:
-            yield soft, enlarge(soft, ids)
-            continue
-        given = np.asarray(masks[t])
-        kept = [i for i, name in enumerate(ids) if name == 0 or name not in given]
-        labels = enlarge(soft[kept], tuple(ids[i] for i in kept))
-        yield soft, np.where(given > 0, given, 0 if t == min(masks) else labels).astype(np.uint8)
-
-
-def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np.ndarray]:
-    for t, frame in enumerate(frames):
-        if frame.dtype != np.uint8 or frame.shape[2:] != (3,):
-            raise InputError(f"frame {t} is {frame.dtype} {frame.shape}; expected uint8 RGB, (H, W, 3)")
-        if frame.shape[:2] != size:
-            raise InputError(f"frame {t} is {frame.shape[1]}x{frame.shape[0]} (width x height), the mask "
-                             f"{size[1]}x{size[0]}; they must have one size")
-        yield frame
+        labels = to_labels(soft[found], size, tuple(ids[c] for c in found), enlarge=settings.enlarge,
+                           stride=stride).to(torch.uint8).cpu().numpy()
+        yield soft, np.where(given > 0, given, 0 if t == start else labels).astype(np.uint8)
 
 
 def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: Callable) -> None:
@@ -244,7 +227,7 @@ def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: C
         InputError: more than is free.
     """
     height, width = seen_size(tuple(video.size), settings)
-    channels = getattr(encoder, "channels", _CHANNELS.get(settings.layer, 512))
+    channels = getattr(encoder, "channels", 512)  # of res4, the layer with most
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks
     # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder
     needed = 7 * kept * cells * channels + 4 * height * width * _BYTES_A_PIXEL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -19,8 +18,9 @@ from dulvos.errors import InputError
 from dulvos.files import make_folder, replacing
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "overlay",
-           "own_mask", "read_ended", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
+__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "mask_files",
+           "overlay", "own_mask", "read_ended", "read_mask", "read_values", "save_given", "save_masks",
+           "write_mask"]
 
 MOVIE = "overlay.mp4"
 _ENDED = "ended.json"  # beside painted masks: frame name -> ids of the objects that are gone from there on
@@ -79,22 +79,19 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
 
 def read_values(path: str | os.PathLike[str]) -> np.ndarray:
     """(H, W) uint8 values of a mask file, 255 included; raises as `read_mask` does."""
-    path = Path(path)
     try:
-        data = io.BytesIO(path.read_bytes())
-        with Image.open(data, formats=("PNG",)) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             image.verify()  # compares the checksums, which decoding does not
-        with Image.open(data, formats=("PNG",)) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
             values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
     except Exception as error:  # Pillow raises many kinds
-        said = getattr(error, "strerror", None)
-        reason = said.lower() if said else "not a complete PNG"
+        reason = getattr(error, "strerror", None) or "not a complete PNG"
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
     if image.mode in ("RGB", "RGBA"):
         return _ids_of_colours(values, path)
-    values = values[..., 0] if image.mode in ("LA", "PA") else values
-    if values.ndim != 2 or values.max() > 255:
+    values = values[..., 0] if image.mode == "LA" else values
+    if values.max() > 255:
         raise InputError(f"{path}: values up to {values.max()} (mode {image.mode}); expected ids of 0 to 255")
     return values.astype(np.uint8)
 
@@ -104,17 +101,18 @@ def is_binary(values: np.ndarray) -> bool:
     return values.max() == 255 and not values[values < 255].any()
 
 
-def _ids_of_colours(colours: np.ndarray, path: Path) -> np.ndarray:
+def _ids_of_colours(colours: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
     packing = np.array([1 << 16, 1 << 8, 1])
     found, inverse = np.unique(colours @ packing, return_inverse=True)
-    for table in (PALETTE @ packing, np.arange(256) * packing.sum()):
-        if np.isin(found, table).all():
-            order = np.argsort(table)
-            ids = order[np.searchsorted(table, found, sorter=order)]
-            return ids.astype(np.uint8)[inverse].reshape(colours.shape[:2])
-    stray = next(colour for colour in found if colour not in PALETTE @ packing)
-    raise InputError(f"{path}: the colour #{stray:06x} is neither in the DAVIS palette nor grey; save the "
-                     "mask as a palette PNG")
+    palette, greys = PALETTE @ packing, np.arange(256) * packing.sum()
+    stray = np.setdiff1d(found, palette)
+    table = greys if len(stray) else palette
+    if not np.isin(found, table).all():
+        raise InputError(f"{path}: the colour #{stray[0]:06x} is neither in the DAVIS palette nor grey; save "
+                         "the mask as a palette PNG")
+    order = np.argsort(table)
+    ids = order[np.searchsorted(table, found, sorter=order)].astype(np.uint8)
+    return ids[inverse].reshape(colours.shape[:2])
 
 
 def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: bool = True) -> np.ndarray:
@@ -130,15 +128,15 @@ def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: boo
     """
     if ids.shape != frame.shape[:2]:
         raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; they must have one size")
+    ids = ids.astype(np.uint8)
     marked, strength = ids > 0, np.full(ids.shape, float(alpha))
     if outline:
         kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-        flat = ids if ids.dtype == np.uint8 else ids.astype(np.float32)
-        strength[cv2.erode(flat, kernel) != cv2.dilate(flat, kernel)] = 1
+        strength[cv2.erode(ids, kernel) != cv2.dilate(ids, kernel)] = 1
     below = frame[marked]  # [n, 3]: most of a frame is background and need not be computed
-    colour = OBJECT_COLOURS[(ids[marked].astype(int) - 1) % len(OBJECT_COLOURS)]
+    colour = OBJECT_COLOURS[(ids[marked] - 1) % len(OBJECT_COLOURS)].astype(float)
     mixed = frame.copy()
-    mixed[marked] = np.rint(below + strength[marked, None] * (colour.astype(float) - below))
+    mixed[marked] = np.rint(below + strength[marked, None] * (colour - below))
     return mixed
 
 
@@ -178,18 +176,8 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
         InputError: a mask is missing, unreadable, of another size, or belongs to no frame or to one that has
             a mask already; or no mask holds an object.
     """
-    files: list[tuple[int, Path]] = []
-    for item in map(os.fspath, given):
-        frame, equals, name = item.partition("=")
-        if equals and re.fullmatch("[0-9]{1,18}", frame) and not os.path.exists(item):
-            files.append((int(frame), Path(name)))
-        elif os.path.isdir(item):
-            files += _named(video, Path(item))
-        else:
-            files.append((0, Path(item)))
-    if not files:
-        raise InputError(f"no mask is given; expected a PNG of the objects in frame 0 of {video.path}")
     masks: dict[int, np.ndarray] = {}
+    files = _given_files(video, given)
     for frame, path in files:
         if frame >= len(video):
             raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to "
@@ -197,26 +185,41 @@ def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[i
         if frame in masks:
             raise InputError(f"{path}: a second mask of frame {frame}; give one for each frame, as FRAME=PNG")
         masks[frame] = own_mask(path)
-        if masks[frame].shape != tuple(video.size):
-            mask, size = (f"{width}x{height}" for height, width in (masks[frame].shape, video.size))
-            raise InputError(f"{path} is {mask} (width x height), frames of {video.path} are {size}; they "
-                             "must have one size")
+        video.check_size(masks[frame].shape, path)
     if not any(ids.any() for ids in masks.values()):
-        raise InputError(f"{', '.join(str(path) for _, path in files)}: no object in it; expected ids 1 to "
-                         "254 somewhere, 0 is background")
+        named = ", ".join(str(path) for _, path in files) or "none"
+        raise InputError(f"no object in the given masks ({named}); expected a PNG with ids from 1 to 254, "
+                         "where 0 is background")
     return dict(sorted(masks.items()))
 
 
-def _named(video: Video, folder: Path) -> list[tuple[int, Path]]:
+def _given_files(video: Video, given: Sequence[str | os.PathLike[str]]) -> list[tuple[int, Path]]:
+    files: list[tuple[int, Path]] = []
+    for item in map(os.fspath, given):
+        frame, equals, name = item.partition("=")
+        if equals and re.fullmatch("[0-9]{1,18}", frame) and not os.path.exists(item):
+            files.append((int(frame), Path(name)))
+        elif os.path.isdir(item):
+            files += mask_files(video, Path(item)).items()
+        else:
+            files.append((0, Path(item)))
+    return files
+
+
+def mask_files(video: Video, folder: Path) -> dict[int, Path]:
+    """The PNGs in a folder by the numbers of the frames that they are named after, in order.
+
+    Raises:
+        InputError: there is none, or one belongs to no frame.
+    """
     numbers = {video.frame_name(index): index for index in range(len(video))}
-    files = sorted(folder.glob("[!.]*.png"))
-    for file in files:
-        if file.stem not in numbers:
-            raise InputError(f"{file}: a mask of no frame of {video.path}; expected names such as "
-                             f"{video.frame_name(0)}.png")
+    files = {file.stem: file for file in folder.glob("[!.]*.png")}
+    if stray := sorted(files.keys() - numbers):
+        raise InputError(f"{files[stray[0]]}: a mask of no frame of {video.path}; expected names such as "
+                         f"{video.frame_name(0)}.png")
     if not files:
         raise InputError(f"{folder}: no masks in this folder; expected {video.frame_name(0)}.png")
-    return [(numbers[file.stem], file) for file in files]
+    return dict(sorted((numbers[stem], file) for stem, file in files.items()))
 
 
 def check_folder(out: str | os.PathLike[str], video: Video,
@@ -227,16 +230,11 @@ def check_folder(out: str | os.PathLike[str], video: Video,
     Raises:
         InputError: not a folder, not writable, the video's own folder, or one that holds a given mask.
     """
-    out = Path(out)
-    own = out.resolve()
-    if own == video.path.resolve():
-        raise InputError(f"{out}: holds the video's frames, which masks would replace; give another folder")
-    for item in map(os.fspath, given):
-        path = Path(item if os.path.exists(item) else item.partition("=")[2])
-        if own == (path.resolve() if path.is_dir() else path.resolve().parent):
-            raise InputError(f"{out}: holds the given {path.name}, which masks may replace; give another "
-                             "folder")
-    return make_folder(out)
+    taken = {video.path.resolve(), *(path.resolve().parent for _, path in _given_files(video, given))}
+    if Path(out).resolve() in taken:
+        raise InputError(f"{out}: holds the video's frames or a given mask, which results would replace; "
+                         "give another folder")
+    return make_folder(Path(out))
 
 
 def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
@@ -251,15 +249,14 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         out: as `check_folder` returns it.
     """
     names = [f"{video.frame_name(index)}.png" for index in range(len(video))]
-    listed, started = out / _WRITTEN, False
-    for t, ids in masks:
-        if not started:
+    listed = out / _WRITTEN
+    for count, (t, ids) in enumerate(masks):
+        if count == 0:
             earlier = json.loads(listed.read_bytes()) if listed.exists() else []
             for name in {*earlier, *names, MOVIE} - {*names[:t]}:
                 (out / Path(name).name).unlink(missing_ok=True)
             with replacing(listed) as stream:
                 stream.write(json.dumps([*names, MOVIE]).encode())
-            started = True
         write_mask(out / names[t], ids)
         yield t, ids
 
@@ -279,16 +276,15 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     """
     masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
     ends = json.dumps({video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())})
+    place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
     for path in [*sorted(folder.glob("*.png")), *folder.glob(_ENDED)]:
         with contextlib.suppress(InputError):  # a damaged one is moved too
             if path.name in masks and np.array_equal(read_mask(path), masks[path.name]):
                 continue
             if path.name == _ENDED and path.read_text() == ends:
                 continue
-        places = (folder / f"earlier-{number}" / path.name for number in itertools.count(1))
-        place = next(place for place in places if not place.exists())
-        place.parent.mkdir(exist_ok=True)
-        path.rename(place)
+        place.mkdir(exist_ok=True)
+        path.rename(place / path.name)
     for name, ids in masks.items():
         write_mask(folder / name, ids)
     if ended:

@@ -1,4 +1,4 @@
-"""Objectives of training: its settings, and the loss that one iteration takes.
+"""Objectives: the settings of a training, and the loss of one iteration.
 
 The method is "dense" (Sec. 3, App. B). The others are baselines of Table 1 in the same harness: the same
 encoder, clips, optimiser and budget, but another loss (see `dulvos.baselines`).
@@ -6,7 +6,6 @@ encoder, clips, optimiser and budget, but another loss (see `dulvos.baselines`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from dulvos import baselines, clips, encoder, losses, views
-from dulvos.errors import InputError, check_types
+from dulvos.devices import autocast
+from dulvos.errors import InputError, check_choices, check_types
 
 __all__ = ["OBJECTIVES", "Objective", "TrainSettings", "forward_views", "training_loss"]
 
 EDGE_DROPOUT = 0.1  # of CRW's walks
 KEPT_COPIES = (0.1, 0.4)  # CorrFlow's share of copies that are passed on: at first, and from lr_every on
+LEAST = {
+    **dict.fromkeys(("seed", "lam", "weight_decay", "workers", "checkpoint_minutes", "snapshot_every"), 0),
+    **dict.fromkeys(("iterations", "batch", "gap", "crop", "grid", "cross_grid", "dim", "lr_every"), 1),
+    "tau": 1e-6, "lr": 1e-12, "lr_decay": 1e-12, "view_scale": 0.01,
+}
+Output = losses.LossOutput | baselines.WalkOutput | baselines.ColourOutput
 
 
 @dataclass(frozen=True)
@@ -70,79 +76,71 @@ class TrainSettings:
     snapshot_every: int = 0  # iterations between encoders that are kept; 0 keeps only the last one
 
     def __post_init__(self) -> None:
-        def need(condition: bool, message: str) -> None:
-            if not condition:
-                raise InputError(message)
-
         check_types(self)
-        for name in ("iterations", "batch", "frames", "gap", "crop", "grid", "cross_grid", "dim", "lr_every"):
-            need(getattr(self, name) >= 1, f"{name} must be >= 1, not {getattr(self, name)}")
-        for name in ("seed", "lam", "weight_decay", "workers", "checkpoint_minutes", "snapshot_every"):
-            need(getattr(self, name) >= 0, f"{name} must be >= 0, not {getattr(self, name)}")
-        for name in ("tau", "lr", "lr_decay"):
-            need(getattr(self, name) > 0, f"{name} must be > 0, not {getattr(self, name)}")
-        for name, allowed in (("objective", tuple(OBJECTIVES)), ("jitter", losses.JITTER), ("stride", (4, 8)),
-                              ("second_forward", ("train", "eval")), ("norm", ("batch", "layer")),
-                              ("alignment", ("published", "corrected")), ("optimiser", ("adam", "sgd")),
-                              ("photometric", clips.PHOTOMETRIC), ("precision", ("bf16", "fp32"))):
-            value = getattr(self, name)
-            need(value in allowed, f"{name} must be one of {allowed}, not {value!r}")
-        need(self.tau >= 1e-6 and self.dim <= 2**16,
-             f"tau must be >= 1e-6 and dim <= 65536, not tau={self.tau}, dim={self.dim}")
-        least = OBJECTIVES[self.objective].frames
-        need(self.frames >= least, f"objective={self.objective!r} needs frames >= {least}, not {self.frames}")
-        need(self.crop % 8 == 0, f"crop must be a multiple of 8, not {self.crop}")
-        need(self.crop <= self.scale_min <= self.scale_max,
-             "scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not "
-             f"crop={self.crop}, scale_min={self.scale_min}, scale_max={self.scale_max}")
-        need(0 < self.view_scale <= 1, f"view_scale must lie in (0, 1], not {self.view_scale}")
+        check_choices(self, objective=OBJECTIVES, jitter=losses.JITTER, second_forward=("train", "eval"),
+                      alignment=("published", "corrected"), norm=("batch", "layer"), stride=(4, 8),
+                      optimiser=("adam", "sgd"), photometric=clips.PHOTOMETRIC, precision=("bf16", "fp32"))
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
+        if self.frames < OBJECTIVES[self.objective].frames:
+            raise InputError(f"objective={self.objective!r} needs frames >= "
+                             f"{OBJECTIVES[self.objective].frames}, not {self.frames}")
+        if self.dim > 2**16 or self.view_scale > 1 or self.crop % 8:
+            raise InputError("dim must be <= 65536, view_scale <= 1 and crop a multiple of 8, not "
+                             f"dim={self.dim}, view_scale={self.view_scale}, crop={self.crop}")
+        if not self.crop <= self.scale_min <= self.scale_max:
+            raise InputError("scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not "
+                             f"crop={self.crop}, scale_min={self.scale_min}, scale_max={self.scale_max}")
         cells = self.crop // self.stride
         for name in ("grid", "cross_grid"):
-            need(cells % getattr(self, name) == 0, f"{name}={getattr(self, name)} does not divide the "
-                 f"{cells}x{cells} feature map of crop={self.crop}; choose a divisor of {cells}")
+            if cells % getattr(self, name):
+                raise InputError(f"{name}={getattr(self, name)} does not divide the {cells}x{cells} feature "
+                                 f"map of crop={self.crop}; choose a divisor of {cells}")
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainSettings:
         """Settings from a mapping; unknown names raise an InputError that lists the known ones."""
-        known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict):
             raise InputError(f"settings must be a mapping of names to values, not {values!r}")
-        unknown = sorted(map(str, values.keys() - set(known)))
-        if unknown:
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(map(str, values.keys() - set(known))):
             raise InputError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}")
         return cls(**values)
 
 
+def _key(net: nn.Module, images: Tensor, precision: str, **options: object) -> Tensor:
+    """The "key" features (n, K, h, w) float32 of images (n, 3, H, W)."""
+    with autocast(images.device, precision):
+        return net(images.contiguous(memory_format=torch.channels_last), ("key",), **options).key
+
+
 def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, second_forward: str = "train",
-                  autocast: Callable = contextlib.nullcontext) -> tuple[Tensor, Tensor]:
+                  precision: str = "fp32") -> tuple[Tensor, Tensor]:
     """The memory trick (App. B.1): one forward with gradient, one without.
 
     Forward 1 encodes the main view and view 2's reference frames in one batch, forward 2 the other frames of
     view 2 in a batch of their own. Each has its own BatchNorm statistics and updates the running ones.
 
     Arguments:
-        net: an Encoder.
+        net: an Encoder, or DistributedDataParallel around one.
         frames, frames_view2: (B, T, 3, S, S) float; frame 0 is the reference.
         second_forward: mode of BatchNorm in forward 2, "train" or "eval".
-        autocast: makes the context that the encoder runs in.
+        precision: of the encoder, "bf16" or "fp32".
 
     Returns:
         The "key" features of both views, (B, T, K, h, w) float32.
     """
     batch, count = frames.shape[:2]
-    images = torch.cat([frames.flatten(0, 1), frames_view2[:, 0]])
-    others = frames_view2[:, 1:].flatten(0, 1)
-    with autocast():
-        key = net(images.contiguous(memory_format=torch.channels_last), ("key",)).key
-    features = key[: batch * count].unflatten(0, (batch, count))
-    reference = key[batch * count:, None]
+    key = _key(net, torch.cat([frames.flatten(0, 1), frames_view2[:, 0]]), precision)
+    features, reference = key[: batch * count].unflatten(0, (batch, count)), key[batch * count:, None]
     if count == 1:
         return features, reference
     training = net.training
     net.train(training and second_forward == "train")
     plain = getattr(net, "module", net)  # DistributedDataParallel expects a backward pass after each forward
-    with torch.no_grad(), autocast():
-        rest = plain(others.contiguous(memory_format=torch.channels_last), ("key",)).key
+    with torch.no_grad():
+        rest = _key(plain, frames_view2[:, 1:].flatten(0, 1), precision)
     net.train(training)
     return features, torch.cat([reference, rest.unflatten(0, (batch, count - 1))], 1)
 
@@ -155,14 +153,13 @@ class _Iteration:
     frames: Tensor
     settings: TrainSettings
     generator: torch.Generator
-    autocast: Callable
     number: int
     rank: int
     processes: int
 
     @property
     def batch(self) -> int:
-        """B: every process draws for the whole batch, and takes its own part."""
+        """B: every process draws for the whole batch, and takes its `own` part."""
         return self.processes * len(self.frames)
 
     @property
@@ -170,14 +167,10 @@ class _Iteration:
         """This process's clips in the whole batch."""
         return slice(self.rank * len(self.frames), (self.rank + 1) * len(self.frames))
 
-    def encode(self, images: Tensor, **options: object) -> Tensor:
-        """The "key" features (n, K, h, w) of images (n, 3, H, W)."""
-        with self.autocast():
-            return self.net(images.contiguous(memory_format=torch.channels_last), ("key",), **options).key
-
-    def encode_frames(self, **options: object) -> Tensor:
+    def encode(self, **options: object) -> Tensor:
         """The "key" features (B, T, K, h, w) of all frames."""
-        return self.encode(self.frames.flatten(0, 1), **options).unflatten(0, self.frames.shape[:2])
+        key = _key(self.net, self.frames.flatten(0, 1), self.settings.precision, **options)
+        return key.unflatten(0, self.frames.shape[:2])
 
     def lab(self) -> Tensor:
         """The frames' true colours, (B, T, 3, S, S) Lab."""
@@ -198,7 +191,7 @@ def _dense(it: _Iteration) -> losses.LossOutput:
         losses.sample_grid(it.batch, cells, cells, n, it.generator, jitter=s.jitter)[it.own].to(device)
         for n in (s.grid, s.cross_grid))
     features, features_view2 = forward_views(it.net, it.frames, similarity.frames(it.frames),
-                                             second_forward=s.second_forward, autocast=it.autocast)
+                                             second_forward=s.second_forward, precision=s.precision)
     return losses.dense_loss(features, features_view2, similarity.theta().to(device), anchor_index,
                              cross_index, tau=s.tau, lam=s.lam,
                              corrected_stride=s.stride if s.alignment == "corrected" else None)
@@ -216,24 +209,25 @@ def _crw(it: _Iteration) -> baselines.WalkOutput:
     clips, count = it.frames.shape[:2]
     boxes = baselines.patch_boxes(it.batch * count, it.settings.crop, it.generator)
     boxes = boxes.unflatten(0, (it.batch, count))[it.own].flatten(0, 1)
-    key = it.encode(baselines.cut_patches(it.frames.flatten(0, 1), boxes), pool=True)  # [B·T·P, K, 1, 1]
+    patches = baselines.cut_patches(it.frames.flatten(0, 1), boxes)
+    key = _key(it.net, patches, it.settings.precision, pool=True)  # [B·T·P, K, 1, 1]
     return _walk(it, key.flatten(1).unflatten(0, (clips, count, -1)).permute(0, 3, 1, 2))
 
 
 def _crw_dense_nodes(it: _Iteration) -> baselines.WalkOutput:
     """Walks over the cells of whole frames."""
-    return _walk(it, it.encode_frames().flatten(3).transpose(1, 2))
+    return _walk(it, it.encode().flatten(3).transpose(1, 2))
 
 
 def _mast(it: _Iteration) -> baselines.ColourOutput:
     factors = baselines.channel_factors(it.generator, (1, 2), most=1, probability=1)
     dropped = int(factors.argmin())
     truth = baselines.scale_lab(it.lab())[:, :, dropped:dropped + 1]
-    return baselines.mast_loss(it.encode_frames(factors=factors, normalise=False), truth)
+    return baselines.mast_loss(it.encode(factors=factors, normalise=False), truth)
 
 
 def _corrflow(it: _Iteration) -> baselines.ColourOutput:
-    features = it.encode_frames(factors=baselines.channel_factors(it.generator), normalise=False)
+    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
     low, high = KEPT_COPIES  # over lr_every, since the length of a run may change when it is prolonged
     share = low + (high - low) * min(1, it.number / it.settings.lr_every)
     keep = torch.rand(it.batch, it.settings.frames, generator=it.generator)[it.own] < share
@@ -241,11 +235,11 @@ def _corrflow(it: _Iteration) -> baselines.ColourOutput:
 
 
 def _colorize(it: _Iteration) -> baselines.ColourOutput:
-    return baselines.colorize_loss(it.encode_frames(normalise=False), *it.classes(baselines.AB_CLASSES))
+    return baselines.colorize_loss(it.encode(normalise=False), *it.classes(baselines.AB_CLASSES))
 
 
 def _contrastcorr(it: _Iteration) -> baselines.ColourOutput:
-    features = it.encode_frames(factors=baselines.channel_factors(it.generator), normalise=False)
+    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
     return baselines.contrast_loss(features, baselines.scale_lab(it.lab()))
 
 
@@ -256,18 +250,16 @@ class Objective:
     Fields:
         loss: of an iteration.
         frames: the least number of frames a clip.
-        ordered: whether frames must be in temporal order.
         colour: what the encoder sees; see `dulvos.encoder.Encoder`.
     """
 
-    loss: Callable[[_Iteration], losses.LossOutput | baselines.WalkOutput | baselines.ColourOutput]
+    loss: Callable[[_Iteration], Output]
     frames: int = 2
-    ordered: bool = True
     colour: str = "rgb"
 
 
 OBJECTIVES = {
-    "dense": Objective(_dense, frames=1, ordered=False),
+    "dense": Objective(_dense, frames=1),
     "crw": Objective(_crw, frames=3),
     "crw-dense-nodes": Objective(_crw_dense_nodes, frames=3),
     "mast": Objective(_mast, colour="lab"),
@@ -277,9 +269,8 @@ OBJECTIVES = {
 }
 
 
-def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, generator: torch.Generator,
-                  autocast: Callable = contextlib.nullcontext, *, iteration: int = 0, rank: int = 0,
-                  processes: int = 1) -> losses.LossOutput | baselines.WalkOutput | baselines.ColourOutput:
+def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, generator: torch.Generator, *,
+                  iteration: int = 0, rank: int = 0, processes: int = 1) -> Output:
     """The loss of one iteration, by the objective of the settings.
 
     Arguments:
@@ -287,12 +278,11 @@ def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, gener
         frames: (B, T, 3, S, S) float, from `dulvos.encoder.prepare_frames`; with several processes, the
             B / processes clips of this one.
         generator: a CPU generator that all draws come from, in the same state in every process.
-        autocast: makes the context that the encoder runs in.
         iteration: number of the iteration, for schedules.
         rank, processes: number of this process, and of all.
 
     Returns:
         `dulvos.losses.LossOutput` for "dense"; else what the baseline's loss returns, also with `total`.
     """
-    return OBJECTIVES[settings.objective].loss(
-        _Iteration(net, frames, settings, generator, autocast, iteration, rank, processes))
+    compute = OBJECTIVES[settings.objective].loss
+    return compute(_Iteration(net, frames, settings, generator, iteration, rank, processes))

@@ -8,7 +8,6 @@ picture is read.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import threading
@@ -22,21 +21,21 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "first_frames",
-           "frame_files", "header_size", "open_video", "resize", "shrink", "shrunk_size"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "frame_files",
+           "open_video", "resize", "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
-_FRAMES = f"frames ({', '.join(FRAME_SUFFIXES)})"
-_VIDEOS = f"video files ({', '.join(VIDEO_SUFFIXES)})"
+_EXPECTED = f"a folder of frames ({', '.join(FRAME_SUFFIXES)}) or a video file ({', '.join(VIDEO_SUFFIXES)})"
 _EXIF_ORIENTATION = 0x0112
 # How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+_open = threading.local()
 
 
 @contextmanager
@@ -45,8 +44,18 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = str(error.strerror or error).lower()
-        raise InputError(f"{error.filename}: {reason}; expected a readable file or folder") from error
+        raise InputError(f"{error.filename}: {error.strerror or error}; expected a readable file or "
+                         "folder") from error
+
+
+@contextmanager
+def _decodable(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into an InputError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: unreadable frame ({reason}); replace this file") from error
 
 
 @dataclass(frozen=True)
@@ -72,20 +81,20 @@ class Video:
 
     def frame_name(self, index: int) -> str:
         """Name of a frame: the stem of its file; for a video file, the index in five digits."""
-        self._check_index(index)
+        index = range(self.length)[index]
         return Path(self.files[index]).stem if self.files else f"{index:05d}"
 
     def read(self, index: int) -> np.ndarray:
-        """Read one frame, (H, W, 3) uint8 RGB, for 0 <= index < length; `frames` gives the same.
+        """Read one frame, (H, W, 3) uint8 RGB; negative indices count from the end.
 
         A video file is decoded forwards and never sought, because seeking misses frames in some files. Read
         in increasing order, it is decoded once; a step back starts again at the first frame.
 
         Raises:
             InputError: the frame cannot be read, is cut short, or has another size than the first one.
-            IndexError: the index is out of range.
+            IndexError: there is no such frame.
         """
-        self._check_index(index)
+        index = range(self.length)[index]
         return self._read(index, None if self.files else _decoder_for(self.path, index))
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
@@ -94,37 +103,30 @@ class Video:
         for index in range(start, self.length):
             yield self._read(index, decoder)
 
-    @_readable()
+    def check_size(self, size: tuple[int, int], where: object) -> None:
+        """Raise an InputError that names `where` unless (H, W) is the size of the video's frames."""
+        if tuple(size) != tuple(self.size):
+            found, wanted = (f"{width}x{height}" for height, width in (size, self.size))
+            raise InputError(f"{where} is {found} (width x height), but {self.path} is {wanted}; frames and "
+                             "masks of a video must have one size")
+
     def verify(self) -> None:
-        """Look at the header and the end of every frame file, before hours of work; whole frames are not
-        decoded.
+        """Check the header and the end of every frame file without decoding it, before hours of work.
 
         Raises:
             InputError: names the first frame whose header is unreadable, whose size differs, or that is cut
                 short.
         """
-        for index, file in enumerate(self.files):
-            self._check_size(header_size(self.path / file), index)
-            with open(self.path / file, "rb") as stream:
-                head = stream.read(4)
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1024))
-                if not _is_whole(head, stream.read()):
-                    _read_image(self.path / file)
+        for path in (self.path / file for file in self.files):
+            self.check_size(_header_size(path), path)
+            if not _is_whole(path):
+                _read_image(path)
 
     def _read(self, index: int, decoder: _Decoder | None) -> np.ndarray:
-        frame = decoder.read(index) if decoder else _read_image(self.path / self.files[index])
-        self._check_size(frame.shape[:2], index)
+        where = f"{self.path}, frame {index}" if decoder else self.path / self.files[index]
+        frame = decoder.read(index) if decoder else _read_image(where)
+        self.check_size(frame.shape[:2], where)
         return frame
-
-    def _check_index(self, index: int) -> None:
-        if not 0 <= index < self.length:
-            raise IndexError(f"{self.path}: no frame {index}; the frames are 0 to {self.length - 1}")
-
-    def _check_size(self, size: tuple[int, int], index: int) -> None:
-        if tuple(size) != tuple(self.size):
-            where = self.path / self.files[index] if self.files else f"{self.path}, frame {index}"
-            raise InputError(f"{where} is {size[1]}x{size[0]} (width x height), but the first frame is "
-                             f"{self.size[1]}x{self.size[0]}; all frames of a video must have one size")
 
 
 @_readable()
@@ -142,17 +144,19 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     if path.is_dir():
         files = frame_files(path)
         if not files:
-            raise InputError(f"{path}: no frames in this folder; expected {_FRAMES}, or give a video file")
-        for stem, count in Counter(Path(file).stem for file in files).items():
-            if count > 1:
-                raise InputError(f"{path}: {count} frames are called {stem!r}; keep one file for each frame")
-        return Video(path.resolve().name, path, len(files), header_size(path / files[0]), files)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected a folder of frames or a video file")
+            raise InputError(f"{path}: no frames in this folder; expected {_EXPECTED}")
+        stem, count = Counter(Path(file).stem for file in files).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"{path}: {count} frames are called {stem!r}; keep one file for each frame")
+        return Video(path.resolve().name, path, len(files), _header_size(path / files[0]), files)
     if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
-        raise InputError(f"{path}: not a video; expected a folder of {_FRAMES}, or one of the {_VIDEOS}")
-    length, size = _Decoder(path).measure()
-    return Video(path.stem, path, length, size)
+        reason = "not a video" if path.exists() else "no such file or folder"
+        raise InputError(f"{path}: {reason}; expected {_EXPECTED}")
+    decoder = _Decoder(path)
+    size = decoder.read(0).shape[:2]
+    while decoder.capture.grab():  # headers announce frames that are missing
+        decoder.position += 1
+    return Video(path.stem, path, decoder.position + 1, size)
 
 
 @_readable()
@@ -166,12 +170,12 @@ def find_videos(root: str | os.PathLike[str]) -> list[Video]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected one with folders of frames or {_VIDEOS}")
+        raise InputError(f"{root}: no such folder; expected one with videos in it")
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     found = [open_video(e) for e in entries if e.is_dir() or e.suffix.lower() in VIDEO_SUFFIXES]
     if not found:
-        hint = "; it holds frames itself: give the folder above it" if frame_files(root) else ""
-        raise InputError(f"{root}: no videos in here; expected folders of {_FRAMES} or {_VIDEOS}{hint}")
+        raise InputError(f"{root}: no videos in here; each is {_EXPECTED} (if this folder holds the frames, "
+                         "give the folder above it)")
     names = Counter(name for video in found for name in {video.name, video.path.name})
     found = [video if names[video.name] == 1 else replace(video, name=video.path.name) for video in found]
     return sorted(found, key=lambda video: video.name)
@@ -208,18 +212,14 @@ def shrink(frame: np.ndarray, shorter_side: int) -> np.ndarray:
     return frame if size == frame.shape[:2] else resize(frame, size)
 
 
-def header_size(path: Path) -> tuple[int, int]:
+def _header_size(path: Path) -> tuple[int, int]:
     """(H, W) of a picture after any EXIF rotation, from its header alone; raises InputError if unreadable."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            exif = Image.Exif()  # not `getexif`: it also obeys XMP, unlike OpenCV, and decodes a whole PNG
-            with suppress(SyntaxError):  # OpenCV ignores broken EXIF data too
-                exif.load(image.info.get("exif", b""))
-            orientation = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    with _decodable(path), Image.open(path) as image:
+        width, height = image.size
+        exif = Image.Exif()  # not `getexif`: it also obeys XMP, unlike OpenCV, and decodes a whole PNG
+        with suppress(SyntaxError):  # OpenCV ignores broken EXIF data too
+            exif.load(image.info.get("exif", b""))
+        return (width, height) if exif.get(_EXIF_ORIENTATION) in (5, 6, 7, 8) else (height, width)
 
 
 @_readable()
@@ -234,101 +234,63 @@ def frame_files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted((entry.name for entry in os.scandir(folder) if is_frame(entry)), key=_natural))
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
-    # Every second part is a number, so two keys never compare text with a number.
-    parts = re.split(r"([0-9]+)", Path(name).stem)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+def _natural(name: str) -> tuple[str, str]:
+    return re.sub("[0-9]+", lambda number: number[0].zfill(20), Path(name).stem), name
 
 
 def _read_image(path: Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-        if not _is_whole(data[:4], data):
-            with Image.open(io.BytesIO(data)) as image:
+    with _decodable(path):
+        if not _is_whole(path):
+            with Image.open(path) as image:
                 image.load()  # OpenCV would silently fill the rest of a cut picture with grey
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise OSError("OpenCV cannot decode it")
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        frame = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
-def _is_whole(head: bytes, tail: bytes) -> bool:
+def _is_whole(path: Path) -> bool:
     """Whether a JPEG or PNG ends as complete ones do; False for other kinds."""
-    ending = next((end for start, end in _ENDINGS.items() if head.startswith(start)), None)
-    return ending is not None and tail.rstrip(b"\0").endswith(ending)
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "not an image"  # Pillow's own message names its buffer
-    elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror.lower()  # without the path, which begins the line
-    return InputError(f"{path}: unreadable frame ({reason}); replace this file")
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+        stream.seek(max(0, path.stat().st_size - 1024))
+        tail = stream.read().rstrip(b"\0")
+    return any(head.startswith(start) and tail.endswith(end) for start, end in _ENDINGS.items())
 
 
 class _Decoder:
     """A video file that is decoded forwards; `position` is the frame that was decoded last."""
 
-    @_readable()
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.identity = path, -1, _identity(path)
-        with open(path, "rb") as stream:
-            if not stream.read(1):
-                raise InputError(f"{path}: the file is empty; replace this file")
         source = str(path.absolute())  # FFmpeg would take a relative "12:30.mp4" for a protocol
         if source != source.encode(errors="replace").decode():
             raise InputError(f"{path}: this path is not UTF-8, which crashes OpenCV; rename it")
         # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
         self.capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self.capture.isOpened():
-            raise InputError(f"{path}: cannot be opened as a video; expected one of the {_VIDEOS}")
+            raise InputError(f"{path}: cannot be opened as a video; re-encode or replace the file")
 
     def read(self, index: int) -> np.ndarray:
         """Frame `index`, not before `position`; the last frame can be read again."""
-        while self.position < index:
-            if not self.capture.grab():
-                raise InputError(f"{self.path}: ends before frame {index}, unlike when opened; open it again")
+        while self.position < index and self.capture.grab():
             self.position += 1
         decoded, frame = self.capture.retrieve()
-        if not decoded:
-            raise InputError(f"{self.path}: frame {index} does not decode; re-encode the file")
+        if self.position < index or not decoded:
+            raise InputError(f"{self.path}: frame {index} does not decode; re-encode or replace the file")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-    def measure(self) -> tuple[int, tuple[int, int]]:
-        """Count the frames by decoding them, because headers announce frames that are missing; and (H, W)."""
-        if not self.capture.grab():
-            raise InputError(f"{self.path}: no frame of this video decodes; re-encode the file")
-        self.position = 0
-        height, width = self.read(0).shape[:2]
-        while self.capture.grab():
-            self.position += 1
-        return self.position + 1, (height, width)
-
-
-def _identity(path: Path) -> tuple[Path, int, int, int, int]:
-    # A forked worker shares its parent's file position, so it must not go on with the parent's decoder (hence
-    # the process); and a file that was replaced must not be read on from the open one.
-    state = path.stat()
-    return path, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size
-
-
-_open = threading.local()
 
 
 @_readable()
+def _identity(path: Path) -> tuple[Path, int, int, int, int]:
+    # A forked worker shares its parent's file position, so it must not go on with the parent's decoder (hence
+    # the process); and a file that was replaced must not be read on from the open one.
+    with open(path, "rb") as stream:  # an error here says more than OpenCV's
+        state = os.fstat(stream.fileno())
+    return path, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size
+
+
 def _decoder_for(path: Path, index: int) -> _Decoder:
     """The thread's one open decoder if it can read the frame, else a new one: few files stay open."""
     decoder = getattr(_open, "decoder", None)
     if decoder is None or decoder.identity != _identity(path) or decoder.position > index:
         decoder = _open.decoder = _Decoder(path)
     return decoder
-
-
-def first_frames(video: Video, count: int) -> Video:
-    """The video's first frames alone, all of them for 0; raises an InputError for a negative number."""
-    if count < 0:
-        raise InputError(f"frames must be >= 0 (0 takes all), not {count}")
-    return replace(video, length=min(count or len(video), len(video)))

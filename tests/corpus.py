@@ -74,7 +74,7 @@ def judge(case: Case, folder: Path) -> tuple[str, str]:
             result = case.act(folder)
     except InputError as error:
         line = str(error)
-        clear = (case.either or isinstance(case.expect, str) and re.search(case.expect, line)) and line and line.isprintable()
+        clear = (case.either or isinstance(case.expect, str) and re.search(case.expect, line, re.IGNORECASE)) and line and line.isprintable()
         return "errors" if clear else "wrong", line
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):

@@ -161,7 +161,7 @@ for kind in ("jpg", "png", "bmp", "webp"):
         frames(f"{kind} cut to {length} bytes", {f"0.{kind}": whole[:length]}, rf"0\.{kind}: unreadable frame.*replace")
         frames(f"{kind} cut to {length} bytes, the second frame", {f"0.{kind}": whole, f"1.{kind}": whole[:length]},
                rf"1\.{kind}: unreadable frame.*replace", lambda folder: list(open_video(folder).frames()))
-frames("text called png", {"0.png": b"text"}, r"0\.png: unreadable frame \(not an image\)")
+frames("text called png", {"0.png": b"text"}, r"0\.png: unreadable frame \(cannot identify")
 noise = bytearray(plain(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))["0.png"])
 noise[len(noise) // 2] ^= 255
 frames("a flipped byte in a png", {"0.png": bytes(noise)}, r"0\.png: unreadable frame")
@@ -172,8 +172,8 @@ frames("a png that says it has 10^10 pixels", {"0.png": bytes(bomb)}, r"0\.png: 
 
 
 # what the file system does
-frames("a link to nothing", lambda folder: (folder / "0.png").symlink_to("nothing"), r"0\.png: unreadable frame \(no such file")
-frames("a link to itself", lambda folder: (folder / "0.png").symlink_to("0.png"), r"0\.png: unreadable frame \(too many levels")
+frames("a link to nothing", lambda folder: (folder / "0.png").symlink_to("nothing"), r"0\.png: unreadable frame \(No such file")
+frames("a link to itself", lambda folder: (folder / "0.png").symlink_to("0.png"), r"0\.png: unreadable frame \(Too many levels")
 frames("a pipe, which would never end", lambda folder: os.mkfifo(folder / "0.png"), "no frames in this folder")
 
 
@@ -188,7 +188,7 @@ def forbidden(folder: Path, what: str) -> Any:
         (folder / what).chmod(0o755)
 
 
-frames("a frame without permission", {}, "permission denied", lambda folder: forbidden(folder, "v/0.png"))
+frames("a frame without permission", {}, "Permission denied", lambda folder: forbidden(folder, "v/0.png"))
 frames("a folder without permission", {}, "v.*permission denied", lambda folder: forbidden(folder, "v"))
 
 
@@ -199,4 +199,4 @@ def vanished(folder: Path) -> Any:
 
 
 frames("a frame that vanishes after opening", {f"{n}.png": plain(COLOUR)["0.png"] for n in range(3)},
-       r"1\.png: unreadable frame \(no such file", vanished)
+       r"1\.png: unreadable frame \(No such file", vanished)

@@ -105,14 +105,14 @@ mask("grey with alpha", np.dstack([blocks(1, 2), blocks() + 255]), [0, 1, 2])
 mask("EXIF rotation", np.rot90(blocks(1, 2)), [0, 1, 2], exif=turned)
 mask("RGB in other colours", picture(), r"mask\.png: .*#\w{6}")
 mask("RGB red", np.dstack([blocks(255), blocks(), blocks()]), "#ff0000")
-mask("the object in alpha alone", np.dstack([blocks()] * 3 + [blocks(255)]), r"mask\.png: no object in it")
+mask("the object in alpha alone", np.dstack([blocks()] * 3 + [blocks(255)]), r"no object .*mask\.png")
 mask("an object in alpha, white everywhere", np.dstack([blocks() + 255] * 3 + [blocks(255)]), r"mask\.png: one colour .*alpha")
 mask("soft edges", soften(blocks(255)), r"mask\.png: mostly 255, but \d+ other greys .*without soft edges")
 mask("soft edges in RGB", np.dstack([soften(blocks(255))] * 3), "without soft edges")
 mask("objects 128 and 255 in grey", blocks(128, 255, 255), r"but 1 other greys")
 mask("16 bits beyond 255", blocks(1, 300, kind=np.uint16), r"mask\.png: .*300.*ids of 0 to 255")
 mask("16 bits, 0 and 65535", blocks(65535, kind=np.uint16), "65535.*ids of 0 to 255")
-mask("empty", blocks(), r"mask\.png: no object in it; expected ids 1 to 254")
+mask("empty", blocks(), r"no object .*mask\.png.*ids from 1 to 254")
 mask("another size", blocks(1, size=(50, 60)), r"mask\.png is 60x50 .*64x48.*one size")
 mask("1 x 1", blocks()[:1, :1] + 1, r"1x1 .*64x48")
 mask("jpeg, which blurs ids", blocks(1, 4, 9), r"mask\.jpg: unreadable mask .*expected a palette or grey PNG", "jpeg")
@@ -140,7 +140,7 @@ def given(name: str, items: Callable[[Path], list], expect: str | Callable[[Any]
     CASES.append(Case("masks", name, act, expect))
 
 
-given("no mask", lambda folder: [], "no mask is given; expected a PNG")
+given("no mask", lambda folder: [], "no object .*expected a PNG")
 given("a mask that is not there", lambda folder: [folder / "absent.png"], r"absent\.png: unreadable mask \(no such file")
 given("a later frame's mask", lambda folder: [folder / "good.png", f"2={folder / 'good.png'}"],
       lambda found: list(found) == [0, 2])
@@ -189,8 +189,8 @@ segment("an unknown option", ["--frobnicate", "1"], "unrecognized arguments: --f
 segment("a video that is not there", [{"video": "absent"}], "absent: no such file or folder")
 segment("a mask for a video", [{"video": "mask.png"}], r"mask\.png: not a video")
 segment("results into a file", [{"out": "text"}], "text: cannot be written to")
-segment("results into the frames", [{"out": "clip"}], "clip: holds the video's frames")
-segment("results onto the mask", [{"out": "."}], r"holds the given mask\.png")
+segment("results into the frames", [{"out": "clip"}], "clip: holds .*frames")
+segment("results onto the mask", [{"out": "."}], "a given mask")
 
 
 def write_davis(root: Path, lines: str = "a\nb\n", year: str = "2017") -> Path:
@@ -235,9 +235,9 @@ davis("no annotations", lambda root: shutil.rmtree(root / "Annotations"), "Annot
 davis("no first annotation", lambda root: (root / MASK).unlink(), r"00000\.png: no such annotation")
 davis("no second annotation", lambda root: (root / MASK).with_stem("00001").unlink(), r"00001\.png: no such annotation", scored)
 davis("an annotation without a frame", lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink(),
-      "an annotation of no frame")
+      "a mask of no frame")
 davis("an annotation of another size", lambda root: write_mask(root / MASK, blocks(1, size=(10, 10))),
-      "is 10x10 .*expected 64x48")
+      "is 10x10 .*64x48")
 davis("a broken annotation", lambda root: (root / MASK).write_bytes(b""), r"00000\.png: unreadable mask")
 davis("a first annotation without objects", lambda root: write_mask(root / MASK, blocks()), "480p/a: .*an object",
       scored)

@@ -103,7 +103,7 @@ for values in ({"radius": 1e9}, {"radius": 1}, {"tau": 1e-6}, {"tau": 10**9}, {"
 for name, mask, named in (
         ("halves", MASK / 2, "float64"), ("NaN", MASK * NAN, "float64"), ("None", None, "object"), ("text", "mask", "<U4"),
         ("negative", -MASK.astype(int), "-1"), ("300", MASK.astype(int) * 300, "300"), ("255", MASK * 255, "255"),
-        ("three channels", np.dstack([MASK] * 3), "mask"), ("a line", MASK[0], "mask"), ("another size", MASK[:9], "64x9"),
+        ("three channels", np.dstack([MASK] * 3), "mask"), ("a line", MASK[0], "mask"), ("another size", MASK[:9], "9, 64"),
         ("none at all", {}, "mask"), ("before the first frame", {-1: MASK}, "-1"), ("after the last frame", {9: MASK}, "9")):
     CASES.append(Case("inference settings", f"mask: {name}", lambda folder, mask=mask: carry(mask), named))
 for name, mask in (("bool", MASK > 0), ("a list", MASK.tolist()), ("64 objects", MANY),
@@ -112,7 +112,7 @@ for name, mask in (("bool", MASK > 0), ("a list", MASK.tolist()), ("64 objects",
                       ids_of(masks, *np.unique(mask)) and np.array_equal(masks[0], mask)))
 for name, frames, named in (("floats", [frame / 255 for frame in FRAMES], "float64"), ("grey", [MASK] * 3, "uint8"),
                             ("RGBA", [np.dstack([frame, MASK]) for frame in FRAMES], "4"), ("none", [], "0 frames"),
-                            ("of two sizes", [FRAMES[0], FRAMES[1][:40]], "frame 1 is 64x40")):
+                            ("of two sizes", [FRAMES[0], FRAMES[1][:40]], "frame 1 is .*40, 64")):
     CASES.append(Case("inference settings", f"frames: {name}", lambda folder, frames=frames: carry(frames=frames), named))
 CASES.append(Case("inference settings", "weights that give no numbers", dark, "frame 0"))
 for device in ("abacus", "meta", "", "cuda:99"):

@@ -177,8 +177,6 @@ def test_short_videos_are_left_out_by_name() -> None:
 
 @pytest.mark.parametrize(("videos", "settings", "named"), [
     (stills(2, length=9), {"frames": 10}, "frames=10.*9"), ([], {"frames": 1}, "frames=1"),
-    (stills(1), {"gap": 0}, "gap=0"), (stills(1), {"frames": 0}, "frames=0"),
-    (stills(1), {"scale": (31, 40)}, "scale_min=31"), (stills(1), {"scale": (40, 39)}, "scale_max=39"),
 ])
 def test_settings_out_of_range(videos: list[Still], settings: dict, named: str) -> None:
     with pytest.raises(InputError, match=named):

@@ -128,7 +128,7 @@ class Content(nn.Module):
 @pytest.mark.parametrize("clips", [1, 3])
 def test_training_rewards_content_and_not_place(clips: int) -> None:
     """A network that encodes places alone must pay, or training collapses to it."""
-    settings = TrainSettings(crop=128, grid=16, cross_grid=8, frames=2)
+    settings = TrainSettings(crop=128, grid=16, cross_grid=8, frames=2, precision="fp32")
     pictures = [texture(seed, 128, 128, sigma=14) for seed in range(clips)]
     still = prepare_frames(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))[:, None]
     mean = {}
