@@ -1,29 +1,29 @@
-"""The corpus of bad input: named cases, each made in an empty folder and given to what a user calls, and what is to come of it.
+"""The corpus of bad input: named cases, each made in an empty folder and given to what a user calls.
 
-`python -m tests.corpus --examples 200` runs all of them, damages files at random besides, and prints the counts.
+`python -m tests.trust` runs all of them, damages files at random besides, and counts what comes of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
 import random
 import re
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dulvos.errors import InputError
 
-__all__ = ["Case", "Target", "all_cases", "all_targets", "counts", "damaged", "judge", "prepare", "table"]
+__all__ = ["Case", "Target", "add", "all_cases", "all_targets", "counts", "damaged", "judge", "prepare",
+           "table"]
 
-MODULES = ("frames", "videos", "masks", "settings", "files")
 OUTCOMES = ("results", "errors", "crashes", "wrong")
+COUNTED = ("tried", *OUTCOMES)
+CASES: list[Case] = []
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Target:
 
     Arguments:
         part: line of the table of counts.
-        make: an intact file, written once, in an empty folder.
-        read: gives the folder to a public entry; what comes back is checked by it.
+        make: writes an intact file in an empty folder.
+        read: gives the folder to a public entry, and checks what comes back.
         guarded: the format has checksums, so that what comes back must be what was there before.
     """
 
@@ -64,39 +64,17 @@ class Target:
     guarded: bool = False
 
 
-def judge(case: Case, folder: Path) -> tuple[str, str]:
-    """What came of a case: one of OUTCOMES, and what was said.
-
-    An error that is not one line, or lacks the words that are expected, is "wrong", as a result is where an error is expected.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            result = case.act(folder)
-    except InputError as error:
-        line = str(error)
-        clear = (case.either or isinstance(case.expect, str) and re.search(case.expect, line, re.IGNORECASE)) and line and line.isprintable()
-        return "errors" if clear else "wrong", line
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return "crashes", f"{type(error).__name__}: {error}"
-    if isinstance(case.expect, str):
-        return "wrong", f"no error, but {result!r:.200}"
-    return ("results" if case.expect(result) else "wrong"), f"{result!r:.200}"
-
-
-def damaged(data: bytes, cut: float, edits: list[tuple[float, int]], added: bytes = b"") -> bytes:
-    """A file's bytes cut at a share of its length, with bytes replaced at shares of what is left, and some added."""
-    kept = bytearray(data[: round(len(data) * cut)])
-    for place, value in edits:
-        if kept:
-            kept[min(int(place * len(kept)), len(kept) - 1)] = value
-    return bytes(kept) + added
+def add(part: str, name: str, expect: str | Callable[[Any], bool], act: Callable, *given: Any,
+        slow: bool = False) -> None:
+    """Add the case `act(folder, *given)` to the corpus."""
+    CASES.append(Case(part, name, lambda folder: act(folder, *given), expect, slow))
 
 
 def all_cases() -> list[Case]:
     """The named cases of every part."""
-    return [case for module in MODULES for case in importlib.import_module(f"tests.corpus_{module}").CASES]
+    for module in ("frames", "videos", "masks", "settings", "files"):
+        importlib.import_module(f"tests.corpus_{module}")
+    return CASES
 
 
 def all_targets() -> list[Target]:
@@ -104,56 +82,81 @@ def all_targets() -> list[Target]:
     return importlib.import_module("tests.corpus_damage").TARGETS
 
 
-def counts(examples: int = 200) -> list[dict]:
-    """Run the corpus and that many random damages of each kind of file, in temporary folders; a line a part."""
-    lines: dict[str, dict] = {}
+def judge(case: Case, folder: Path) -> tuple[str, str]:
+    """What came of a case: one of OUTCOMES, and what was said.
 
-    def count(part: str, run: Callable[[Path], tuple[str, str]], folder: Path) -> None:
-        line = lines.setdefault(part, {"what": part, "tried": 0, **dict.fromkeys(OUTCOMES, 0), "seconds": 0.0})
-        started = time.monotonic()
-        outcome, said = run(folder)
-        line["seconds"] += time.monotonic() - started
-        line["tried"] += 1
-        line[outcome] += 1
-        if outcome in ("crashes", "wrong"):
-            print(f"{part}: {outcome}: {said}", flush=True)
+    An error that is not one line, or lacks the words that are expected, is "wrong", and so is a result where
+    an error is expected.
+    """
+    expected = case.expect if isinstance(case.expect, str) else "" if case.either else None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            result = case.act(folder)
+    except InputError as error:
+        line = str(error)
+        clear = expected is not None and re.search(expected, line, re.IGNORECASE)
+        return "errors" if clear and line and line.isprintable() else "wrong", line
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return "crashes", f"{type(error).__name__}: {error}"
+    right = not isinstance(case.expect, str) and case.expect(result)
+    return "results" if right else "wrong", f"{result!r:.200}"
 
-    for case in all_cases():
-        with tempfile.TemporaryDirectory() as folder:
-            count(case.part, lambda folder, case=case: judge(case, folder), Path(folder))
-    generator = random.Random(0)
-    for target in all_targets():
-        with tempfile.TemporaryDirectory() as folder:
-            path, damage = prepare(target, Path(folder))
-            whole = path.read_bytes()
-            for _ in range(examples):
-                # where heads are short, most damage would fall on what is hardly looked at
-                reach = generator.choice((1.0, 1.0, min(1.0, 600 / len(whole))))
-                edits = [(generator.random() * reach, generator.randrange(256)) for _ in range(generator.choice((0, 1, 3, 30)))]
-                path.write_bytes(damaged(whole, generator.choice((1.0, 1.0, generator.random())), edits,
-                                         generator.randbytes(generator.choice((0, 0, 20)))))
-                count(target.part, lambda folder, damage=damage: judge(damage, folder), Path(folder))
-    return list(lines.values())
+
+def damaged(data: bytes, cut: float, edits: list[tuple[float, int]], added: bytes = b"") -> bytes:
+    """A file's bytes cut at a share of its length, some replaced at shares of the rest, and some added."""
+    kept = bytearray(data[: round(len(data) * cut)])
+    for place, value in edits if kept else ():
+        kept[min(int(place * len(kept)), len(kept) - 1)] = value
+    return bytes(kept) + added
 
 
 def prepare(target: Target, folder: Path) -> tuple[Path, Case]:
-    """Write the intact file; and the case that any error of one line passes, and any result where there are no checksums."""
+    """Write the intact file; and a case that passes any error of one line, and any result unless guarded."""
     path = target.make(folder)
     before = repr(target.read(folder)) if target.guarded else ""
-    return path, Case(target.part, target.part, target.read, lambda after: not target.guarded or repr(after) == before,
-                      either=True)
+    return path, Case(target.part, target.part, target.read,
+                      lambda after: not target.guarded or repr(after) == before, either=True)
+
+
+def _all_damages(target: Target, folder: Path, examples: int, generator: random.Random) -> Iterator[Case]:
+    path, case = prepare(target, folder)
+    whole = path.read_bytes()
+    for _ in range(examples):
+        # where heads are short, most damage would fall on what is hardly looked at
+        reach = generator.choice((1.0, 1.0, min(1.0, 600 / len(whole))))
+        edits = [(generator.random() * reach, generator.randrange(256))
+                 for _ in range(generator.choice((0, 1, 3, 30)))]
+        path.write_bytes(damaged(whole, generator.choice((1.0, 1.0, generator.random())), edits,
+                                 generator.randbytes(generator.choice((0, 0, 20)))))
+        yield case
+
+
+def counts(examples: int = 200) -> list[dict]:
+    """Run the corpus and that many random damages of each kind of file; a line a part."""
+    lines: dict[str, dict] = {}
+    generator = random.Random(0)
+    inputs = [lambda folder, case=case: [case] for case in all_cases()]
+    inputs += [lambda folder, target=target: _all_damages(target, folder, examples, generator)
+               for target in all_targets()]
+    for make in inputs:
+        with tempfile.TemporaryDirectory() as folder:
+            for case in make(Path(folder)):
+                line = lines.setdefault(case.part, {"what": case.part, **dict.fromkeys(COUNTED, 0)})
+                outcome, said = judge(case, Path(folder))
+                line["tried"] += 1
+                line[outcome] += 1
+                if outcome in ("crashes", "wrong"):
+                    print(f"{case.part}, {case.name}: {outcome}: {said}", flush=True)
+    return list(lines.values())
 
 
 def table(lines: list[dict]) -> str:
     """The counts as Markdown, with their sum."""
-    total = {"what": "together"} | {name: sum(line[name] for line in lines) for name in ("tried", *OUTCOMES)}
+    total = {"what": "together"} | {name: sum(line[name] for line in lines) for name in COUNTED}
     rows = ["| input | tried | results | one clear line | crashes | silently wrong |",
             "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    rows += ["| " + " | ".join(str(line[name]) for name in ("what", "tried", *OUTCOMES)) + " |" for line in [*lines, total]]
+    rows += [f"| {line['what']} | " + " | ".join(str(line[name]) for name in COUNTED) + " |"
+             for line in [*lines, total]]
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__)
-    parser.add_argument("--examples", type=int, default=200, help="random damages of each kind of file (default 200)")
-    print(table(counts(parser.parse_args().examples)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dulvos import masks
 from dulvos.checkpoints import load_encoder
@@ -28,23 +28,14 @@ def digest(*arrays: np.ndarray) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def picture_file(suffix: str, **options: Any) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = folder / f"0.{suffix}"
-        path.write_bytes(encoded(Image.fromarray(picture()), suffix.replace("jpg", "jpeg"), **options))
-        return path
-    return make
+def write(content: Callable[[], bytes], name: str, folder: Path) -> Path:
+    (folder / name).write_bytes(content())
+    return folder / name
 
 
-def video_file(name: str, codec: str, pixels: str = "yuv420p") -> Target:
-    return Target(f"random damage: {name.partition('.')[2]} of {codec}",
-                  lambda folder: write_video(folder / name, FRAMES[:4], codec, pixels),
-                  lambda folder: read_all(folder / name))
-
-
-def first_mask(folder: Path) -> Path:
-    masks.write_mask(folder / "mask.png", np.random.default_rng(0).integers(0, 5, (48, 64), np.uint8))
-    return folder / "mask.png"
+def first_mask() -> bytes:
+    ids = np.random.default_rng(0).integers(0, 5, (48, 64), np.uint8)
+    return encoded(ids)
 
 
 def read_mask(folder: Path) -> Any:
@@ -53,12 +44,8 @@ def read_mask(folder: Path) -> Any:
     return digest(ids)
 
 
-def json_file(name: str, content: Any) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = write_davis(folder) / name
-        path.write_text(json.dumps(content))
-        return path
-    return make
+def own_name(folder: Path) -> Path:
+    return write(lambda: b'{"name": "own"}', "benchmark.json", write_davis(folder))
 
 
 def index_file(folder: Path) -> Path:
@@ -77,24 +64,27 @@ def released_file(folder: Path) -> Path:
     return folder / "x.pth"
 
 
-def row_file(folder: Path) -> Path:
-    return put_row(folder, json.dumps(ROW).encode())
+def video_target(name: str, codec: str, pixels: str = "yuv420p") -> Target:
+    return Target(f"random damage: {name.partition('.')[2]} of {codec}",
+                  lambda folder: write_video(folder / name, FRAMES[:4], codec, pixels),
+                  lambda folder: read_all(folder / name))
 
 
 TARGETS = [
-    *(Target(f"random damage: {suffix}", picture_file(suffix, **options), lambda folder: digest(*read_all(folder)),
-             suffix == "png")
-      for suffix, options in (("jpg", {"quality": 95}), ("png", {}), ("bmp", {}), ("webp", {}))),
-    video_file("a.mp4", "libx264"), video_file("a.mp4", "mpeg4"), video_file("a.mkv", "ffv1", "bgr0"),
-    video_file("a.avi", "mjpeg", "yuvj420p"),
-    video_file("a.webm", "libvpx-vp9"),
-    Target("random damage: mask", first_mask, read_mask, True),
-    Target("random damage: list of sequences", lambda folder: write_davis(folder) / LIST, look),
-    Target("random damage: benchmark.json", json_file("benchmark.json", {"name": "own"}), look),
-    Target("random damage: row", row_file, rows_of),
-    Target("random damage: index", index_file, read_index),
-    Target("random damage: released weights", released_file, lambda folder: load_encoder(folder / "x.pth")),
-    Target("random damage: sidecar", lambda folder: put_encoder(folder).with_suffix(".json"),
-           lambda folder: load_encoder(folder / "x.safetensors")),
-    Target("random damage: safetensors", put_encoder, lambda folder: load_encoder(folder / "x.safetensors")),
+    *(Target(f"random damage: {kind}",
+             partial(write, partial(encoded, picture(), kind, **options), f"0.{kind}"),
+             lambda folder: digest(*read_all(folder)), kind == "png")
+      for kind, options in (("jpg", {"quality": 95}), ("png", {}), ("bmp", {}), ("webp", {}))),
+    video_target("a.mp4", "libx264"), video_target("a.mp4", "mpeg4"), video_target("a.mkv", "ffv1", "bgr0"),
+    video_target("a.avi", "mjpeg", "yuvj420p"), video_target("a.webm", "libvpx-vp9"),
+    *(Target(f"random damage: {name}", make, read, guarded) for name, make, read, guarded in (
+        ("mask", partial(write, first_mask, "mask.png"), read_mask, True),
+        ("list of sequences", lambda folder: write_davis(folder) / LIST, look, False),
+        ("benchmark.json", own_name, look, False),
+        ("row", lambda folder: put_row(folder, json.dumps(ROW).encode()), rows_of, False),
+        ("index", index_file, read_index, False),
+        ("released weights", released_file, lambda folder: load_encoder(folder / "x.pth"), False),
+        ("sidecar", lambda folder: put_encoder(folder).with_suffix(".json"),
+         lambda folder: load_encoder(folder / "x.safetensors"), False),
+        ("safetensors", put_encoder, lambda folder: load_encoder(folder / "x.safetensors"), False))),
 ]

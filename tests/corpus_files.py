@@ -1,4 +1,4 @@
-"""Files that the package itself writes, cut, changed and of other makers: encoders, their sidecars, released weights, rows."""
+"""Files that the package writes, cut, changed and of other makers: encoders, released weights, rows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ from dulvos.metrics import SUMMARY_COLUMNS
 from dulvos.study.evaluation import evaluate
 from dulvos.study.rows import Study
 from dulvos.study.tables import summary
-from tests.corpus import Case
+from tests.corpus import add
 from tests.corpus_masks import write_davis
 
-__all__ = ["CASES", "ROW", "put_encoder", "put_row", "rows_of"]
+__all__ = ["ROW", "put_encoder", "put_row", "rows_of"]
 
-CASES: list[Case] = []
-ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "version": 1, "date": "2026-01-01T00:00:00+00:00",
-       "data": "x", "split": "val", "features": "f", "sequences": 1, "objects": 1, "frames": 2, "seconds": 1.0,
-       "seconds_per_frame": 0.5, "scores": dict.fromkeys(SUMMARY_COLUMNS, 0.5)}
+ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "version": 1,
+       "date": "2026-01-01T00:00:00+00:00", "data": "x", "split": "val", "features": "f", "sequences": 1,
+       "objects": 1, "frames": 2, "seconds": 1.0, "seconds_per_frame": 0.5,
+       "scores": dict.fromkeys(SUMMARY_COLUMNS, 0.5)}
+DEEP = b"[" * 100_000
 
 
+def as_bytes(content: Any) -> bytes:
+    return content if isinstance(content, bytes) else json.dumps(content).encode()
+
+
+# encoders
 @functools.cache
 def intact() -> tuple[bytes, dict]:
     """An encoder's file, in half precision, and its sidecar."""
@@ -45,8 +51,7 @@ def put_encoder(folder: Path, data: bytes | None = None, sidecar: Any = None) ->
     """Write x.safetensors and x.json: the intact ones, or others in their place."""
     path = folder / "x.safetensors"
     path.write_bytes(intact()[0] if data is None else data)
-    path.with_suffix(".json").write_bytes(sidecar if isinstance(sidecar, bytes) else json.dumps(
-        intact()[1] if sidecar is None else sidecar).encode())
+    path.with_suffix(".json").write_bytes(as_bytes(intact()[1] if sidecar is None else sidecar))
     return path
 
 
@@ -54,56 +59,54 @@ def is_encoder(result: Any) -> bool:
     return isinstance(result, Encoder) and not result.training
 
 
-def encoder(name: str, expect: str | Callable[[Any], bool], data: Callable[[], bytes] | None = None,
-            sidecar: Any = None) -> None:
-    slow = name.startswith("weights") and "NaN" not in name
-    CASES.append(Case("checkpoints", name, lambda folder: load_encoder(put_encoder(folder, data() if data else None, sidecar)),
-                      expect, slow))
-
-
-def changed(change: Callable[[dict[str, Tensor]], Any]) -> bytes:
-    state = safetensors.torch.load(intact()[0])
-    change(state)
-    return safetensors.torch.save(state)
+def encoder(name: str, expect: str | Callable[[Any], bool], data: Callable[[bytes], bytes] = bytes,
+            sidecar: Any = None, **more: Any) -> None:
+    """A case of an encoder whose file or sidecar is another; `data` changes the intact file."""
+    add("checkpoints", name, expect,
+        lambda folder: load_encoder(put_encoder(folder, data(intact()[0]), sidecar)), **more)
 
 
 encoder("as it should be", is_encoder)
 for length in (0, 1, 8, 100, 5000, 10**7, -1):
     encoder(f"cut to {length} bytes", r"x\.safetensors: truncated or not a safetensors file",
-            lambda length=length: intact()[0][:length])
-encoder("longer than it says", r"x\.safetensors: truncated or not", lambda: intact()[0] + b"x")
-encoder("a header of 2^64 bytes", r"x\.safetensors: truncated or not", lambda: b"\xff" * 8 + intact()[0][8:])
-encoder("a header of zeros", r"x\.safetensors: truncated or not", lambda: bytes(1000))
-encoder("a header that is a list", r"x\.safetensors: truncated or not", lambda: (3).to_bytes(8, "little") + b"[1]")
-encoder("no weights", "another network", lambda: (2).to_bytes(8, "little") + b"{}")
-NAME = "head.0.weight"
-for name, value in (("NaN", lambda x: x.fill_(math.nan)), ("infinite", lambda x: x.fill_(math.inf)),
-                    ("whole numbers", Tensor.char),
-                    ("bool", Tensor.bool), ("complex", lambda x: x.to(torch.complex64))):
-    encoder(f"weights: {name}", rf"{NAME} holds infinite values or no floating-point", lambda value=value: changed(
-        lambda state: state.update({NAME: value(state[NAME])})))
-encoder("weights: in double precision", is_encoder, lambda: changed(lambda state: state.update({NAME: state[NAME].double()})))
-encoder("weights: one too many", "another network: z", lambda: changed(lambda state: state.update(z=torch.zeros(1))))
-encoder("weights: one missing", f"another network: {NAME}", lambda: changed(lambda state: state.pop(NAME)))
-encoder("weights: of another shape", f"another network: {NAME}",
-        lambda: changed(lambda state: state.update({NAME: state[NAME][:1].clone()})))
-for field, values, words in (("dim", ("128", 128.0, None, True, 0, -1, 10**12, [1], math.nan), "dim must be a whole number"),
-                             ("norm", (None, "x", ["batch"], 3, {}), "norm"),
-                             ("architecture", (None, 3, [], "vit"), "builds")):
+            lambda whole, length=length: whole[:length])
+for name, change in (("longer than it says", lambda whole: whole + b"x"),
+                     ("a header of 2^64 bytes", lambda whole: b"\xff" * 8 + whole[8:]),
+                     ("a header of zeros", lambda whole: bytes(1000)),
+                     ("a header that is a list", lambda whole: (3).to_bytes(8, "little") + b"[1]")):
+    encoder(name, r"x\.safetensors: truncated or not", change)
+encoder("no weights", "another network", lambda whole: (2).to_bytes(8, "little") + b"{}")
+NAME, WRONG = "head.0.weight", r"head.0.weight holds infinite values or no floating-point"
+for name, change, expect in (
+        ("NaN", lambda x: {NAME: x.fill_(math.nan)}, WRONG),
+        ("infinite", lambda x: {NAME: x.fill_(math.inf)}, WRONG),
+        ("whole numbers", lambda x: {NAME: x.char()}, WRONG), ("bool", lambda x: {NAME: x.bool()}, WRONG),
+        ("complex", lambda x: {NAME: x.to(torch.complex64)}, WRONG),
+        ("in double precision", lambda x: {NAME: x.double()}, is_encoder),
+        ("one too many", lambda x: {NAME: x, "z": torch.zeros(1)}, "another network: z"),
+        ("one missing", lambda x: {}, f"another network: {NAME}"),
+        ("of another shape", lambda x: {NAME: x[:1].clone()}, f"another network: {NAME}")):
+    def change_one(whole: bytes, change: Callable[[Tensor], dict[str, Tensor]] = change) -> bytes:
+        state = safetensors.torch.load(whole)
+        return safetensors.torch.save(state | change(state.pop(NAME)))
+    encoder(f"weights: {name}", expect, change_one, slow=name != "NaN")
+for field, values, words in (
+        ("dim", ("128", 128.0, None, True, 0, -1, 10**12, [1], math.nan), "dim must be a whole number"),
+        ("norm", (None, "x", ["batch"], 3, {}), "norm"), ("architecture", (None, 3, [], "vit"), "builds")):
     for value in values:
-        encoder(f"sidecar: {field}={value!r}", rf"x\.json: .*{words}", bytes, {**intact()[1], field: value})
-encoder("sidecar: dim=64", r"another network: head\.3", None, {**intact()[1], "dim": 64})
-for name, content in (("a list", []), ("text", "x"), ("null", b"null"), ("no text", b"\xff\xfe"), ("empty", b""),
-                      ("nested 10^5 deep", b"[" * 100_000),
-                      ("without fields", {})):
-    encoder(f"sidecar: {name}", r"x\.json: not a sidecar", bytes, content)
-CASES.append(Case("checkpoints", "sidecar: missing",
-                  lambda folder: load_encoder(put_encoder(folder).with_suffix(".json").unlink() or
-             folder / "x.safetensors"), r"x\.json: "))
-CASES.append(Case("checkpoints", "a folder",
-                  lambda folder: (folder / "x.safetensors").mkdir() or load_encoder(folder / "x.safetensors"), "no such"))
+        encoder(f"sidecar: {field}={value!r}", rf"x\.json: .*{words}", lambda whole: b"",
+                {**intact()[1], field: value})
+encoder("sidecar: dim=64", r"another network: head\.3", sidecar={**intact()[1], "dim": 64})
+for name, content in (("a list", []), ("text", "x"), ("null", b"null"), ("no text", b"\xff\xfe"),
+                      ("empty", b""), ("nested 10^5 deep", DEEP), ("without fields", {})):
+    encoder(f"sidecar: {name}", r"x\.json: not a sidecar", lambda whole: b"", content)
+add("checkpoints", "sidecar: missing", r"x\.json: ", lambda folder: load_encoder(
+    put_encoder(folder).with_suffix(".json").unlink() or folder / "x.safetensors"))
+add("checkpoints", "a folder", "no such", lambda folder: load_encoder(
+    (folder / "x.safetensors").mkdir() or folder / "x.safetensors"))
 
 
+# released weights
 class Evil:
     """Would leave a file behind if it were unpickled."""
 
@@ -114,29 +117,27 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def released(name: str, content: Any, words: str) -> None:
-    """A case of a .pth file: bytes, or what torch.save writes."""
-    def act(folder: Path) -> Any:
-        if isinstance(content, bytes):
-            (folder / "x.pth").write_bytes(content)
-        else:
-            torch.save(content(folder) if callable(content) else content, folder / "x.pth")
-        try:
-            return load_encoder(folder / "x.pth")
-        finally:
-            assert not (folder / "evil").exists(), "code was run"
-    CASES.append(Case("released weights", name, act, rf"x\.pth: .*{words}"))
+def released(folder: Path, content: Any) -> Any:
+    """A .pth file of bytes, or of what torch.save writes."""
+    if isinstance(content, bytes):
+        (folder / "x.pth").write_bytes(content)
+    else:
+        torch.save({"model": Evil(folder / "evil")} if content is Evil else content, folder / "x.pth")
+    try:
+        return load_encoder(folder / "x.pth")
+    finally:
+        assert not (folder / "evil").exists(), "code was run"
 
 
-for name, content in (("empty", b""), ("text", b"hello"), ("half a zip", b"PK\x03\x04" + bytes(50)),
-                      ("a pickle", b"\x80\x04]\x94.")):
-    released(name, content, "damaged, or holds more than weights")
-released("code", lambda folder: {"model": Evil(folder / "evil")}, "damaged, or holds more than weights")
-for name, content in (("a list", [1]), ("None", None), ("nothing", {}), ("a number for a model", {"model": 3}),
-                      ("a list for a model", {"model": []}),
-                      ("None for a model", {"model": None}), ("a tensor", torch.zeros(3)), ("numbered", {1: torch.zeros(1)})):
-    released(name, content, "holds no ResNet-18")
-released("of another shape", {"model": {"conv1.weight": torch.zeros(2)}}, r"conv1\.weight is \(2,\)")
+DAMAGED, NONE = "damaged, or holds more than weights", "holds no ResNet-18"
+for name, content, words in (
+        ("empty", b"", DAMAGED), ("text", b"hello", DAMAGED), ("a pickle", b"\x80\x04]\x94.", DAMAGED),
+        ("half a zip", b"PK\x03\x04" + bytes(50), DAMAGED), ("code", Evil, DAMAGED), ("a list", [1], NONE),
+        ("None", None, NONE), ("nothing", {}, NONE), ("a number for a model", {"model": 3}, NONE),
+        ("a list for a model", {"model": []}, NONE), ("None for a model", {"model": None}, NONE),
+        ("a tensor", torch.zeros(3), NONE), ("numbered", {1: torch.zeros(1)}, NONE),
+        ("of another shape", {"model": {"conv1.weight": torch.zeros(2)}}, r"conv1\.weight is \(2,\)")):
+    add("released weights", name, rf"x\.pth: .*{words}", released, content)
 
 
 # rows, and what an evaluation keeps
@@ -154,20 +155,6 @@ def put_row(folder: Path, content: bytes) -> Path:
     return path
 
 
-for name, content, expect in (
-        ("as it should be", ROW, lambda said: "50.0" in said), ("empty", b"", ""), ("a list", [], ""), ("null", None, ""),
-        ("text", "x", ""), ("without fields", {}, ""), ("without version", {k: v for k, v in ROW.items() if k != "version"}, ""),
-        ("of another kind", {**ROW, "kind": "z"}, ""), ("kind: a list", {**ROW, "kind": []}, ""),
-        ("date: None", {**ROW, "date": None}, ""), ("date: 5", {**ROW, "date": 5}, ""), ("name: 5", {**ROW, "name": 5}, ""),
-        ("key: None", {**ROW, "key": None}, ""), ("version: {}", {**ROW, "version": {}}, ""),
-        ("data: a list", {**ROW, "data": []}, ""), ("scores: text", {**ROW, "scores": "x"}, ""),
-        ("scores: none", {**ROW, "scores": {}}, ""), ("scores: a list", {**ROW, "scores": {"J&F-Mean": []}}, ""),
-        ("no text", b"\xff\xfe\0", ""), ("nested 10^5 deep", b"[" * 100_000, ""), ("cut", json.dumps(ROW)[:100].encode(), "")):
-    CASES.append(Case("rows", name, lambda folder,
-                      content=content: rows_of(put_row(folder, content if isinstance(content, bytes) else json.dumps(
-        content).encode()).parents[2]), expect if callable(expect) else r"evaluate-n-\w+\.json.*delete it to run again"))
-
-
 def finish_again(folder: Path, content: bytes) -> float:
     dataset = load_davis(write_davis(folder))
     (folder / "out").mkdir()
@@ -176,8 +163,19 @@ def finish_again(folder: Path, content: bytes) -> float:
     return sum(float(score.j.mean()) for score in scores)
 
 
+def row(name: str, content: Any, expect: str | Callable[[str], bool]) -> None:
+    add("rows", name, expect, lambda folder: rows_of(put_row(folder, as_bytes(content)).parents[2]))
+
+
+row("as it should be", ROW, lambda said: "50.0" in said)
+for name, content in (
+        ("empty", b""), ("a list", []), ("null", None), ("text", "x"), ("without fields", {}),
+        ("without version", {k: v for k, v in ROW.items() if k != "version"}), ("no text", b"\xff\xfe\0"),
+        ("nested 10^5 deep", DEEP), ("cut", as_bytes(ROW)[:100]),
+        *((f"{field}: {value!r}", ROW | {field: value}) for field, value in (
+            ("kind", "z"), ("kind", []), ("date", None), ("date", 5), ("name", 5), ("key", None),
+            ("version", {}), ("data", []), ("scores", "x"), ("scores", {}), ("scores", {"J&F-Mean": []})))):
+    row(name, content, r"evaluate-n-\w+\.json.*delete it to run again")
 for name, content in (("a list", b"[]"), ("null", b"null"), ("no text", b"\xff\xfe"), ("cut", b'{"ids": [1'),
-                      ("without fields", b"{}"),
-                      ("nested 10^5 deep", b"[" * 100_000)):
-    CASES.append(Case("rows", f"a finished sequence: {name}", lambda folder, content=content: finish_again(folder, content),
-                      lambda sum: sum == 2.0))
+                      ("without fields", b"{}"), ("nested 10^5 deep", DEEP)):
+    add("rows", f"a finished sequence: {name}", lambda sum: sum == 2.0, finish_again, content)

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,20 @@ import numpy as np
 from dulvos.masks import write_mask
 from dulvos.movies import frame_rate
 from dulvos.videos import find_videos, open_video
-from tests.corpus import Case
-from tests.corpus_frames import as_nobody, like, picture, plain, read_all
+from tests.corpus import add
+from tests.corpus_frames import as_nobody, encoded, frames_of, like, picture, read_all
 from tests.corpus_masks import command
 
-__all__ = ["CASES", "FRAMES", "write_video"]
+__all__ = ["FRAMES", "write_video"]
 
-CASES: list[Case] = []
+PART, BROKEN = "video files", r"a\.\w+: cannot be opened as a video"
 FRAMES = [picture(seed) for seed in range(12)]
+ODD, DOT = [frame[:47, :63] for frame in FRAMES], [frame[:1, :1] for frame in FRAMES]
+GREYS = [np.repeat(frame[..., :1], 3, 2) for frame in FRAMES]
 
 
-def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", pixels: str = "yuv420p",
-                times: list[int] | None = None) -> Path:
+def write_video(path: Path, frames: list[np.ndarray] = FRAMES, codec: str = "libx264",
+                pixels: str = "yuv420p", times: list[int] | None = None) -> Path:
     """Encode (H, W, 3) uint8 frames, at 10 a second or at times in milliseconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
@@ -36,8 +39,8 @@ def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", pi
         stream.pix_fmt = pixels
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for index, pixels_ in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels_, "rgb24")
+        for index, picture_ in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture_, "rgb24")
             if times:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -45,161 +48,160 @@ def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", pi
     return path
 
 
-def files(name: str, make: Callable[[Path], Any], expect: str | Callable[[Any], bool],
-          read: Callable[[Path], Any] = read_all) -> None:
-    """A case of a video file, which `make` writes and names."""
-    CASES.append(Case("video files", name, lambda folder: read(make(folder)), expect))
+lossless = partial(write_video, codec="ffv1", pixels="bgr0")
+small = partial(write_video, codec="mpeg4")
 
 
-for name, codec, pixels, error in (
-        ("a.mp4", "mpeg4", "yuv420p", 12), ("a.mp4", "libx264", "yuv420p", 6), ("a.avi", "mjpeg", "yuvj420p", 12),
-        ("a.webm", "libvpx-vp9", "yuv420p", 8), ("10 bits.mp4", "libx264", "yuv420p10le", 6), ("rgb.mkv", "ffv1", "bgr0", 0),
-        ("16 bits.mkv", "ffv1", "gbrp16le", 1), ("alpha.mov", "png", "rgba", 0)):
-    kind = {"codec": codec, "pixels": pixels}
-    files(f"{name} of {codec}, {pixels}", lambda folder, name=name, kind=kind: write_video(folder / name, FRAMES, **kind),
-          like(*FRAMES, error=error))
-greys = [np.repeat(frame[..., :1], 3, 2) for frame in FRAMES]
-files("greyscale", lambda folder: write_video(folder / "a.mkv", greys, "ffv1", "gray"), like(*greys))
+def files(name: str, file: str, expect: str | Callable[[Any], bool], write: Callable = write_video, /,
+          **options: Any) -> None:
+    """A case of a video file that `write` writes."""
+    add(PART, name, expect, lambda folder: read_all(write(folder / file, **options)))
+
+
+for file, codec, pixels, error in (
+        ("a.mp4", "mpeg4", "yuv420p", 12), ("a.mp4", "libx264", "yuv420p", 6),
+        ("alpha.mov", "png", "rgba", 0), ("a.avi", "mjpeg", "yuvj420p", 12),
+        ("a.webm", "libvpx-vp9", "yuv420p", 8),
+        ("10 bits.mp4", "libx264", "yuv420p10le", 6), ("rgb.mkv", "ffv1", "bgr0", 0),
+        ("16 bits.mkv", "ffv1", "gbrp16le", 1)):
+    files(f"{file} of {codec}, {pixels}", file, like(*FRAMES, error=error), codec=codec, pixels=pixels)
+TIMES = [0, 10, 500, 510, 515, 2000, 2010, 3000, 3005, 3010, 3020, 9000]
 for suffix in ("mp4", "mkv"):
-    files(f"variable frame rate in {suffix}", lambda folder, suffix=suffix: write_video(
-        folder / f"a.{suffix}", FRAMES, times=[0, 10, 500, 510, 515, 2000, 2010, 3000, 3005, 3010, 3020, 9000]),
-        like(*FRAMES, error=6))
-odd = [frame[:47, :63] for frame in FRAMES]
-files("odd sides", lambda folder: write_video(folder / "a.mkv", odd, "ffv1", "bgr0"), like(*odd))
-files("1 x 1 video", lambda folder: write_video(folder / "a.mkv", [FRAMES[0][:1, :1]], "ffv1", "bgr0"), like(FRAMES[0][:1, :1]))
-files("one frame in mp4", lambda folder: write_video(folder / "a.mp4", FRAMES[:1]), like(FRAMES[0], error=6))
-for name in ("with space.mp4", "ünï 视频.mp4", "new\nline.mp4", "-dash.mp4", "100%d.mp4", "12:30:00.mp4", "http:x.mp4",
-             "a|b.mp4"):
-    def there(path: Path) -> list[np.ndarray]:
-        with contextlib.chdir(path.parent):
-            return read_all(path.name)
-    files(f"called {name!r}", lambda folder, name=name: write_video(folder / name, FRAMES[:3], "mpeg4"),
-          like(*FRAMES[:3], error=6), there)
+    files(f"variable frame rate in {suffix}", f"a.{suffix}", like(*FRAMES, error=6), times=TIMES)
+files("greyscale", "a.mkv", like(*GREYS), frames=GREYS, codec="ffv1", pixels="gray")
+files("odd sides", "a.mkv", like(*ODD), lossless, frames=ODD)
+files("1 x 1 video", "a.mkv", like(DOT[0]), lossless, frames=DOT[:1])
+files("one frame in mp4", "a.mp4", like(FRAMES[0], error=6), frames=FRAMES[:1])
 
 
-def rotated(folder: Path, matrix: tuple[int, ...]) -> list[np.ndarray]:
+def beside(folder: Path, name: str) -> Any:
+    with contextlib.chdir(folder):
+        return read_all(small(folder / name, FRAMES[:3]).name)
+
+
+for name in ("with space", "ünï 视频", "new\nline", "-dash", "100%d", "12:30:00", "http:x", "a|b"):
+    add(PART, f"called {name!r}", like(*FRAMES[:3], error=6), beside, f"{name}.mp4")
+
+
+def rotated(folder: Path, matrix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The first frame before and after the container asks for a rotation."""
     before = read_all(write_video(folder / "a.mp4", FRAMES[:2]))
     data = bytearray((folder / "a.mp4").read_bytes())
     place = data.index(b"tkhd") + 44
-    data[place: place + 36] = struct.pack(">9i", *(65536 * m for m in matrix[:8]), 1 << 30)
+    data[place: place + 36] = struct.pack(">9i", *(65536 * m for m in matrix), 1 << 30)
     (folder / "b.mp4").write_bytes(data)
-    return [*before, *read_all(folder / "b.mp4")]
+    return before[0], read_all(folder / "b.mp4")[0]
 
 
-files("portrait by its container", lambda folder: folder, lambda all: np.array_equal(np.rot90(all[0], -1), all[2]),
-      lambda folder: rotated(folder, (0, 1, 0, -1, 0, 0, 0, 0)))
-files("upside down by its container", lambda folder: folder, lambda all: np.array_equal(np.rot90(all[0], 2), all[2]),
-      lambda folder: rotated(folder, (-1, 0, 0, 0, -1, 0, 0, 0)))
+add(PART, "portrait by its container", lambda both: np.array_equal(np.rot90(both[0], -1), both[1]), rotated,
+    (0, 1, 0, -1, 0, 0, 0, 0))
+add(PART, "upside down by its container", lambda both: np.array_equal(np.rot90(both[0], 2), both[1]), rotated,
+    (-1, 0, 0, 0, -1, 0, 0, 0))
 
 
-def resized(folder: Path) -> Path:
-    with av.open(str(folder / "a.mkv"), "w") as container:
+def resized(path: Path) -> Path:
+    """A stream whose frames become smaller."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
         for index in range(4):
-            packet = av.Packet(plain(picture(index, *((48, 64) if index < 2 else (24, 32))), "jpg", quality=95)["0.jpg"])
+            size = (48, 64) if index < 2 else (24, 32)
+            packet = av.Packet(encoded(picture(index, *size), "jpg", quality=95))
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 10)
             container.mux(packet)
-    return folder / "a.mkv"
+    return path
 
 
-files("a stream that changes size is scaled to the first", resized, like(*FRAMES[:4], error=8))
+files("a stream that changes size is scaled to the first", "a.mkv", like(*FRAMES[:4], error=8), resized)
 
 
-def carried(folder: Path, path: Path, size: tuple[int, int], *options: Any) -> tuple[int, float]:
+def carried(folder: Path, write: Callable[[Path], Path], size: tuple[int, int], *options: Any) -> Any:
     """Frames and rate of the movie that `python -m dulvos segment` makes of a video."""
     mask = np.zeros(size, np.uint8)
     mask[: -(-size[0] // 2)] = 3
     write_mask(folder / "mask.png", mask)
     with contextlib.chdir(folder):  # what precedes a colon is no protocol
-        path = path.rename("1:2" + path.suffix)
-        command("segment", path, "mask.png", "12:30", "--checkpoint", "random", "--device", "cpu", "--precision", "fp32",
-                *options)
+        path = write(folder / "a.mkv").rename("1:2.mkv")
+        command("segment", path, "mask.png", "12:30", "--checkpoint", "random", "--device", "cpu",
+                "--precision", "fp32", *options)
         movie = open_video("12:30/overlay.mp4")
         return len(movie), frame_rate(movie)
 
 
-for name, make, size, options in (
-
-        ("variable frame rate", lambda folder: write_video(folder / "a.mkv", FRAMES[:4], times=[0, 500, 510, 1333]), (48, 64),
-         ()),
-        ("1 x 1", lambda folder: write_video(folder / "a.mkv", [f[:1, :1] for f in FRAMES[:4]], "ffv1", "bgr0"), (1, 1),
-         ("--topk", 1)),
-        ("3 pixels wide", lambda folder: write_video(folder / "a.mkv", [f[:, :3] for f in FRAMES[:4]], "ffv1", "bgr0"), (48, 3),
-         ("--topk", 5)),
-        ("odd sides", lambda folder: write_video(folder / "a.mkv", [f[:47, :63] for f in FRAMES[:4]], "ffv1", "bgr0"), (47, 63),
-         ()),
+for name, write, size, options in (
+        ("variable frame rate", partial(write_video, frames=FRAMES[:4], times=TIMES[:4]), (48, 64), ()),
+        ("1 x 1", partial(lossless, frames=DOT[:4]), (1, 1), ("--topk", 1)),
+        ("3 pixels wide", partial(lossless, frames=[f[:, :3] for f in FRAMES[:4]]), (48, 3), ("--topk", 5)),
+        ("odd sides", partial(lossless, frames=ODD[:4]), (47, 63), ()),
         ("a stream that changes size", resized, (48, 64), ())):
-    files(f"carried through: {name}", lambda folder: folder, lambda made: made[0] == 4 and 0.1 <= made[1] <= 1000,
-          lambda folder, make=make, size=size, options=options: carried(folder, make(folder), size, *options))
+    add(PART, f"carried through: {name}", lambda made: made[0] == 4 and 0.1 <= made[1] <= 1000, carried,
+        write, size, *options)
 
 
-def cut(folder: Path, name: str, length: float, codec: str = "mpeg4") -> Path:
-    path = write_video(folder / name, FRAMES, codec, "bgr0" if codec == "ffv1" else "yuv420p")
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * length)])
+def cut(path: Path, share: float, write: Callable[[Path], Path] = small) -> Path:
+    write(path).write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return path
 
 
-for length in (0.01, 0.3, 0.95):
-    files(f"mp4 cut to {length:.0%}", lambda folder, length=length: cut(folder, "a.mp4", length),
-          r"a\.mp4: cannot be opened as a video")
-files("mkv cut in half has its first frames", lambda folder: cut(folder, "a.mkv", 0.6, "ffv1"),
-      lambda frames: 2 < len(frames) < 12 and like(*FRAMES[: len(frames)])(frames))
-files("an empty file", lambda folder: (folder / "a.mp4").touch() or folder / "a.mp4", r"a\.mp4: cannot be opened as a video")
-files("text called mp4", lambda folder: (folder / "a.mp4").write_text("text") and folder / "a.mp4",
-      r"a\.mp4: cannot be opened as a video")
-files("a playlist of other files", lambda folder: (folder / "a.mp4").write_text("#EXTM3U\n/etc/hostname\n")
-      and folder / "a.mp4",
-      r"a\.mp4: cannot be opened as a video")
-files("another kind of file", lambda folder: (folder / "a.pdf").write_text("x") and folder / "a.pdf",
-      r"a\.pdf: not a video.*\.mp4")
-
-
-def only_sound(folder: Path) -> Path:
-    with av.open(str(folder / "a.mp4"), "w") as container:
+def only_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return folder / "a.mp4"
+    return path
 
 
-files("sound alone", only_sound, r"a\.mp4: cannot be opened as a video")
-files("a pipe called mp4", lambda folder: os.mkfifo(folder / "a.mp4") or folder / "a.mp4", r"a\.mp4: not a video")
-files("a name that is no UTF-8", lambda folder: write_video(folder / "a.mp4", FRAMES[:1]).rename(folder / "a\udcff.mp4"),
-      "not UTF-8")
-files("a file without permission", lambda folder: folder, r"a\.mp4: permission denied", lambda folder: (
-    folder.chmod(0o755), write_video(folder / "a.mp4", FRAMES[:1]).chmod(0), as_nobody(lambda: read_all(folder / "a.mp4")))[-1])
+def text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+for share in (0.01, 0.3, 0.95):
+    files(f"mp4 cut to {share:.0%}", "a.mp4", BROKEN, cut, share=share)
+files("mkv cut in half has its first frames", "a.mkv",
+      lambda frames: 2 < len(frames) < 12 and like(*FRAMES[: len(frames)])(frames), cut, share=0.6,
+      write=lossless)
+files("an empty file", "a.mp4", BROKEN, text, content="")
+files("text called mp4", "a.mp4", BROKEN, text, content="text")
+files("a playlist of other files", "a.mp4", BROKEN, text, content="#EXTM3U\n/etc/hostname\n")
+files("another kind of file", "a.pdf", r"a\.pdf: not a video.*\.mp4", text, content="x")
+files("sound alone", "a.mp4", BROKEN, only_sound)
+files("a pipe called mp4", "a.mp4", r"a\.mp4: not a video", lambda path: os.mkfifo(path) or path)
+files("a name that is no UTF-8", "a.mp4", "not UTF-8",
+      lambda path: small(path).rename(path.with_name("a\udcff.mp4")))
+
+
+def forbidden(folder: Path) -> Any:
+    folder.chmod(0o755)
+    small(folder / "a.mp4").chmod(0)
+    return as_nobody(lambda: read_all(folder / "a.mp4"))
 
 
 def replaced(folder: Path) -> list[np.ndarray]:
-    video = open_video(write_video(folder / "a.mkv", FRAMES, "ffv1", "bgr0"))
+    video = open_video(lossless(folder / "a.mkv"))
     video.read(0)
-    write_video(folder / "b.mkv", FRAMES[::-1], "ffv1", "bgr0").replace(folder / "a.mkv")
+    lossless(folder / "b.mkv", FRAMES[::-1]).replace(folder / "a.mkv")
     return [video.read(3)]
 
 
-files("a file replaced while it is read", lambda folder: folder, like(FRAMES[8]), replaced)
-
-
 def gone(folder: Path) -> list[np.ndarray]:
-    video = open_video(write_video(folder / "a.mp4", FRAMES))
+    video = open_video(small(folder / "a.mp4"))
     video.path.unlink()
-    return list(video.frames())
-
-
-files("a file that vanishes after opening", lambda folder: folder, r"a\.mp4: no such file", gone)
+    return frames_of(video)
 
 
 def several(folder: Path) -> list[str]:
-    path = write_video(folder / "a.mp4", FRAMES[:1])
     for name in ("a.mkv", "a.mkv.mp4", "b.mp4"):
-        shutil.copy(path, folder / name)
+        shutil.copy(small(folder / "a.mp4", FRAMES[:1]), folder / name)
     return [video.name for video in find_videos(folder)]
 
 
-files("names that differ in their suffix only", lambda folder: folder,
-      lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b"], several)
-files("a broken file among others", lambda folder: cut(folder, "a.mp4", 0.3).parent, r"a\.mp4: cannot be opened", find_videos)
-files("a folder of nothing", lambda folder: folder, "no videos in here", find_videos)
+add(PART, "a file without permission", r"a\.mp4: permission denied", forbidden)
+add(PART, "a file replaced while it is read", like(FRAMES[8]), replaced)
+add(PART, "a file that vanishes after opening", r"a\.mp4: no such file", gone)
+add(PART, "names that differ in their suffix only",
+    lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b"], several)
+add(PART, "a broken file among others", BROKEN, lambda folder: find_videos(cut(folder / "a.mp4", 0.3).parent))
+add(PART, "a folder of nothing", "no videos in here", find_videos)

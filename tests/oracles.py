@@ -44,13 +44,13 @@ def write_textures(root: Path, names: str, frames: int = 8, size: tuple[int, int
 def warp_oracle(maps: Tensor, theta: Tensor) -> Tensor:
     """(B, T, C, h, w) sampled at theta's positions, frame by frame, to the nearest cell."""
     grid = F.affine_grid(theta.to(maps.dtype), [len(maps), 1, *maps.shape[-2:]], align_corners=False)
-    sample = [F.grid_sample(maps[:, t], grid, mode="nearest", align_corners=False) for t in range(maps.shape[1])]
-    return torch.stack(sample, 1)
+    return torch.stack([F.grid_sample(frame, grid, mode="nearest", align_corners=False)
+                        for frame in maps.unbind(1)], 1)
 
 
-def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor, cross_index: Tensor,
-                tau: float, lam: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L, L_ST, L_CV and the pseudo labels, with all B·N² affinities of every cell alive and warped as such."""
+def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_index: Tensor,
+                cross_index: Tensor, tau: float, lam: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L, L_ST, L_CV and pseudo labels, with all B·N² affinities of every cell alive and warped as such."""
     clips, frames = features.shape[:2]
 
     def pick(maps: Tensor, index: Tensor) -> Tensor:  # [B, n², K]
@@ -64,7 +64,8 @@ def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_
     space_time = (F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, 1:].flatten(0, 1)) if frames > 1
                   else features.new_zeros(()))
 
-    r, r_hat = (pick(f, cross_index).flatten(0, 1) for f in (warp_oracle(features, theta)[:, 0], features_view2[:, 0]))
+    r, r_hat = (pick(maps[:, 0], cross_index).flatten(0, 1)
+                for maps in (warp_oracle(features, theta), features_view2))
     pairs = torch.log_softmax(r @ r_hat.T / tau, 1)
     cross_view = -pairs.diagonal().mean()
     return space_time + lam * cross_view, space_time, cross_view, labels

@@ -1,4 +1,4 @@
-"""Files and neighbours that are not to be trusted: nothing that is read can run, nothing that is unpacked leads out."""
+"""Files and neighbours that are not to be trusted: nothing that is read can run, and no archive leads out."""
 
 from __future__ import annotations
 
@@ -20,55 +20,53 @@ import torch
 from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.study.download import unpack
+from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import train
 from dulvos.videos import find_videos
 from tests.oracles import write_textures
 from tests.test_training import SMALL
 
-ROOT = Path(__file__).resolve().parent.parent
 # what makes code of data, or a command of text
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "pickle.load",
-             "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "joblib.load", "yaml.load", "yaml.unsafe_load",
-             "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "tarfile.open", "shutil.unpack_archive"}
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
+             "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "shelve.open", "joblib.load",
+             "yaml.load", "yaml.unsafe_load", "torch.jit.load", "torch.hub.load",
+             "torch.package.PackageImporter", "tarfile.open", "shutil.unpack_archive"}
 
 
 def sources() -> Iterator[tuple[str, ast.AST]]:
-    """Syntax trees of the package, the benchmarks and the cells of the notebooks; tests unpickle what they pickled."""
+    """Syntax trees of package, benchmarks and notebooks' cells; tests unpickle what they pickled."""
     for path in sorted([*(ROOT / "dulvos").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
         yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type == "code":
-                yield f"{path.name}, cell {number}", ast.parse(re.sub(r"^\s*[%!].*", "", cell.source, flags=re.M))
+                source = re.sub(r"^\s*[%!].*", "", cell.source, flags=re.M)
+                yield f"{path.name}, cell {number}", ast.parse(source)
 
 
 def suspicious(tree: ast.AST) -> list[str]:
+    """The calls that make code of data, or a command of one text instead of a list of words."""
     found = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if name in FORBIDDEN or given.get("shell", "False") != "False" or "allow_pickle" in given:
-            found.append(ast.unparse(node))
-        if name == "torch.load" and given.get("weights_only") != "True":
-            found.append(ast.unparse(node))
-        if name.endswith(".extractall"):
-            found.append(ast.unparse(node))
-        # a command is a list of words, not one text
-        if name.startswith("subprocess.") and not isinstance(node.args[0], ast.List | ast.Name):
+        if (name in FORBIDDEN or name.endswith(".extractall") or "allow_pickle" in given
+                or given.get("shell", "False") != "False"
+                or name == "torch.load" and given.get("weights_only") != "True"
+                or name.startswith("subprocess.") and not isinstance(node.args[0], ast.List | ast.Name)):
             found.append(ast.unparse(node))
     return found
 
 
 def test_no_source_makes_code_of_data_or_a_command_of_text() -> None:
-    found = {where: lines for where, tree in sources() if (lines := suspicious(tree))}
-    assert not found
+    assert not {where: lines for where, tree in sources() if (lines := suspicious(tree))}
+    assert not any("yaml" in ast.unparse(node) for _, tree in sources() for node in ast.walk(tree)
+                   if isinstance(node, ast.Import | ast.ImportFrom))
 
 
-@pytest.mark.parametrize("line", ["torch.load(path)", "torch.load(path, weights_only=False)", "np.load(p, allow_pickle=True)",
-                                  "subprocess.run(f'rm {name}', shell=True)", "subprocess.run('rm ' + name)", "os.system(text)",
-                                  "eval(text)", "pickle.load(stream)", "archive.extractall(folder)", "yaml.load(text)"])
+@pytest.mark.parametrize("line", [
+    "torch.load(path)", "torch.load(path, weights_only=False)", "np.load(p, allow_pickle=True)", "eval(text)",
+    "subprocess.run([name], shell=True)", "subprocess.run('rm ' + name)", "archive.extractall(folder)"])
 def test_each_of_these_would_be_noticed(line: str) -> None:
     assert suspicious(ast.parse(line))
 
@@ -84,13 +82,14 @@ class Harmful:
 
 
 @pytest.mark.parametrize("place", ["settings", "net", "whole"])
-def test_a_checkpoint_that_holds_code_runs_none_of_it(tmp_path: Path, place: str, record_property: Callable) -> None:
+def test_a_checkpoint_that_holds_code_runs_none_of_it(tmp_path: Path, place: str,
+                                                      record_property: Callable) -> None:
     record_property("fault", "malicious: checkpoint.pt")
     harmful = Harmful(tmp_path / "made")
     content = {"settings": {}, "data": "", "iteration": 1, "net": {}, "optimiser": {}, "scheduler": {}}
     torch.save(harmful if place == "whole" else content | {place: harmful}, tmp_path / "checkpoint.pt")
     videos = find_videos(write_textures(tmp_path / "videos", "abcd"))
-    with pytest.raises(InputError, match=r"checkpoint\.pt: truncated or not a checkpoint of this program"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*UnpicklingError"):
         train(SMALL, videos, tmp_path, device="cpu")
     assert not harmful.target.exists()
 
@@ -100,43 +99,47 @@ def test_weights_that_hold_code_run_none_of_it(tmp_path: Path, name: str, record
     record_property("fault", f"malicious: {name.partition('.')[2]}")
     harmful = Harmful(tmp_path / "made")
     torch.save({"model": harmful}, tmp_path / name)
-    (tmp_path / "own.json").write_text(json.dumps({"architecture": "resnet18-stride8", "dim": 128, "norm": "batch"}))
+    sidecar = {"architecture": "resnet18-stride8", "dim": 128, "norm": "batch"}
+    (tmp_path / "own.json").write_text(json.dumps(sidecar))
     with pytest.raises(InputError, match=re.escape(name)):
         load_encoder(tmp_path / name)
     assert not harmful.target.exists()
 
 
-def link(name: str, target: str) -> tuple[zipfile.ZipInfo, str]:
+def link(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name)
     entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    return entry, target
+    return entry
 
 
 @pytest.mark.parametrize("entries", [
-    [("../out.txt", "x")], [("a/../../out.txt", "x")], [("/tmp/dulvos-out.txt", "x")], [("..\\out.txt", "x")],
-    [("C:\\out.txt", "x")], [link("door", ".."), ("door/out.txt", "x")], [link("door", "/etc"), ("door/out.txt", "x")],
-    [("good.txt", "x"), ("../../out.txt", "x")],
-], ids=str)
-def test_no_archive_writes_outside_of_its_folder(tmp_path: Path, entries: list, record_property: Callable) -> None:
+    {"../out.txt": "x"}, {"a/../../out.txt": "x"}, {"/tmp/dulvos-out.txt": "x"}, {"..\\out.txt": "x"},
+    {"C:\\out.txt": "x"}, {"good.txt": "x", "../../out.txt": "x"},
+    {link("door"): "..", "door/out.txt": "x"}, {link("door"): "/etc", "door/out.txt": "x"}], ids=str)
+def test_no_archive_writes_outside_of_its_folder(tmp_path: Path, entries: dict,
+                                                 record_property: Callable) -> None:
     record_property("fault", "malicious: archive")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        for entry, content in entries:
+        for entry, content in entries.items():
             file.writestr(entry, content)
     with pytest.raises(InputError, match="leads out of the folder"):
         unpack(tmp_path / "a.zip", tmp_path / "in/folder")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip"] and not Path("/tmp/dulvos-out.txt").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip"]
+    assert not Path("/tmp/dulvos-out.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["$(touch made)", "; touch made", "`touch made`", "a b'c\"d", "--davis", "-rf"])
-def test_run_all_makes_no_command_of_a_folder_s_name(tmp_path: Path, name: str, record_property: Callable) -> None:
+@pytest.mark.parametrize("name", ["$(touch made)", "; touch made", "`touch made`", "a b'c\"d", "--davis",
+                                  "-rf"])
+def test_run_all_makes_no_command_of_a_folder_s_name(tmp_path: Path, name: str,
+                                                     record_property: Callable) -> None:
     """The name arrives as one word, whatever is in it."""
     record_property("fault", "malicious: name of a folder")
     (tmp_path / name).mkdir()
     python = tmp_path / "python"  # says what it is called with
     python.write_text('#!/bin/sh\ncase "$1" in -m) printf "%s\\n" "$@" ;; *) ;; esac\n')
     python.chmod(0o755)
-    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "davis", "--davis", name], cwd=tmp_path, capture_output=True,
-                          text=True, env=os.environ | {"DULVOS_PYTHON": str(python)}, check=False)
+    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "davis", "--davis", name], cwd=tmp_path,
+                          capture_output=True, text=True, env=os.environ | {"DULVOS_PYTHON": str(python)})
     assert done.stdout.splitlines()[-5:] == ["-m", "dulvos", "davis", "--davis", name]
     assert not list(tmp_path.rglob("made"))
 
@@ -146,30 +149,33 @@ def test_jupyter_is_nowhere_told_to_open_its_doors() -> None:
     from jupyter_server.serverapp import ServerApp
 
     assert ServerApp().ip in ("localhost", "127.0.0.1") and not ServerApp().allow_remote_access
-    doors = re.compile(r"--ip[ =](?!127\.0\.0\.1|localhost)|0\.0\.0\.0|token=(''|\"\"|\s)|password=(''|\"\")|disable_check_xsrf"
-                       r"|allow_origin|allow_remote_access|--NotebookApp|--ServerApp")
+    doors = re.compile(r"--ip[ =](?!127\.0\.0\.1|localhost)|0\.0\.0\.0|token=(''|\"\"|\s)|password=(''|\"\")"
+                       r"|disable_check_xsrf|allow_origin|allow_remote_access|--NotebookApp|--ServerApp")
     files = [ROOT / name for name in ("run_all.sh", "README.md", ".ci/run", "tests/browser.py")]
     files += [*(ROOT / "dulvos").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert [path.name for path in files if doors.search(path.read_text())] == []
 
 
+GRID = """
+import json, psutil
+from dulvos.study import steps
+if __name__ == '__main__':
+    with steps.open_client(2, 1, '', True) as (client, threads):
+        client.wait_for_workers(2)
+        own = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        sockets = [c for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']
+        print(json.dumps([socket.laddr.ip for socket in sockets]))
+"""
+
+
 def test_the_grid_listens_on_this_machine_alone() -> None:
     """Dask runs whatever it is sent."""
-    code = ("import json, psutil\nfrom distributed import Client\nfrom dulvos.study import steps\n"
-            "if __name__ == '__main__':\n"
-            "    with steps.open_client(2, 1, '', True) as (client, threads):\n"
-            "        client.wait_for_workers(2)\n"
-            "        own = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
-            "        print(json.dumps([c.laddr.ip for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']))\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", GRID], cwd=ROOT, capture_output=True, text=True)
     addresses = json.loads(done.stdout.splitlines()[-1])
     assert len(addresses) >= 2 and set(addresses) <= {"127.0.0.1", "::1"}
 
 
-def test_settings_are_read_as_data(tmp_path: Path) -> None:
-    """JSON and literals of notebooks' parameters; there is no YAML."""
-    assert not any("yaml" in ast.unparse(node) for _, tree in sources() for node in ast.walk(tree)
-                   if isinstance(node, ast.Import | ast.ImportFrom))
+def test_settings_are_read_as_data() -> None:
     with pytest.raises(InputError, match="lr"):
         check_parameters(ROOT / "notebooks" / "01_train.ipynb", {"lr": "__import__('os').mkdir('made')"})
     assert not Path("made").exists()
