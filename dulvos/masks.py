@@ -108,8 +108,8 @@ def _ids_of_colours(colours: np.ndarray, path: str | os.PathLike[str]) -> np.nda
     stray = np.setdiff1d(found, palette)
     table = greys if len(stray) else palette
     if not np.isin(found, table).all():
-        raise InputError(f"{path}: the colour #{stray[0]:06x} is neither in the DAVIS palette nor grey; save "
-                         "the mask as a palette PNG")
+        raise InputError(f"{path}: holds #{stray[0]:06x}, which is not in the DAVIS palette, and not only "
+                         "greys; save the mask as a palette PNG")
     order = np.argsort(table)
     ids = order[np.searchsorted(table, found, sorter=order)].astype(np.uint8)
     return ids[inverse].reshape(colours.shape[:2])

@@ -168,14 +168,14 @@ def segment(folder: Path, options: list, video: str = "clip", mask: str = "mask.
 
 add("segment command", "as it should be", lambda said: "4 frames" in said, segment, [])
 for option, value, words in (
-        ("context", 10**15, "context=.*memory"),
-        ("topk", "x", "topk: invalid int"), ("topk", "2.5", "topk: invalid int"),
+        ("context", 10**15, "GB with a context of"),
+        ("topk", "x", "--topk: invalid"), ("topk", "2.5", "--topk: invalid"),
         ("topk", "0", "topk must be >= 1|topk=0"), ("topk", "1000", "topk=1000 exceeds the 6x8 cells"),
         ("tau", "nan", "tau must be a finite"), ("tau", "inf", "tau must be a finite"),
         ("tau", "1e-300", "tau >= 1e-6"), ("tau", "0", "tau >= 1e-6"),
         ("radius", "nan", "radius must be a finite"), ("radius", "-1", "radius > 0"),
         ("context", "0", "context and topk must be >= 1"), ("context", "9" * 30, "context must be a finite"),
-        ("shorter-side", "3", "shorter_side must"), ("shorter-side", "1e3", "shorter-side: invalid int"),
+        ("shorter-side", "3", "shorter_side must"), ("shorter-side", "1e3", "--shorter-side: invalid"),
         ("layer", "res9", "layer must be one of .*res9"), ("precision", "fp8", "precision must be .*fp8"),
         ("fps", "nan", "--fps must lie in"), ("fps", "0", "--fps must lie in"), ("device", "", "device"),
         ("device", "abacus", "device.*abacus"), ("device", "meta", "device.*meta"),
