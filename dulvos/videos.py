@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -25,8 +25,8 @@ from PIL import Image
 
 from dulvos.errors import InputError
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "find_videos", "fingerprint", "frame_files",
-           "open_video", "resize", "shrink", "shrunk_size"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "fingerprint", "frame_files", "open_video", "resize",
+           "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -157,28 +157,6 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     while decoder.capture.grab():  # headers announce frames that are missing
         decoder.position += 1
     return Video(path.stem, path, decoder.position + 1, size)
-
-
-@_readable()
-def find_videos(root: str | os.PathLike[str]) -> list[Video]:
-    """Open the videos directly in a folder (sub-folders of frames and video files), sorted by name.
-
-    Hidden entries and other files are ignored. Files that differ only in their suffix keep it in their name.
-
-    Raises:
-        InputError: there is no such folder, no video in it, a sub-folder without frames, or a broken file.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected one with videos in it")
-    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    found = [open_video(e) for e in entries if e.is_dir() or e.suffix.lower() in VIDEO_SUFFIXES]
-    if not found:
-        raise InputError(f"{root}: no videos in here; each is {_EXPECTED} (if this folder holds the frames, "
-                         "give the folder above it)")
-    names = Counter(name for video in found for name in {video.name, video.path.name})
-    found = [video if names[video.name] == 1 else replace(video, name=video.path.name) for video in found]
-    return sorted(found, key=lambda video: video.name)
 
 
 @_readable()

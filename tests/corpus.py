@@ -18,12 +18,13 @@ from typing import Any
 
 from dulvos.errors import InputError
 
-__all__ = ["Case", "Target", "add", "all_cases", "all_targets", "counts", "damaged", "judge", "prepare",
-           "table"]
+__all__ = ["Case", "Target", "add", "add_target", "all_cases", "all_targets", "counts", "damaged", "judge",
+           "prepare", "put", "table"]
 
 OUTCOMES = ("results", "errors", "crashes", "wrong")
 COUNTED = ("tried", *OUTCOMES)
 CASES: list[Case] = []
+TARGETS: list[Target] = []
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ def add(part: str, name: str, expect: str | Callable[[Any], bool], act: Callable
     CASES.append(Case(part, name, lambda folder: act(folder, *given), expect, slow))
 
 
+def add_target(name: str, make: Callable, read: Callable, guarded: bool = False) -> None:
+    """Add a kind of file to those that are damaged at random."""
+    TARGETS.append(Target(f"random damage: {name}", make, read, guarded))
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
 def all_cases() -> list[Case]:
     """The named cases of every part."""
     for module in ("frames", "videos", "masks", "settings", "files"):
@@ -79,7 +92,8 @@ def all_cases() -> list[Case]:
 
 def all_targets() -> list[Target]:
     """What is damaged at random."""
-    return importlib.import_module("tests.corpus_damage").TARGETS
+    all_cases()
+    return TARGETS
 
 
 def judge(case: Case, folder: Path) -> tuple[str, str]:

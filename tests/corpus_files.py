@@ -22,10 +22,10 @@ from dulvos.metrics import SUMMARY_COLUMNS
 from dulvos.study.evaluation import evaluate
 from dulvos.study.rows import Study
 from dulvos.study.tables import summary
-from tests.corpus import add
+from tests.corpus import add, add_target, put
 from tests.corpus_masks import write_davis
 
-__all__ = ["ROW", "put_encoder", "put_row", "rows_of"]
+__all__ = ["put_encoder", "put_row", "rows_of"]
 
 ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "version": 1,
        "date": "2026-01-01T00:00:00+00:00", "data": "x", "split": "val", "features": "f", "sequences": 1,
@@ -49,10 +49,8 @@ def intact() -> tuple[bytes, dict]:
 
 def put_encoder(folder: Path, data: bytes | None = None, sidecar: Any = None) -> Path:
     """Write x.safetensors and x.json: the intact ones, or others in their place."""
-    path = folder / "x.safetensors"
-    path.write_bytes(intact()[0] if data is None else data)
-    path.with_suffix(".json").write_bytes(as_bytes(intact()[1] if sidecar is None else sidecar))
-    return path
+    put(folder / "x.json", as_bytes(intact()[1] if sidecar is None else sidecar))
+    return put(folder / "x.safetensors", intact()[0] if data is None else data)
 
 
 def is_encoder(result: Any) -> bool:
@@ -120,7 +118,7 @@ class Evil:
 def released(folder: Path, content: Any) -> Any:
     """A .pth file of bytes, or of what torch.save writes."""
     if isinstance(content, bytes):
-        (folder / "x.pth").write_bytes(content)
+        put(folder / "x.pth", content)
     else:
         torch.save({"model": Evil(folder / "evil")} if content is Evil else content, folder / "x.pth")
     try:
@@ -149,16 +147,12 @@ def rows_of(folder: Path) -> str:
 
 
 def put_row(folder: Path, content: bytes) -> Path:
-    path = folder / "s" / "rows" / "evaluate-n-k.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    return put(folder / "s/rows/evaluate-n-k.json", content)
 
 
 def finish_again(folder: Path, content: bytes) -> float:
     dataset = load_davis(write_davis(folder))
-    (folder / "out").mkdir()
-    (folder / "out" / "a.json").write_bytes(content)
+    put(folder / "out/a.json", content)
     scores, _ = evaluate(dataset, "copy", folder / "out", settings=SegmentSettings())
     return sum(float(score.j.mean()) for score in scores)
 
@@ -179,3 +173,19 @@ for name, content in (
 for name, content in (("a list", b"[]"), ("null", b"null"), ("no text", b"\xff\xfe"), ("cut", b'{"ids": [1'),
                       ("without fields", b"{}"), ("nested 10^5 deep", DEEP)):
     add("rows", f"a finished sequence: {name}", lambda sum: sum == 2.0, finish_again, content)
+
+
+# what is damaged at random
+def released_file(folder: Path) -> Path:
+    torch.save({"model": {f"layer{n}": torch.zeros(3) for n in range(9)}}, folder / "x.pth")
+    return folder / "x.pth"
+
+
+def load(folder: Path) -> Encoder:
+    return load_encoder(folder / "x.safetensors")
+
+
+add_target("row", lambda folder: put_row(folder, as_bytes(ROW)), rows_of)
+add_target("released weights", released_file, lambda folder: load_encoder(folder / "x.pth"))
+add_target("sidecar", lambda folder: put_encoder(folder).with_suffix(".json"), load)
+add_target("safetensors", put_encoder, load)

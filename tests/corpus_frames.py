@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dulvos.videos import Video, open_video
-from tests.corpus import add
+from tests.corpus import add, add_target, put
 
 __all__ = ["as_nobody", "encoded", "like", "picture", "plain", "read_all"]
 
@@ -81,8 +82,7 @@ def frames(name: str, files: dict[str, bytes], expect: str | Callable[[Any], boo
     """A case of a folder of frames: {file: bytes}."""
     def act(folder: Path) -> Any:
         for file, data in files.items():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_bytes(data)
+            put(folder / file, data)
         return read(folder)
     add("frames", name, expect, act, **more)
 
@@ -195,3 +195,8 @@ for what, name in (("v/0.png", "frame"), ("v", "folder")):
            lambda folder, what=what: forbidden(folder, what))
 frames("a frame that vanishes after opening", {f"{n}.png": PNG for n in range(3)},
        r"1\.png: unreadable frame \(no such file", vanished)
+
+for kind, options in (("jpg", {"quality": 95}), ("png", {}), ("bmp", {}), ("webp", {})):
+    add_target(kind, lambda folder, kind=kind, options=options: put(
+        folder / f"0.{kind}", encoded(COLOUR, kind, **options)),
+        lambda folder: hashlib.sha256(np.array(read_all(folder))).hexdigest(), kind == "png")

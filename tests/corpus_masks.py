@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -19,12 +20,13 @@ from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, write_mask
+from dulvos.study.collections import index_videos
 from dulvos.study.evaluation import evaluate
 from dulvos.videos import open_video
-from tests.corpus import add
+from tests.corpus import add, add_target, put
 from tests.corpus_frames import encoded, picture
 
-__all__ = ["LIST", "command", "look", "make_clip", "write_davis"]
+__all__ = ["command", "make_clip", "write_davis"]
 
 SIZE, LENGTH = (48, 64), 4
 Expected = str | Callable[[Any], bool]
@@ -32,9 +34,8 @@ Expected = str | Callable[[Any], bool]
 
 def make_clip(folder: Path, length: int = LENGTH) -> Path:
     """A folder `clip` of smooth frames."""
-    (folder / "clip").mkdir(parents=True)
     for index in range(length):
-        (folder / "clip" / f"{index:05d}.png").write_bytes(encoded(picture(index)))
+        put(folder / "clip" / f"{index:05d}.png", encoded(picture(index)))
     return folder / "clip"
 
 
@@ -63,8 +64,8 @@ def command(*arguments: Any) -> str:
 
 
 def give(folder: Path, data: bytes, kind: str) -> dict[int, np.ndarray]:
-    (folder / f"mask.{kind}").write_bytes(data)
-    return masks.given_masks(open_video(make_clip(folder)), [folder / f"mask.{kind}"])
+    path = put(folder / f"mask.{kind}", data)
+    return masks.given_masks(open_video(make_clip(folder)), [path])
 
 
 def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | list[int], kind: str = "png",
@@ -161,7 +162,7 @@ def segment(folder: Path, options: list, video: str = "clip", mask: str = "mask.
     """`python -m dulvos segment clip mask.png out`, or with other places, and with options."""
     make_clip(folder)
     write_mask(folder / "mask.png", blocks(1, 4, 9))
-    (folder / "text").write_text("text")
+    put(folder / "text", "text")
     return command("segment", *(folder / place for place in (video, mask, out)), "--checkpoint", "random",
                    "--device", "cpu", "--no-mp4", *options)
 
@@ -193,13 +194,10 @@ for name, words, places in (
 
 def write_davis(root: Path, lines: str = "a\nb\n") -> Path:
     """Two sequences of three frames with two objects."""
-    (root / "ImageSets/2017").mkdir(parents=True)
-    (root / LIST).write_text(lines)
+    put(root / LIST, lines)
     for name in "ab":
-        frames = root / "JPEGImages/480p" / name
-        frames.mkdir(parents=True)
         for index in range(3):
-            (frames / f"{index:05d}.jpg").write_bytes(encoded(picture(index), "jpg"))
+            put(root / "JPEGImages/480p" / name / f"{index:05d}.jpg", encoded(picture(index), "jpg"))
             write_mask(root / "Annotations/480p" / name / f"{index:05d}.png", blocks(1, 2))
     return root
 
@@ -227,7 +225,7 @@ for name, text, expect in (
         ("of a long name", b"a" * 400, "missing on disk"), ("with a zero byte", b"a\0b\n", "missing on disk"),
         ("with a byte order mark", b"\xef\xbb\xbfa\r\nb\r\n", lambda found: len(found) == 2),
         ("that is no text", bytes(range(256)), "not a list of sequences")):
-    davis(f"a list {name}", expect, lambda root, text=text: (root / LIST).write_bytes(text))
+    davis(f"a list {name}", expect, lambda root, text=text: put(root / LIST, text))
 davis("no annotations", "480p/a: missing on disk", lambda root: shutil.rmtree(root / "Annotations"))
 davis("no first annotation", r"00000\.png: no such annotation", lambda root: (root / MASK).unlink())
 davis("no second annotation", r"00001\.png: no such annotation",
@@ -236,17 +234,17 @@ davis("an annotation without a frame", "a mask of no frame",
       lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink())
 davis("an annotation of another size", "is 10x10 .*64x48",
       lambda root: write_mask(root / MASK, blocks(1, size=(10, 10))))
-davis("a broken annotation", r"00000\.png: unreadable mask", lambda root: (root / MASK).write_bytes(b""))
+davis("a broken annotation", r"00000\.png: unreadable mask", lambda root: put(root / MASK, b""))
 davis("a first annotation without objects", "480p/a: .*an object",
       lambda root: write_mask(root / MASK, blocks()), scored)
 davis("masks of 0 and 255 in DAVIS-2017", "0/255 masks .*year=2016",
-      lambda root: (root / MASK).write_bytes(encoded(blocks(255))))
+      lambda root: put(root / MASK, encoded(blocks(255))))
 davis("another year", "year 2018", read=lambda root: look(root, year=2018))
 davis("another split", "no split 'test'", read=lambda root: look(root, split="test"))
 davis("a file for a folder", "no split 'val'", read=lambda root: look(root / LIST))
 for name, text in (("of a list", "[]"), ("nested 10^5 deep", "[" * 100_000)):
     davis(f"benchmark.json {name}", 'benchmark.json: .*expected {"name"',
-          lambda root, text=text: (root / NAME).write_text(text))
+          lambda root, text=text: put(root / NAME, text))
 davis("two frames to score", "480p/a: 2 frame",
       lambda root: [file.unlink() for file in root.glob("*/480p/a/00002.*")], scored)
 
@@ -255,7 +253,7 @@ def youtube(folder: Path, meta: Any) -> list:
     clip = make_clip(folder)
     shutil.copytree(clip, folder / "valid/JPEGImages/a")
     write_mask(folder / "valid/Annotations/a/00000.png", blocks(1, 2))
-    (folder / "valid/meta.json").write_text(json.dumps(meta))
+    put(folder / "valid/meta.json", json.dumps(meta))
     return [(s.name, s.objects, list(s.first_masks())) for s in datasets.load_youtube_vos(folder).sequences]
 
 
@@ -268,3 +266,22 @@ for name, meta, expect in (
         ("no videos", {"videos": {}}, "no sequences"), ("a list", [], "meta.json: .*expected"),
         ("a name that leads out", {"videos": {"../a": {"objects": {}}}}, "is no name of a sequence")):
     add("YouTube-VOS folders", name, expect, youtube, meta)
+
+
+# what is damaged at random
+def read_mask(folder: Path) -> str:
+    ids = masks.read_mask(folder / "mask.png")
+    assert ids.dtype == np.uint8 and ids.max() < 255
+    return hashlib.sha256(ids).hexdigest()
+
+
+def index(folder: Path) -> Path:
+    found = index_videos(folder / "videos", ["."], folder / "index.json")
+    assert [(video.name, len(video), video.size) for video in found.videos] == [("./clip", 4, SIZE)]
+    return folder / "index.json"
+
+
+add_target("mask", lambda folder: put(folder / "mask.png", whole), read_mask, True)
+add_target("list of sequences", lambda folder: write_davis(folder) / LIST, look)
+add_target("benchmark.json", lambda folder: put(write_davis(folder) / NAME, '{"name": "own"}'), look)
+add_target("index", lambda folder: make_clip(folder / "videos") and index(folder), index)

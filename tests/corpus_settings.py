@@ -21,8 +21,8 @@ from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import training_run
 from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings, train
-from dulvos.videos import find_videos
-from tests.corpus import add
+from dulvos.videos import open_video
+from tests.corpus import add, put
 from tests.corpus_frames import picture
 from tests.corpus_masks import command, make_clip
 
@@ -60,7 +60,7 @@ TINY = {"iterations": 1, "batch": 2, "frames": 3, "gap": 1, "crop": 32, "scale_m
 
 
 def train_on(folder: Path, length: int, **changes: Any) -> float:
-    videos = find_videos(make_clip(folder / "videos", length).parent) if length else []
+    videos = [open_video(make_clip(folder, length))] if length else []
     return train(make(TINY | changes), videos, folder / "run", device="cpu")["loss"]
 
 
@@ -159,7 +159,7 @@ for name, named, arguments in (
         ("the paper's rows without data", "absent", ["paper", "--data", "absent", "--dry-run"])):
     def run(folder: Path, arguments: list[str]) -> str:
         make_clip(folder)
-        (folder / "text").touch()
+        put(folder / "text", "")
         places = ("clip", "text", "absent")
         return command(*(folder / word if word in places else word for word in arguments))
     add("commands", name, named, run, arguments)

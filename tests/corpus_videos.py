@@ -1,4 +1,4 @@
-"""Video files, broken and odd: what `open_video` and `find_videos` make of them."""
+"""Video files, broken and odd: what `open_video` and the command that segments make of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from dulvos.masks import write_mask
 from dulvos.movies import frame_rate
-from dulvos.videos import find_videos, open_video
-from tests.corpus import add
+from dulvos.study.collections import index_videos
+from dulvos.videos import open_video
+from tests.corpus import add, add_target, put
 from tests.corpus_frames import as_nobody, encoded, frames_of, like, picture, read_all
 from tests.corpus_masks import command
 
@@ -153,20 +154,15 @@ def only_sound(path: Path) -> Path:
     return path
 
 
-def text(path: Path, content: str) -> Path:
-    path.write_text(content)
-    return path
-
-
 for share in (0.01, 0.3, 0.95):
     files(f"mp4 cut to {share:.0%}", "a.mp4", BROKEN, cut, share=share)
 files("mkv cut in half has its first frames", "a.mkv",
       lambda frames: 2 < len(frames) < 12 and like(*FRAMES[: len(frames)])(frames), cut, share=0.6,
       write=lossless)
-files("an empty file", "a.mp4", BROKEN, text, content="")
-files("text called mp4", "a.mp4", BROKEN, text, content="text")
-files("a playlist of other files", "a.mp4", BROKEN, text, content="#EXTM3U\n/etc/hostname\n")
-files("another kind of file", "a.pdf", r"a\.pdf: not a video.*\.mp4", text, content="x")
+files("an empty file", "a.mp4", BROKEN, put, content="")
+files("text called mp4", "a.mp4", BROKEN, put, content="text")
+files("a playlist of other files", "a.mp4", BROKEN, put, content="#EXTM3U\n/etc/hostname\n")
+files("another kind of file", "a.pdf", r"a\.pdf: not a video.*\.mp4", put, content="x")
 files("sound alone", "a.mp4", BROKEN, only_sound)
 files("a pipe called mp4", "a.mp4", r"a\.mp4: not a video", lambda path: os.mkfifo(path) or path)
 files("a name that is no UTF-8", "a.mp4", "not UTF-8",
@@ -192,16 +188,28 @@ def gone(folder: Path) -> list[np.ndarray]:
     return frames_of(video)
 
 
+def names(folder: Path) -> list[str]:
+    return [video.name for video in index_videos(folder, [""], folder / "index.json").videos]
+
+
 def several(folder: Path) -> list[str]:
     for name in ("a.mkv", "a.mkv.mp4", "b.mp4"):
-        shutil.copy(small(folder / "a.mp4", FRAMES[:1]), folder / name)
-    return [video.name for video in find_videos(folder)]
+        shutil.copy(small(folder / "a.mp4", FRAMES[:4]), folder / name)
+    return names(folder)
 
 
 add(PART, "a file without permission", r"a\.mp4: permission denied", forbidden)
 add(PART, "a file replaced while it is read", like(FRAMES[8]), replaced)
 add(PART, "a file that vanishes after opening", r"a\.mp4: no such file", gone)
 add(PART, "names that differ in their suffix only",
-    lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b"], several)
-add(PART, "a broken file among others", BROKEN, lambda folder: find_videos(cut(folder / "a.mp4", 0.3).parent))
-add(PART, "a folder of nothing", "no videos in here", find_videos)
+    lambda names: names == ["a.mkv", "a.mkv.mp4", "a.mp4", "b.mp4"], several)
+add(PART, "a broken file among others", BROKEN, lambda folder: names(cut(folder / "a.mp4", 0.3).parent))
+add(PART, "a folder of nothing", "no video in", names)
+
+for file, codec, pixels in (
+        ("a.mp4", "libx264", "yuv420p"), ("a.mp4", "mpeg4", "yuv420p"), ("a.mkv", "ffv1", "bgr0"),
+        ("a.avi", "mjpeg", "yuvj420p"), ("a.webm", "libvpx-vp9", "yuv420p")):
+    write = partial(write_video, frames=FRAMES[:4], codec=codec, pixels=pixels)
+    add_target(f"{file.partition('.')[2]} of {codec}",
+               lambda folder, file=file, write=write: write(folder / file),
+               lambda folder, file=file: read_all(folder / file))

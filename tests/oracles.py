@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dulvos.videos import Video, open_video
+
 
 def random_features(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal noise (..., K, h, w) of L2 norm 1 over K."""
@@ -39,6 +41,11 @@ def write_textures(root: Path, names: str, frames: int = 8, size: tuple[int, int
         for t in range(frames):
             cv2.imwrite(str(root / name / f"{t:05d}.png"), picture[:, 2 * t : 2 * t + size[1]])
     return root
+
+
+def open_videos(root: Path) -> list[Video]:
+    """The videos in a folder that holds nothing else."""
+    return [open_video(path) for path in sorted(root.iterdir())]
 
 
 def warp_oracle(maps: Tensor, theta: Tensor) -> Tensor:

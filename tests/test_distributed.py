@@ -24,8 +24,7 @@ from dulvos.losses import LossOutput
 from dulvos.objectives import TrainSettings, training_loss
 from dulvos.study.rows import ROOT
 from dulvos.training import train
-from dulvos.videos import find_videos
-from tests.oracles import write_textures
+from tests.oracles import open_videos, write_textures
 
 SETTINGS = TrainSettings(iterations=2, batch=4, frames=2, crop=64, scale_min=64, scale_max=72, grid=4,
                          cross_grid=2, dim=16, lr=1e-3, precision="fp32", checkpoint_minutes=60)
@@ -59,7 +58,7 @@ def fresh() -> Encoder:
 
 def process(folder: Path) -> None:
     """What each process does; torchrun starts it, and `train` joins the processes."""
-    videos = find_videos(folder / "videos")
+    videos = open_videos(folder / "videos")
     whole = train(SETTINGS, videos, folder / "whole")  # no device: without a GPU all compute on the CPU
     for iterations in (1, SETTINGS.iterations):
         train(dataclasses.replace(SETTINGS, iterations=iterations), videos, folder / "part", device="cpu")

@@ -35,8 +35,7 @@ from dulvos.study.evaluation import evaluate, evaluation_run
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import training_run
 from dulvos.training import TrainSettings, train
-from dulvos.videos import find_videos
-from tests.oracles import write_textures
+from tests.oracles import open_videos, write_textures
 
 SETTINGS = TrainSettings(iterations=4, batch=2, frames=2, crop=32, scale_min=32, scale_max=40, grid=4,
                          cross_grid=2, precision="fp32", checkpoint_minutes=0.0)  # one after each iteration
@@ -135,7 +134,7 @@ def test_killed_at_any_moment(target, tiny, tmp_path, whole, undisturbed, slow, 
 def test_a_killed_reader_of_clips(tmp_path, record_property):
     """One line tells it; any number of readers gives the same weights."""
     record_property("fault", "out of memory: reader of clips")
-    videos = find_videos(write_textures(tmp_path / "videos", "abcd"))
+    videos = open_videos(write_textures(tmp_path / "videos", "abcd"))
     whole = train(SETTINGS, videos, tmp_path / "whole", device="cpu")["encoder"].read_bytes()
 
     def kill() -> None:

@@ -23,8 +23,7 @@ from dulvos.study.download import unpack
 from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import train
-from dulvos.videos import find_videos
-from tests.oracles import write_textures
+from tests.oracles import open_videos, write_textures
 from tests.test_training import SMALL
 
 # what makes code of data, or a command of text
@@ -88,7 +87,7 @@ def test_a_checkpoint_that_holds_code_runs_none_of_it(tmp_path: Path, place: str
     harmful = Harmful(tmp_path / "made")
     content = {"settings": {}, "data": "", "iteration": 1, "net": {}, "optimiser": {}, "scheduler": {}}
     torch.save(harmful if place == "whole" else content | {place: harmful}, tmp_path / "checkpoint.pt")
-    videos = find_videos(write_textures(tmp_path / "videos", "abcd"))
+    videos = open_videos(write_textures(tmp_path / "videos", "abcd"))
     with pytest.raises(InputError, match=r"checkpoint\.pt: .*UnpicklingError"):
         train(SMALL, videos, tmp_path, device="cpu")
     assert not harmful.target.exists()

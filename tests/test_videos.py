@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from dulvos.errors import InputError
-from dulvos.videos import Video, find_videos, fingerprint, open_video, resize, shrink, shrunk_size
+from dulvos.videos import Video, fingerprint, open_video, resize, shrink, shrunk_size
 from tests.corpus_frames import picture
+from tests.oracles import open_videos
 
 
 def make_folder(folder: Path, names: list[str]) -> Path:
@@ -123,33 +124,18 @@ def test_orientation_follows_exif_alone_as_opencv_does(tmp_path: Path) -> None:
     assert video.size == (48, 64) == video.read(0).shape[:2]
 
 
-def test_find_videos_takes_folders_and_files_sorted_by_name(tmp_path: Path) -> None:
-    make_folder(tmp_path / "c", ["0.png"])
-    for name, codec in (("a.avi", "MJPG"), ("b.avi", "MJPG"), ("b.mp4", "mp4v")):
-        make_file(tmp_path / name, 3, codec)
-    (tmp_path / "manifest.csv").write_text("clip")
-    (tmp_path / ".cache").mkdir()
-    assert [video.name for video in find_videos(tmp_path)] == ["a", "b.avi", "b.mp4", "c"]
-    for folder in (tmp_path / "missing", tmp_path / "c", tmp_path / ".cache"):
-        with pytest.raises(InputError, match=folder.name):
-            find_videos(folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty"):
-        find_videos(tmp_path)
-
-
 def test_fingerprint_follows_content_not_place_or_date(tmp_path: Path) -> None:
     make_folder(tmp_path / "one" / "a", ["0.png", "1.png"])
     make_file(tmp_path / "one" / "b.avi", 3)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     os.utime(tmp_path / "two" / "a" / "0.png", (0, 0))
-    first = fingerprint(find_videos(tmp_path / "one"))
-    assert first == fingerprint(find_videos(tmp_path / "two")) and len(first) == 16
-    assert first != fingerprint(find_videos(tmp_path / "one")[:1])
+    first = fingerprint(open_videos(tmp_path / "one"))
+    assert first == fingerprint(open_videos(tmp_path / "two")) and len(first) == 16
+    assert first != fingerprint(open_videos(tmp_path / "one")[:1])
     (tmp_path / "two" / "a" / "1.png").rename(tmp_path / "two" / "a" / "2.png")
-    renamed = fingerprint(find_videos(tmp_path / "two"))
+    renamed = fingerprint(open_videos(tmp_path / "two"))
     Image.fromarray(picture(9)).save(tmp_path / "one" / "a" / "1.png")
-    assert len({first, renamed, fingerprint(find_videos(tmp_path / "one"))}) == 3
+    assert len({first, renamed, fingerprint(open_videos(tmp_path / "one"))}) == 3
 
 
 @pytest.mark.parametrize("size", [(96, 130), (130, 96)])
@@ -167,8 +153,8 @@ def test_frames_are_shrunk_with_antialiasing_as_pillow_does(size: tuple[int, int
 def test_shared_clips_open_with_the_frames_that_decode(shared_data: Path) -> None:
     with open(shared_data / "clips" / "manifest.csv", newline="") as file:
         rows = {row["clip"]: row for row in csv.DictReader(file)}
-    found = find_videos(shared_data / "clips")
-    assert len(found) == len(rows) == 37
+    found = [open_video(shared_data / "clips" / name) for name in rows]
+    assert len(found) == 37
     for video in found:
         row = rows[video.path.name]
         assert (len(video), *video.size) == tuple(int(row[key]) for key in ("frames", "height", "width")), row
