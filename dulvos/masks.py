@@ -115,13 +115,11 @@ def _ids_of_colours(colours: np.ndarray, path: str | os.PathLike[str]) -> np.nda
     return ids[inverse].reshape(colours.shape[:2])
 
 
-def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: bool = True) -> np.ndarray:
-    """Draw a mask over a frame in `OBJECT_COLOURS`; pixels of id 0 keep their colour.
+def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Draw a mask over a frame in `OBJECT_COLOURS`: half transparent, with an opaque rim inside each object.
 
     Arguments:
-        frame: (H, W, 3) uint8 RGB. ids: (H, W) integers.
-        alpha: opacity of the mask, in [0, 1].
-        outline: draw the rim of each object, on its inner side, opaque.
+        frame: (H, W, 3) uint8 RGB. ids: (H, W) integers; pixels of id 0 keep their colour.
 
     Raises:
         InputError: the mask has another size than the frame.
@@ -129,14 +127,11 @@ def overlay(frame: np.ndarray, ids: np.ndarray, alpha: float = 0.5, outline: boo
     if ids.shape != frame.shape[:2]:
         raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; they must have one size")
     ids = ids.astype(np.uint8)
-    marked, strength = ids > 0, np.full(ids.shape, float(alpha))
-    if outline:
-        kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-        strength[cv2.erode(ids, kernel) != cv2.dilate(ids, kernel)] = 1
-    below = frame[marked]  # [n, 3]: most of a frame is background and need not be computed
+    kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
+    strength = np.where(cv2.erode(ids, kernel) != cv2.dilate(ids, kernel), 1, 0.5)
+    marked, mixed = ids > 0, frame.copy()  # most of a frame is background and need not be computed
     colour = OBJECT_COLOURS[(ids[marked] - 1) % len(OBJECT_COLOURS)].astype(float)
-    mixed = frame.copy()
-    mixed[marked] = np.rint(below + strength[marked, None] * (colour - below))
+    mixed[marked] = np.rint(frame[marked] + strength[marked, None] * (colour - frame[marked]))
     return mixed
 
 
