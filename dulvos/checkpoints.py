@@ -123,8 +123,8 @@ def _build(sidecar: Path) -> Encoder:
         config = json.loads(sidecar.read_text())
         architecture, dim, norm = config["architecture"], config["dim"], config["norm"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; copy it from where "
-                         "the checkpoint comes from, or save the encoder again") from None
+        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; copy it from "
+                         "where the checkpoint comes from, or save the encoder again") from None
     if type(dim) is not int or not 1 <= dim <= 2**16:
         raise InputError(f"{sidecar}: dim must be a whole number in 1..65536, not {dim!r}")
     try:  # older sidecars have neither stride nor colour

@@ -179,10 +179,11 @@ def _entries(sequence: Sequence) -> dict[int, int] | None:
 
 
 def _finished(folder: Path, sequence: Sequence) -> dict | None:
-    """The JSON of a finished sequence; None if it is missing, or empty after a power cut."""
+    """The JSON of a finished sequence; None if it is missing, or damaged by a power cut."""
     try:
-        return json.loads((folder / f"{sequence.name}.json").read_text())
-    except (OSError, ValueError):
+        item = json.loads((folder / f"{sequence.name}.json").read_text())
+        return item if {"ids", "j", "f", "seconds"} <= item.keys() else None
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
