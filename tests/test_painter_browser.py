@@ -182,7 +182,12 @@ def test_pngs_are_loaded_saved_and_refused_in_words(page, tmp_path):
 
 
 def test_zoomed_in_the_mouse_and_fingers_paint_where_they_are(page):
-    left, right = page.place(0, 0)[0], page.place(79, 0)[0]
+    for size in ({"width": 500, "height": 900}, browser.SIZE):  # the whole picture is shown at any width
+        page.page.set_viewport_size(size)
+        page.page.wait_for_timeout(500)
+        box = page.page.locator(".dulvos-painter canvas").bounding_box()
+        left, right = page.place(0, 0)[0], page.place(79, 0)[0]
+        assert 0 < left - box["x"] < box["x"] + box["width"] - left and right < box["x"] + box["width"]
     page.click(40, 24)
     page.press("Control+z", "[", "[")
     page.mouse.move(*page.place(60, 30))

@@ -87,6 +87,7 @@ function render({ model, el }) {
   const ends = frames.map((_, frame) => new Set(model.get("state").ended[frame])); // objects that end there
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
   let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [], typed = 0;
+  let fit = 0; // the scale at which the whole picture just fitted, before the last change of size
   let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false;
   let chips = ""; // the objects' buttons
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
@@ -325,9 +326,10 @@ function render({ model, el }) {
     return ratio !== 1;
   }
   function layout() {
-    const fitted = view.scale <= 1.001 * whole(), highest = Math.max(240, 0.7 * innerHeight);
+    const fitted = view.scale <= 1.001 * fit, highest = Math.max(240, 0.7 * innerHeight);
     canvas.style.height = `${Math.min(root.clientWidth * height / width, highest)}px`;
     [canvas.width, canvas.height] = room().map((side) => side * devicePixelRatio);
+    fit = whole();
     zoom(fitted ? 0 : 1, [0, 0], [0, 0], view.scale ? view : { scale: 1, x: 0, y: 0 });
   }
   const place = () => canvas.getBoundingClientRect();
