@@ -1,4 +1,4 @@
-"""dulvos: dense unsupervised learning for video segmentation (Araslanov, Schaub-Meyer, Roth; NeurIPS 2021)."""
+"""Dense unsupervised learning for video segmentation (Araslanov, Schaub-Meyer, Roth; NeurIPS 2021)."""
 
 from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder
@@ -10,6 +10,6 @@ from dulvos.metrics import score_sequence
 from dulvos.propagation import propagate
 from dulvos.videos import open_video
 
-__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video", "propagate",
-           "read_mask", "sample_grid", "score_sequence", "segment"]
+__all__ = ["Encoder", "InputError", "SegmentSettings", "dense_loss", "encode", "load_encoder", "open_video",
+           "propagate", "read_mask", "sample_grid", "score_sequence", "segment"]
 __version__ = "0.1.0"

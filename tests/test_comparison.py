@@ -60,6 +60,7 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
 @pytest.mark.slow
 def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    steps = comparison_steps("small", str(tiny), training=TINY, inference={"context": 2}, seeds=1, snapshots=())
+    steps = comparison_steps("small", str(tiny), training=TINY, inference={"context": 2}, seeds=1,
+                             snapshots=())
     assert run_steps(steps, threads=1) == 0
     assert set(comparison_table(Study("small", tmp_path))["state"]) == {"run"}

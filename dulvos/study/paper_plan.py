@@ -23,7 +23,7 @@ from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.released import FOLDER, RELEASES
 from dulvos.study import paper, runs, youtube_vos
-from dulvos.study.collections import SOURCES, Collection, paper_settings
+from dulvos.study.collections import Collection, paper_settings
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import SUFFIX, Study, newest, state
 from dulvos.study.steps import Step, run_steps
@@ -32,7 +32,6 @@ from dulvos.training import TrainSettings, train
 
 __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "what_is_missing"]
 
-COLLECTIONS = ("oxuva", "youtube-vos", "trackingnet", "kinetics-400")  # of Table 1; Table 2 has all but OxUvA
 KINDS = {1: "evaluate", 2: "youtube-vos"}  # of the rows that a table shows
 SNAPSHOTS = 50  # encoders kept of a training, to select from; the authors looked at one an epoch
 PROBED = 2  # iterations that measure time and memory
@@ -46,38 +45,22 @@ class PaperRow:
 
     Arguments:
         name: as given to `--rows`.
-        method, data: of its line in the paper's table.
-        how: where the weights come from; "" if they come from no training on videos.
-        needs: what must lie in the data folder for the features, and whether they need a GPU.
+        words, needs: what it is, and what must lie in the data folder for it, in words.
         features: "random", "imagenet", the name of a release, or "trained".
-        collection: the training data, a key of `SOURCES`; "" if it is not trained here.
+        collection: the training data, a key of `SOURCES`; None if it is not trained here.
         layer: the layer that label propagation compares.
     """
 
     name: str
-    method: str
-    data: str | None
-    how: str
+    table: int
+    words: str
     needs: str
     features: str
-    collection: str = ""
-    layer: str = "res4"
-    table: int = 1
+    collection: str | None
+    layer: str
 
 
-def _rows() -> dict[str, PaperRow]:
-    rows = [PaperRow("random", paper.RANDOM, None, "", "", "random"),
-            PaperRow("imagenet", "ImageNet features (not in the paper)", None, "", "", "imagenet")]
-    rows += [PaperRow(name, release.method, release.data, paper.WEIGHTS, f"`weights/{release.file}`", name,
-                      layer=release.layer) for name, release in RELEASES.items()]
-    rows += [PaperRow(name, paper.OURS, SOURCES[name].title, "trained here", f"{SOURCES[name].title}, a GPU",
-                      "trained", name) for name in COLLECTIONS]
-    rows += [dataclasses.replace(row, name=f"table2-{row.name}", table=2) for row in rows[2:]
-             if row.data != SOURCES["oxuva"].title]
-    return {row.name: row for row in rows}
-
-
-ROWS = _rows()
+ROWS = {line["name"]: PaperRow(**line) for line in paper.read_csv("paper_rows.csv").to_dict("records")}
 
 
 @dataclass(frozen=True)
@@ -109,8 +92,8 @@ class Here:
         os.environ |= {"DULVOS_DATA_DIR": str(self.data), "DULVOS_DAVIS": str(self.data / "davis-2017")}
         os.environ.setdefault(FOLDER, str(self.data / "weights"))
 
-    def study(self, collection: str) -> Study:
-        """The study of a collection's rows; "" for features that are not trained here."""
+    def study(self, collection: str | None) -> Study:
+        """The study of a collection's rows; None for features that are not trained here."""
         return Study(f"paper-{collection}{'-released' * self.released}" if collection else "paper")
 
     def settings(self, name: str) -> TrainSettings:
@@ -255,7 +238,7 @@ def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options)
         print("nothing was run" + "; --rows chooses rows" * (not complete))
         return int(not complete or needed > free)
     status = run_steps(list(steps.values()), **options)
-    write_tables(here.study(""))
+    write_tables(here.study(None))
     return status
 
 
@@ -264,10 +247,8 @@ def rows_table(found: pd.DataFrame) -> str:
     lines = ["| table | row | `--rows` | needs | state |", "|---|---|---|---|---|"]
     for row in ROWS.values():
         run = found[found["kind"] == KINDS[row.table]]
-        study, name = f"paper-{row.collection}".strip("-"), "table2-" * (row.table == 2) + row.features
+        study = f"paper-{row.collection}" if row.collection else "paper"
+        name = "table2-" * (row.table == 2) + row.features
         told = state(newest(run[(run["study"] == study) & (run["name"] == name)]), found)
-        words = ", ".join(filter(None, [paper.method_name(row.method), row.data, row.how]))
-        data = "YouTube-VOS `valid`, `valid_all_frames`" if row.table == 2 else "DAVIS-2017"
-        needs = ", ".join(filter(None, [data, row.needs]))
-        lines.append(f"| {row.table} | {words} | `{row.name}` | {needs} | {told} |")
+        lines.append(f"| {row.table} | {row.words} | `{row.name}` | {row.needs} | {told} |")
     return "\n".join(lines)
