@@ -133,9 +133,9 @@ def score_curve(study: Study) -> pd.DataFrame:
     """
     rows, lines = study.rows(), []
     found = rows[(rows["kind"] == "evaluate") & rows["name"].str.startswith(CURVE)]
-    for column in ("fingerprint", "trained_key"):  # random features, the first point, have no trained_key
-        marks = found[column].fillna("")
-        found = found[marks.isin(["", *marks[marks != ""].tail(1)])]
+    last = found[found["trained_key"] != ""].tail(1)
+    found = found[found["fingerprint"].isin(last["fingerprint"])
+                  & found["trained_key"].isin(["", *last["trained_key"]])]  # "" has the first point, untrained
     for name, group in found.groupby("name"):
         row = newest(group)
         spent = row.get("training_cpu_seconds")
