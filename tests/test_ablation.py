@@ -36,7 +36,8 @@ DEVIATION = math.sqrt(1 + 1 / 3)  # of the difference between one seed and the m
 VISIBLE = 4.303 * DEVIATION  # Student's t at 97.5 % with two degrees of freedom: 4.97
 
 
-def write_scores(study: Study, scores: dict[str, list[float]], *, old: tuple = (), **fields) -> None:
+def write_scores(study: Study, scores: dict[str, list[float]], *, old: tuple = (), old_kind: str = "evaluate",
+                 **fields) -> None:
     """The rows of a training and an evaluation for each score (J&F in percent) of each point."""
     for point in points(TINY):
         for seed, score in enumerate(scores.get(point.name, ())):
@@ -48,7 +49,7 @@ def write_scores(study: Study, scores: dict[str, list[float]], *, old: tuple = (
             runs += [("train", key, dataclasses.replace(point.settings, seed=seed))] if key else []
             for kind, made, settings in runs:
                 row |= {"kind": kind, "key": made, "parameters": dataclasses.asdict(settings)}
-                stale = kind == "evaluate" and name in old
+                stale = kind == old_kind and name in old
                 study.write({**row, "version": -1 if stale else version(kind, flat(row))})
 
 
@@ -166,6 +167,8 @@ def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: St
     table = effects(study, TINY)
     assert table["score"].iloc[0] == 50 and table.loc[table["seeds"] > 0, "state"].str.startswith("†").all()
     assert "†" in claims(table)["we see (J&F)"].iloc[0]
+    write_scores(study, SCORES, old=("lam0-0",), old_kind="train")
+    assert line(study, "lam0").state.startswith("†") and line(study, "lam1").state == "run"
 
 
 def test_a_row_counts_for_its_own_settings_and_data_only(study: Study) -> None:
