@@ -15,27 +15,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
+from dulvos.errors import InputError
 from dulvos.losses import gather_processes
 
 __all__ = ["AB_CLASSES", "LAB_CLASSES", "ColourOutput", "WalkOutput", "channel_factors", "colorize_loss",
            "colour_classes", "contrast_loss", "copy_colours", "corrflow_loss", "cut_patches", "mast_loss",
            "one_hot_cells", "patch_boxes", "rgb_to_lab", "scale_lab", "walk_loss"]
 
+BORDERS = ("zero", "exclude")
 RADIUS = 6  # cells; MAST and CorrFlow compare squares of 13x13 in training
 GRID = 7  # CRW's patches a side
-
-
-def _table(text: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(map(int, row.split())) for row in text.split(","))
-
-
 # Centres of colour classes: k-means over 208,000 random pixels of DAVIS-2016's training frames, rounded.
-LAB_CLASSES = _table("""
-    9 0 0, 23 1 2, 23 -9 16, 35 -1 -6, 37 7 -35, 39 2 9, 39 -14 27, 48 28 28, 50 1 -3, 54 -10 -18,
-    57 1 14, 59 -15 41, 65 2 -1, 77 2 17, 78 1 -10, 86 2 2""")
-AB_CLASSES = _table("""
-    -18 46, -15 -17, -14 32, -12 19, -7 7, -3 -5, 0 27, 0 -15, 1 15, 1 2, 4 -5, 4 7, 7 -35, 15 15,
-    26 33, 48 21""")
+LAB_CLASSES = ((9, 0, 0), (23, 1, 2), (23, -9, 16), (35, -1, -6), (37, 7, -35), (39, 2, 9), (39, -14, 27),
+               (48, 28, 28), (50, 1, -3), (54, -10, -18), (57, 1, 14), (59, -15, 41), (65, 2, -1),
+               (77, 2, 17), (78, 1, -10), (86, 2, 2))
+AB_CLASSES = ((-18, 46), (-15, -17), (-14, 32), (-12, 19), (-7, 7), (-3, -5), (0, 27), (0, -15),
+              (1, 15), (1, 2), (4, -5), (4, 7), (7, -35), (15, 15), (26, 33), (48, 21))
 
 
 class WalkOutput(NamedTuple):
@@ -74,7 +69,14 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
         tau: temperature τ > 0 (their default is 0.07).
         dropout: probability in [0, 1) of removing an edge, drawn for each direction.
         generator: a CPU generator for the dropout.
+
+    Raises:
+        InputError: nodes of another shape, fewer than three frames, tau or dropout out of range.
     """
+    if nodes.ndim != 4 or nodes.shape[2] < 3:
+        raise InputError(f"nodes must have the shape (B, K, T, N) with T >= 3, not {tuple(nodes.shape)}")
+    if not tau > 0 or not 0 <= dropout < 1:
+        raise InputError(f"tau must be > 0 and dropout in [0, 1), not tau={tau}, dropout={dropout}")
     affinity = torch.einsum("bktn,bktm->tbnm", nodes[:, :, :-1], nodes[:, :, 1:])
     affinity = torch.stack([affinity, affinity.mT]) / tau  # [2, T-1, B, N, N]: forward, backward
     if dropout:
@@ -118,51 +120,65 @@ def cut_patches(frames: Tensor, boxes: Tensor) -> Tensor:
     return roi_align(frames, list(boxes.to(frames)), frames.shape[-1] // 4, sampling_ratio=1, aligned=True)
 
 
-def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, padded: bool) -> Tensor:
-    """Softmax weights (B, h·w, h·w) of all reference cells, for each target cell."""
-    logits = target.flatten(2).mT @ reference.flatten(2)
+def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border: str) -> Tensor:
+    """Softmax weights (B, h·w, R·h·w) of every reference cell for every target cell."""
+    refs, batch, channels, height, width = reference.shape
+    logits = target.flatten(2).mT @ reference.permute(1, 2, 0, 3, 4).flatten(2)
     if radius is None:
         return logits.softmax(-1)
-    place = torch.cartesian_prod(*map(torch.arange, target.shape[2:]))
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     near = (place[:, None] - place).abs().amax(-1) <= radius  # [h·w, h·w]
-    logits = logits.masked_fill(~near.to(logits.device), -torch.inf)
-    if not padded:
+    logits = logits.masked_fill(~near.repeat(1, refs).to(logits.device), -torch.inf)
+    if border == "exclude":
         return logits.softmax(-1)
-    # each cell outside the frame only adds exp(0) to the denominator
-    outside = (2 * radius + 1)**2 - near.sum(1)
-    extra = outside.log().to(logits)[None, :, None].expand(len(logits), -1, 1)
+    # cells outside the frame only add exp(0) each to the denominator
+    outside = refs * ((2 * radius + 1)**2 - near.sum(1))
+    extra = outside.log().to(logits)[None, :, None].expand(batch, -1, 1)
     return torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
 
 
-def _copy(colours: Tensor, weights: Tensor) -> Tensor:
-    """Colours (B, C, h, w) by weights (B, h·w, h·w): (B, C, h, w)."""
-    return (colours.flatten(2) @ weights.mT).unflatten(2, colours.shape[2:])
-
-
-def copy_colours(reference: Tensor, target: Tensor, colours: Tensor, radius: int | None = None, *,
-                 padded: bool = False) -> Tensor:
-    """The target's colours, copied from a reference with weights of softmax(similarity).
+def copy_colours(reference_features: Tensor, target_features: Tensor, reference_colours: Tensor, *,
+                 radius: int | None = None, border: str = "zero") -> Tensor:
+    """The target's colours, copied from the references with weights of softmax(similarity).
 
     Similarity is the plain dot product; divide the target's features by τ for a temperature. Memory grows
-    with B·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
+    with B·R·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
 
     Arguments:
-        reference, target: (B, K, h, w) float features. colours: (B, C, h, w), of the reference.
-        radius: of the square window to copy from, in cells, >= 0; None copies from every cell.
-        padded: whether the window's cells outside the frame count, with similarity 0 and colour 0 (MAST).
+        reference_features: (R, B, K, h, w) float. target_features: (B, K, h, w).
+        reference_colours: (R, B, C, h, w).
+        radius: of the square window in cells, >= 0; None copies from every cell.
+        border: how the window counts outside the frame: "zero" (MAST), with similarity 0 and colour 0, or
+            "exclude" (CorrFlow), not at all.
 
     Returns:
         (B, C, h, w).
+
+    Raises:
+        InputError: shapes that do not fit, a negative radius, an unknown border.
     """
-    return _copy(colours, _copy_weights(reference, target, radius, padded))
+    shapes = tuple(tuple(x.shape) for x in (reference_features, target_features, reference_colours))
+    reference, target, colours = shapes
+    if len(reference) != 5 or target != reference[1:] or colours[:2] + colours[3:] != reference[:2] + reference[3:]:
+        raise InputError("features and colours must be (R, B, K, h, w), (B, K, h, w) and (R, B, C, h, w), "
+                         f"not {reference}, {target} and {colours}")
+    if border not in BORDERS or radius is not None and radius < 0:
+        raise InputError(f"border must be one of {BORDERS} and radius >= 0 or None, not {border!r}, {radius}")
+    return _copy(reference_colours, _copy_weights(reference_features, target_features, radius, border))
 
 
-def _copy_next(features: Tensor, colours: Tensor, radius: int | None = None, *,
-               padded: bool = False) -> Tensor:
+def _copy(colours: Tensor, weights: Tensor) -> Tensor:
+    """Colours (R, B, C, h, w) by weights (B, h·w, R·h·w): (B, C, h, w)."""
+    cells = colours.permute(1, 2, 0, 3, 4).flatten(2)  # [B, C, R·h·w]
+    return (cells @ weights.mT).unflatten(2, colours.shape[3:])
+
+
+def _copy_next(features: Tensor, colours: Tensor, radius: int | None = None,
+               border: str = "exclude") -> Tensor:
     """Colours (B, T, C, h, w) of each frame copied to the next: (B·(T-1), C, h, w)."""
     pairs = (features[:, :-1], features[:, 1:], colours[:, :-1])
     reference, target, colours = (x.flatten(0, 1) for x in pairs)
-    return copy_colours(reference, target, colours, radius, padded=padded)
+    return copy_colours(reference[None], target, colours[None], radius=radius, border=border)
 
 
 def _enlarge(copied: Tensor, like: Tensor) -> Tensor:
@@ -185,7 +201,7 @@ def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
         channel: (B, T, 1, H, W), a or b of scaled Lab; references are sampled at every (H/h)th pixel.
     """
     stride = channel.shape[-1] // features.shape[-1]
-    copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, padded=True)
+    copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, "zero")
     truth = channel[:, 1:].flatten(0, 1)
     return ColourOutput(F.smooth_l1_loss(20 * _enlarge(copied, truth), 20 * truth))
 
@@ -214,18 +230,18 @@ def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: T
             False its true ones; the first and the last column have no effect.
     """
     pairs = list(zip(features.unbind(1), features[:, 1:].unbind(1)))
-    there = [_copy_weights(a, b, RADIUS, False) for a, b in pairs]
-    back = [_copy_weights(b, a, RADIUS, False) for a, b in pairs]
+    there = [_copy_weights(a[None], b, RADIUS, "exclude") for a, b in pairs]
+    back = [_copy_weights(b[None], a, RADIUS, "exclude") for a, b in pairs]
     steps, cycles = [], []
     colours = walk = cells[:, 0]
     for t, weights in enumerate(there):
-        copied = _copy(colours, weights)
+        copied = _copy(colours[None], weights)
         steps.append(_class_loss(copied, classes[:, t + 1]))
         kept = keep_copy[:, t + 1, None, None, None].to(copied.device)
         colours = torch.where(kept, copied, cells[:, t + 1])
-        home = walk = _copy(walk, weights)
+        home = walk = _copy(walk[None], weights)
         for return_weights in back[t::-1]:
-            home = _copy(home, return_weights)
+            home = _copy(home[None], return_weights)
         cycles.append(_class_loss(home, classes[:, 0]))
     return ColourOutput(torch.stack(steps).mean(), 0.1 * torch.stack(cycles).mean())
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dulvos import baselines
 from dulvos.baselines import colorize_loss, contrast_loss, copy_colours, corrflow_loss, mast_loss, walk_loss
+from dulvos.errors import InputError
 
 
 def load(golden: Path, case: str) -> dict[str, Tensor]:
@@ -55,16 +56,17 @@ def test_golden_copies(golden: Path, method: str) -> None:
     stride, radius, target = case["stride"].item(), case["radius"].item(), case["target_features"]
     target, reference = target.requires_grad_(), case["reference_features"]
     if method == "mast":  # its case holds a list of one reference
-        reference, colours = reference[0], case["reference_colours"][0]
+        colours = case["reference_colours"]
         cells = colours[..., ::stride, ::stride]
     else:
         classes = torch.stack([case["reference_classes"][:, 0], case["target_classes"]], 1)
         both = F.one_hot(classes[..., ::stride, ::stride], 16).movedim(-1, 2).float()
-        cells = both[:, 0]
-    copied = copy_colours(reference, target, cells, radius, padded=method == "mast")
+        reference, cells = reference[None], both[None, :, 0]
+    copied = copy_colours(reference, target, cells, radius=radius,
+                          border="zero" if method == "mast" else "exclude")
     torch.testing.assert_close(copied, case["copied"], rtol=0, atol=1e-5)
-    features = torch.stack([reference, target], 1)
-    output = (mast_loss(features, torch.stack([colours, case["target_colours"]], 1)) if method == "mast"
+    features = torch.stack([reference[0], target], 1)
+    output = (mast_loss(features, torch.stack([colours[0], case["target_colours"]], 1)) if method == "mast"
               else corrflow_loss(features, both, classes, torch.zeros(2, 2, dtype=torch.bool)))
     check(output.copied, target, case, "grad_target_features")
 
@@ -91,31 +93,47 @@ def test_dropout_is_a_function_of_the_generator() -> None:
 
 
 def copy_oracle(reference: Tensor, target: Tensor, colours: Tensor, radius: int | None,
-                padded: bool) -> Tensor:
+                border: str) -> Tensor:
     """Cell by cell, window by window."""
-    batch, _, height, width = reference.shape
-    copied = torch.zeros(batch, colours.shape[1], height, width, dtype=target.dtype)
+    references, batch, _, height, width = reference.shape
+    copied = torch.zeros(batch, colours.shape[2], height, width, dtype=target.dtype)
     reach = max(height, width) if radius is None else radius
     for b, y, x in np.ndindex(batch, height, width):
         total = 0
-        for dy, dx in np.ndindex(2 * reach + 1, 2 * reach + 1):
+        for r, dy, dx in np.ndindex(references, 2 * reach + 1, 2 * reach + 1):
             i, j = y + dy - reach, x + dx - reach
             if 0 <= i < height and 0 <= j < width:
-                weight = (reference[b, :, i, j] @ target[b, :, y, x]).exp()
-                copied[b, :, y, x] += weight * colours[b, :, i, j]
+                weight = (reference[r, b, :, i, j] @ target[b, :, y, x]).exp()
+                copied[b, :, y, x] += weight * colours[r, b, :, i, j]
                 total += weight
             else:
-                total += padded and radius is not None
+                total += border == "zero" and radius is not None
         copied[b, :, y, x] /= total
     return copied
 
 
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("border", ["zero", "exclude"])
 @pytest.mark.parametrize("radius", [None, 0, 1, 3])
-def test_copies_agree_with_an_oracle(radius: int | None, padded: bool) -> None:
-    reference, target, colours = clips(0, 2, 4, 3, 5), clips(1, 2, 4, 3, 5), clips(2, 2, 3, 3, 5)
-    ours = copy_colours(reference, target, colours, radius, padded=padded)
-    torch.testing.assert_close(ours, copy_oracle(reference, target, colours, radius, padded))
+def test_copies_agree_with_an_oracle(radius: int | None, border: str) -> None:
+    reference, target, colours = clips(0, 2, 2, 4, 3, 5), clips(1, 2, 4, 3, 5), clips(2, 2, 2, 3, 3, 5)
+    ours = copy_colours(reference, target, colours, radius=radius, border=border)
+    torch.testing.assert_close(ours, copy_oracle(reference, target, colours, radius, border))
+    if radius == 0 and border == "exclude":
+        torch.testing.assert_close(copy_colours(reference[:1], target, colours[:1], radius=0, border=border),
+                                   colours[0])
+
+
+@pytest.mark.parametrize("call", [
+    lambda nodes: walk_loss(nodes[:, :, :2]), lambda nodes: walk_loss(nodes[0]),
+    lambda nodes: walk_loss(nodes, tau=0), lambda nodes: walk_loss(nodes, dropout=1),
+    lambda nodes: copy_colours(nodes, nodes, nodes),
+    lambda nodes: copy_colours(nodes[None], nodes, nodes[None, 1:]),
+    lambda nodes: copy_colours(nodes[None], nodes, nodes[None], radius=-1),
+    lambda nodes: copy_colours(nodes[None], nodes, nodes[None], border="mirror"),
+])
+def test_bad_arguments_are_refused(call) -> None:
+    with pytest.raises(InputError):
+        call(torch.zeros(2, 4, 3, 5))
 
 
 def test_corrflow_agrees_with_a_chain_of_copies() -> None:
@@ -123,7 +141,8 @@ def test_corrflow_agrees_with_a_chain_of_copies() -> None:
 
     def copy(colours: Tensor, *path: int) -> Tensor:
         for a, b in zip(path, path[1:]):
-            colours = copy_colours(features[:, a], features[:, b], colours, 6)
+            colours = copy_colours(features[None, :, a], features[:, b], colours[None], radius=6,
+                                   border="exclude")
         return colours
 
     def cost(copied: Tensor, t: int) -> Tensor:
