@@ -133,9 +133,9 @@ def score_curve(study: Study) -> pd.DataFrame:
     """
     rows, lines = study.rows(), []
     found = rows[(rows["kind"] == "evaluate") & rows["name"].str.startswith(CURVE)]
-    last = found[found["trained_key"] != ""].tail(1)
+    last = found[found["trained_key"] != ""].tail(1)  # the first point, untrained, has none
     found = found[found["fingerprint"].isin(last["fingerprint"])
-                  & found["trained_key"].isin(["", *last["trained_key"]])]  # "" has the first point, untrained
+                  & found["trained_key"].isin(["", *last["trained_key"]])]
     for name, group in found.groupby("name"):
         row = newest(group)
         spent = row.get("training_cpu_seconds")
