@@ -164,9 +164,9 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
     for name in sorted(objects):
         video, saved = open_video(frames / _plain(name, meta)), None
         if dense.is_dir():
-            names = {video.frame_name(index) for index in range(len(video))}
+            names = video.numbers()
             video = open_video(dense / name)
-            saved = tuple(index for index in range(len(video)) if video.frame_name(index) in names)
+            saved = tuple(number for name, number in video.numbers().items() if name in names)
             if len(saved) < len(names):
                 raise InputError(f"{video.path}: expected all frames of {frames / name} and those between")
         masks = mask_files(video, annotations / name)

@@ -207,7 +207,7 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     Raises:
         InputError: there is none, or one belongs to no frame.
     """
-    numbers = {video.frame_name(index): index for index in range(len(video))}
+    numbers = video.numbers()
     files = {file.stem: file for file in folder.glob("[!.]*.png")}
     if stray := sorted(files.keys() - numbers):
         raise InputError(f"{files[stray[0]]}: a mask of no frame of {video.path}; expected names such as "
@@ -243,7 +243,7 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         masks: (frame number, (H, W) uint8 ids), in order.
         out: as `check_folder` returns it.
     """
-    names = [f"{video.frame_name(index)}.png" for index in range(len(video))]
+    names = [f"{name}.png" for name in video.numbers()]
     listed = out / _WRITTEN
     for count, (t, ids) in enumerate(masks):
         if count == 0:
@@ -297,8 +297,7 @@ def read_ended(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[in
     Raises:
         InputError: the file is damaged, or names a frame that the video does not have.
     """
-    numbers = {video.frame_name(index): index for index in range(len(video))}
-    ended = {}
+    numbers, ended = video.numbers(), {}
     for path in (Path(item) / _ENDED for item in given):
         try:
             if path.is_file():

@@ -84,6 +84,10 @@ class Video:
         index = range(self.length)[index]
         return Path(self.files[index]).stem if self.files else f"{index:05d}"
 
+    def numbers(self) -> dict[str, int]:
+        """The frames' numbers by their names, in order."""
+        return {self.frame_name(index): index for index in range(self.length)}
+
     def read(self, index: int) -> np.ndarray:
         """Read one frame, (H, W, 3) uint8 RGB; negative indices count from the end.
 

@@ -52,7 +52,8 @@ def suspicious(tree: ast.AST) -> list[str]:
         if (name in FORBIDDEN or name.endswith(".extractall") or "allow_pickle" in given
                 or given.get("shell", "False") != "False"
                 or name == "torch.load" and given.get("weights_only") != "True"
-                or name.startswith("subprocess.") and not isinstance(node.args[0], ast.List | ast.Name)):
+                or re.fullmatch(r"subprocess\.\w+", name)
+                and not isinstance(node.args[0], ast.List | ast.Name)):
             found.append(ast.unparse(node))
     return found
 
