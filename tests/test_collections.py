@@ -134,7 +134,8 @@ def test_what_did_not_change_is_not_read_again(tree, tmp_path, index):
     write_frames(tree / "a/one", ["00007.jpg"])
     longer = index()
     assert longer.videos[0].length == 8 and longer.fingerprint != first.fingerprint
-    write_video(film, 20)
+    stamp = film.stat().st_mtime_ns
+    os.utime(write_video(film, 20), ns=(stamp, stamp))
     shutil.rmtree(tree / "a/two")
     write_frames(tree / "d", numbered(3))
     found = {video.name: len(video) for video in index().videos}
@@ -289,6 +290,7 @@ def test_epochs_become_iterations_of_the_videos_that_are_there():
     ({"videos": 2, "frames": 24}, ""), ({"videos": 3, "frames": 0}, "2 videos.*3 expected"),
     ({"videos": 2, "frames": 25}, "24 frames.*25 expected"),
     ({"videos": 1, "frames": 0}, "2 videos.*1 expected"), ({"videos": 1, "frames": 0, "about": True}, ""),
+    ({"videos": 2, "frames": 25, "about": True}, ""),
     ({"videos": 30, "frames": 0, "about": True}, "about 30")])
 def test_incomplete_and_overfull_copies_are_noticed(tmp_path, monkeypatch, counts, words):
     make_layout("trackingnet", tmp_path / "data")
