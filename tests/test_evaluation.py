@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def test_the_masks_do_not_depend_on_processes_or_on_who_makes_the_features(datas
         assert outcome["frames"] == 12 and same(one, scores)
         for path in (tmp_path / "one").rglob("*.png"):
             assert path.read_bytes() == (folder / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def killed(frames, settings):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_progress_counts_the_frames_of_all_processes_and_a_killed_one_is_said(dataset, tmp_path, capsys):
+    evaluate(dataset, "colour", tmp_path / "colour", SETTINGS, processes=2)
+    assert "12/12" in capsys.readouterr().err
+    with pytest.raises(ChildProcessError):
+        evaluate(dataset, killed, tmp_path / "killed", SETTINGS, processes=2)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [

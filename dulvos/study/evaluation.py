@@ -9,7 +9,8 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import current_process, get_context
 from pathlib import Path
@@ -97,23 +98,39 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
 
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        lengths = {pool.submit(_work, carry, sequence, device): len(sequence.video)
-                   for sequence in sorted(todo, key=lambda sequence: -len(sequence.video))}
+    context, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // processes)
+    frames = context.Value("q", 0)  # done by all processes
+    with ProcessPoolExecutor(processes, context, _begin, (frames, threads)) as pool:
+        todo = sorted(todo, key=lambda sequence: -len(sequence.video))
+        pending = {pool.submit(_work, carry, sequence, device) for sequence in todo}
         try:
-            for future in as_completed(lengths):
-                future.result()
-                bar.update(lengths[future])
+            while pending:
+                done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                bar.update(frames.value - bar.n)
+                for future in done:
+                    future.result()
+        except BrokenProcessPool:
+            raise ChildProcessError("a process that carries masks was killed (out of memory?); finished videos "
+                                    "are kept, and the same call continues; give fewer processes") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin(frames: object, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _work.frames = frames
 
 
 def _work(carry: Callable, sequence: Sequence, device: str) -> None:
     if torch.device(device).type == "cuda":
         number = int(current_process().name.rpartition("-")[2])  # of consecutive ones
         device = f"cuda:{number % torch.cuda.device_count()}"
-    carry(sequence, device)
+
+    def tell() -> None:
+        with _work.frames.get_lock():
+            _work.frames.value += 1
+
+    carry(sequence, device, tell)
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
