@@ -1,4 +1,4 @@
-"""Compares crops, scales, batches on the training split: `python -m benchmarks.choose_training DAVIS NAME ...`.
+"""Compares crops, scales, batches on training videos: `python -m benchmarks.choose_training DAVIS NAME ...`.
 
 Trains each candidate for the same few iterations on four fifths of DAVIS's training videos, and scores it
 on the rest, enlarged to 480p as in the evaluation. Rows go to results/selection.

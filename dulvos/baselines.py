@@ -159,7 +159,8 @@ def copy_colours(reference_features: Tensor, target_features: Tensor, reference_
     """
     shapes = tuple(tuple(x.shape) for x in (reference_features, target_features, reference_colours))
     reference, target, colours = shapes
-    if len(reference) != 5 or target != reference[1:] or colours[:2] + colours[3:] != reference[:2] + reference[3:]:
+    fitting = reference[:2] + reference[3:]
+    if len(reference) != 5 or target != reference[1:] or colours[:2] + colours[3:] != fitting:
         raise InputError("features and colours must be (R, B, K, h, w), (B, K, h, w) and (R, B, C, h, w), "
                          f"not {reference}, {target} and {colours}")
     if border not in BORDERS or radius is not None and radius < 0:

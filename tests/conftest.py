@@ -25,16 +25,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also what takes long: the whole corpus, many kills, the soak")
+    parser.addoption("--slow", action="store_true", help="also what takes long: the whole corpus, many kills")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long, and is left out without --slow")
     set_hypothesis_home_dir(str(Path(tempfile.gettempdir()) / "dulvos-hypothesis"))  # not in the repository
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    hypothesis.settings.register_profile("sample", max_examples=15, derandomize=True, deadline=None, database=None,
-                                         suppress_health_check=checks)
-    hypothesis.settings.register_profile("slow", max_examples=500, deadline=None, database=None, suppress_health_check=checks)
+    common = {"deadline": None, "database": None, "suppress_health_check": checks}
+    hypothesis.settings.register_profile("sample", max_examples=15, derandomize=True, **common)
+    hypothesis.settings.register_profile("slow", max_examples=500, **common)
     hypothesis.settings.load_profile("slow" if config.getoption("--slow") else "sample")
 
 
@@ -77,15 +77,16 @@ def write_row(study: Study) -> Callable[..., dict]:
             titles = {source.title: collection for collection, source in SOURCES.items()}
             usual = paper_settings(titles.get(fields.get("data"), "youtube-vos"), 3471)
         row = {"kind": kind, "study": study.name, "name": name, "key": key, "seconds": 90.0, "device": "cpu",
-               "peak_memory_mb": 1234.5, "frames": 1999, "fingerprint": "f", "threads": 2, "commit": "1234567890",
+               "peak_memory_mb": 1234.5, "frames": 1999, "fingerprint": "f", "threads": 2,
+               "commit": "1234567890",
                "parameters": {**dataclasses.asdict(usual), **(settings or {})},
                "date": f"2025-01-01T00:00:{len(key):02d}"}
         if kind == "train":
             row |= {"iterations": row["parameters"]["iterations"], "split": "train", "data": "YouTube-VOS",
                     "videos": 3471, "encoder": "runs/encoder.safetensors"}
         else:
-            row |= {"features": name, "trained_key": "", "data": "DAVIS-2017", "split": "val", "sequences": 30,
-                    "objects": 61, "scores": SCORES, "seconds_per_frame": 0.123}
+            row |= {"features": name, "trained_key": "", "data": "DAVIS-2017", "split": "val",
+                    "sequences": 30, "objects": 61, "scores": SCORES, "seconds_per_frame": 0.123}
         row = {**row, **fields}
         row["version"] = -1 if stale else version(kind, flat(row))
         Study(row["study"], study.results).write(row)
@@ -107,7 +108,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sequences of 6 frames of 64x96 pixels in DAVIS-2017's layout, splits train and val; do not write into it."""
+    """Two sequences of 6 frames of 64x96 pixels in DAVIS-2017's layout, in train and val; do not write."""
     videos = {name: draw_video(discs) for name, discs in PLAIN.items()}
     return write_davis(tmp_path_factory.mktemp("tiny"), videos, name="tiny", splits=("train", "val"))
 

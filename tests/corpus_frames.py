@@ -139,7 +139,8 @@ frames("two frames of one name", {"0.png": PNG, **plain(COLOUR, "jpg")}, "2 fram
 frames("no frames", {"notes.txt": b"none"}, r"no frames in this folder.*\.jpg")
 
 # names
-for name in ("with space", "ünï 视频", "new\nline", "-dash", "100%d", "it's", 'a"b', "x[1]*?", "a:b", "x.mp4"):
+for name in ("with space", "ünï 视频", "new\nline", "-dash", "100%d", "it's", 'a"b', "x[1]*?", "a:b",
+             "x.mp4"):
     frames(f"folder and frame called {name!r}", {f"{name}/{name}.png": PNG}, like(COLOUR),
            lambda folder, name=name: read_all(folder / name))
     frames(f"nothing called {name!r}", {}, "no such file or folder",

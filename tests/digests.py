@@ -18,16 +18,19 @@ from dulvos.training import TrainSettings, clip_numbers, make_clips, make_parts,
 
 __all__ = ["EVALUATION_CASES", "TRAINING_CASES", "evaluation_digest", "moving_squares", "training_digest"]
 
-SMALL = {"batch": 2, "frames": 3, "gap": 2, "crop": 64, "scale_min": 64, "scale_max": 96, "grid": 4, "cross_grid": 2,
-         "lr": 3e-4, "precision": "fp32"}
+SMALL = {"batch": 2, "frames": 3, "gap": 2, "crop": 64, "scale_min": 64, "scale_max": 96, "grid": 4,
+         "cross_grid": 2, "lr": 3e-4, "precision": "fp32"}
 TRAINING_CASES = {
-    "method": {}, "one frame": {"frames": 1}, "sgd, centre": {"optimiser": "sgd", "centre": True, "lr_every": 1},
-    "aligned": {"alignment": "corrected"}, "each cell": {"jitter": "independent"}, "no jitter": {"jitter": "none"},
-    "second forward": {"second_forward": "eval"}, "layer norm": {"norm": "layer"}, "in order": {"ordered": True},
+    "method": {}, "one frame": {"frames": 1},
+    "sgd, centre": {"optimiser": "sgd", "centre": True, "lr_every": 1},
+    "aligned": {"alignment": "corrected"}, "each cell": {"jitter": "independent"},
+    "no jitter": {"jitter": "none"}, "second forward": {"second_forward": "eval"},
+    "layer norm": {"norm": "layer"}, "in order": {"ordered": True},
     "colours a clip": {"photometric": "video"}, "colours a frame": {"photometric": "frame"},
     "no branch": {"view_scale": 1.0, "view_flip": False}, "lambda": {"lam": 1.0, "tau": 0.1},
 }
-EVALUATION_CASES = {"method": {}, "res3": {"layer": "res3"}, "key": {"layer": "key"}, "reduced": {"shorter_side": 48},
+EVALUATION_CASES = {"method": {}, "res3": {"layer": "res3"}, "key": {"layer": "key"},
+                    "reduced": {"shorter_side": 48},
                     "other": {"context": 2, "radius": 3.0, "topk": 4, "tau": 0.1}}
 
 
@@ -45,13 +48,15 @@ class ArrayVideo:
         return self.array[index]
 
 
-def moving_squares(seed: int, frames: int = 12, size: tuple[int, int] = (96, 112)) -> tuple[np.ndarray, np.ndarray]:
+def moving_squares(seed: int, frames: int = 12,
+                   size: tuple[int, int] = (96, 112)) -> tuple[np.ndarray, np.ndarray]:
     """Two textured squares that move over texture: (T, H, W, 3) uint8 frames and (T, H, W) uint8 ids."""
     generator = np.random.default_rng(seed)
     video = np.repeat(_texture(generator, size)[None], frames, 0)
     ids = np.zeros((frames, *size), np.uint8)
     for name, side in ((1, 36), (2, 28)):
-        patch, start, step = _texture(generator, (side, side)), generator.integers(0, 20, 2), generator.integers(1, 4, 2)
+        patch = _texture(generator, (side, side))
+        start, step = generator.integers(0, 20, 2), generator.integers(1, 4, 2)
         for t in range(frames):
             y, x = start + t * step + (name - 1) * 16
             video[t, y: y + side, x: x + side] = patch
@@ -74,14 +79,14 @@ def training_digest(case: str) -> list[float]:
 
 
 def evaluation_digest(case: str) -> list[float]:
-    """J and F (mean, decay) of the masks that random features carry; the squares of the soft masks in the last frame."""
+    """J and F (mean, decay) of the masks that random features carry; mean squares of the last soft masks."""
     settings = SegmentSettings(**{"precision": "fp32", **EVALUATION_CASES[case]})
     frames, truth = moving_squares(7)
     net = load_encoder("random", seed=1)
     masks = np.stack(list(segment(frames, truth[0], partial(encode, net), settings)))
     scores = score_sequence(truth, masks)
-    soft = list(propagate(encode(net, frames, settings), truth[0], context=settings.context, radius=settings.radius,
-                          topk=settings.topk, tau=settings.tau))[-1]
+    soft = list(propagate(encode(net, frames, settings), truth[0], context=settings.context,
+                          radius=settings.radius, topk=settings.topk, tau=settings.tau))[-1]
     return [*scores.stats[:, [0, 2, 3, 5]].ravel().tolist(), *soft.square().mean((1, 2)).tolist()]
 
 

@@ -1,8 +1,8 @@
 """The numbers of training and evaluation stand still while their version does.
 
-Small runs on the CPU (float32, one thread) give what they gave when the version was set (`digests.json`). A failure
-here means that a change moved the numbers: undo it, or raise the version in `dulvos.study.rows` and write the file
-anew (`python -m tests.digests > tests/digests.json`).
+Small runs on the CPU (float32, one thread) give what they gave when the version was set (`digests.json`). A
+failure here means that a change moved the numbers: undo it, or raise the version in `dulvos.study.rows` and
+write the file anew (`python -m tests.digests > tests/digests.json`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def one_thread():
 @pytest.mark.parametrize(("kind", "case"), [("train", case) for case in TRAINING_CASES]
                          + [("evaluate", case) for case in EVALUATION_CASES])
 def test_numbers_changed_raise_the_version_or_undo(kind, case):
-    changes = {f"parameters.{k}": v for k, v in {**SMALL, **TRAINING_CASES[case]}.items()} if kind == "train" else {}
+    settings = {**SMALL, **TRAINING_CASES[case]} if kind == "train" else {}
+    changes = {f"parameters.{name}": value for name, value in settings.items()}
     recorded = RECORDED[kind][str(version(kind, changes))][case]
     made = training_digest(case) if kind == "train" else evaluation_digest(case)
     np.testing.assert_allclose(made, recorded, **CLOSE[kind])

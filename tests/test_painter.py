@@ -62,7 +62,8 @@ def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(points
     ids, box = javascript("stroke", empty() + 9, points, radius, 3)
     assert np.array_equal(ids, np.where(distance <= radius, 3, 9))
     left, top, right, bottom = box or (0, 0, 0, 0)
-    assert (ids[top:bottom, left:right] == 3).sum() == (ids == 3).sum() and right <= WIDTH and bottom <= HEIGHT
+    assert (ids[top:bottom, left:right] == 3).sum() == (ids == 3).sum()
+    assert right <= WIDTH and bottom <= HEIGHT
 
 
 @pytest.mark.parametrize("corners", [

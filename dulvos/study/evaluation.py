@@ -110,8 +110,9 @@ def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, b
                 for future in done:
                     future.result()
         except BrokenProcessPool:
-            raise ChildProcessError("a process that carries masks was killed (out of memory?); finished videos "
-                                    "are kept, and the same call continues; give fewer processes") from None
+            raise ChildProcessError("a process that carries masks was killed (out of memory?); finished "
+                                    "videos are kept, and the same call continues; give fewer processes"
+                                    ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
