@@ -16,8 +16,8 @@ usage: bash run_all.sh [COMMAND] [OPTIONS]
 
 Results go to results/<study>/. Nothing finished runs twice: after Ctrl-C, the same command continues.
 
-If the active Python has every package that pyproject.toml asks for, it is used. Otherwise .venv is made beside this
-script, once, with the versions in constraints.txt. DULVOS_PYTHON names another Python. With conda:
+If the active Python has every package that pyproject.toml asks for, it is used. Otherwise .venv is made
+beside this script, once, with the versions in constraints.txt. DULVOS_PYTHON names another. With conda:
 conda env create -f environment.yml && conda activate dulvos
 EOF
 }
@@ -40,17 +40,18 @@ EOF
 make_venv() {
   local base=${DULVOS_PYTHON:-python3} cpu=()
   "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null ||
-    { echo "run_all.sh: $base is not Python 3.11 to 3.14; DULVOS_PYTHON=/path/to/python names one that is" >&2; exit 1; }
+    { echo "run_all.sh: $base is not Python 3.11 to 3.14; set DULVOS_PYTHON=/path/to/python" >&2; exit 1; }
   [[ -x $venv/bin/pip ]] || "$base" -m venv --clear "$venv" ||
-    { echo "run_all.sh: no venv module; install python3-venv (Debian, Ubuntu), or use conda (see --help)" >&2; exit 1; }
-  # Without an NVIDIA driver, PyTorch's CPU build will do: 200 MB instead of 3 GB. Five seconds tell if it can be reached.
+    { echo "run_all.sh: no venv module; install python3-venv, or use conda (see --help)" >&2; exit 1; }
+  # Without an NVIDIA driver, PyTorch's CPU build will do: 200 MB instead of 3 GB, if it can be reached.
   if [[ $(uname -s) == Linux && ! -e /proc/driver/nvidia ]] && "$venv/bin/python" -c \
     "import urllib.request; urllib.request.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; then
     cpu=(--index-url "$cpu_index")
   fi
   echo "Installing into $venv, once: 2 to 20 minutes"
-  "$venv/bin/pip" install -q --disable-pip-version-check -c "$root/constraints.txt" torch torchvision ${cpu[@]+"${cpu[@]}"}
-  "$venv/bin/pip" install -q --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test]"
+  local pip=("$venv/bin/pip" install -q --disable-pip-version-check -c "$root/constraints.txt")
+  "${pip[@]}" torch torchvision ${cpu[@]+"${cpu[@]}"}
+  "${pip[@]}" -e "$root[test]"
 }
 
 command=${1:-}
