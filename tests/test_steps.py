@@ -69,6 +69,18 @@ def test_steps_run_once_in_the_order_of_their_needs(made, tmp_path):
     assert not steps[2].failure.exists() and "5 done" in list_states(steps)
 
 
+def test_what_a_step_needed_is_followed_by_that_step_before_any_later_one(made, tmp_path):
+    log = tmp_path / "log"
+    study = made(write=LOG.format(log))
+    steps = [Step(study, "write", "", {"word": "show"}, last=True)]
+    for word in "abc":
+        steps += [Step(study, "write", word, {"word": word}),
+                  *(Step(study, "write", f"{word}{i}", {"word": f"{word}{i}"}, needs=(f"write-{word}",))
+                    for i in range(2))]
+    assert run_steps(steps) == 0
+    assert log.read_text().split() == ["a", "a0", "a1", "b", "b0", "b1", "c", "c0", "c1", "show"]
+
+
 @pytest.mark.parametrize("change", ["notebook", "parameter", "row"])
 def test_a_step_without_a_row_is_done_until_what_it_shows_changes(made, change):
     study = made(show="word")

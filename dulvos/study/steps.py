@@ -41,7 +41,7 @@ import nbformat
 import papermill
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, as_completed, get_worker
+from distributed import Client, LocalCluster, get_worker, wait
 from distributed.system import MEMORY_LIMIT
 from filelock import FileLock, Timeout
 
@@ -279,38 +279,44 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> 
     environment = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [] if scheduler else [gpu for gpu in visible.split(",") if gpu]
-    futures, troubles, several = [], {}, sum(step.row == "train" for step in todo) > 1
+    waiting, running, ended = list(todo), {}, {}  # ended: what went wrong, by the executed copies' paths
+
+    def end(step: Step, trouble: str) -> None:
+        ended[step.copy] = trouble
+        told = f"[{len(ended)}/{len(todo)}] {step.full_name}: {trouble or 'done'}"
+        print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
+
+    several = sum(step.row == "train" for step in todo) > 1
     with open_client(workers, threads, scheduler, several) as (client, threads):
         environment |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         minutes = sum(step.minutes for step in todo) / count
         print(f"{len(todo)} steps to run, {count} at a time, about {minutes:.0f} min; "
               "Ctrl-C is safe: the same command continues", flush=True)
-        for step in todo:
-            before = {other.full_name: future for other, future in zip(todo, futures)
-                      if other.study == step.study
-                      and (other.full_name in step.needs or step.last and not other.last)}
-            futures.append(client.submit(_carry, step, environment, gpus, count > 1, before, pure=False,
-                                         priority=-len(futures)))
-        for done, future in enumerate(as_completed(futures), 1):
-            name, ended = todo[futures.index(future)].full_name, future.status == "finished"
-            trouble = future.result() if ended else f"its worker ended ({future.status})"
-            troubles |= {name: trouble} if trouble else {}
-            told = f"[{done}/{len(todo)}] {name}: {trouble or 'done'}"
-            print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
-    return troubles
+        while waiting or running:
+            for step in list(waiting):
+                others = [other for other in todo if other.study == step.study]
+                needs = [other.copy for other in others if other.full_name in step.needs]
+                before = [*needs, *(other.copy for other in others if step.last and not other.last)]
+                if any(map(ended.get, needs)):
+                    waiting.remove(step)
+                    end(step, "left out: a step that it needs failed")
+                # one for each worker and no more, so that they start in this order
+                elif len(running) < count and all(copy in ended for copy in before):
+                    waiting.remove(step)
+                    running[client.submit(_carry, step, environment, gpus, count > 1, pure=False)] = step
+            if running:
+                with contextlib.suppress(TimeoutError):  # workers may have come meanwhile
+                    wait(list(running), timeout=60, return_when="FIRST_COMPLETED")
+            count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+            for future in [future for future in running if future.done()]:
+                good = future.status == "finished"
+                end(running.pop(future), future.result() if good else f"its worker ended ({future.status})")
+    return {step.full_name: ended[step.copy] for step in todo if ended[step.copy]}
 
 
-def _carry(step: Step, environment: dict[str, str], gpus: list[str], quiet: bool,
-           before: dict[str, str]) -> str:
-    """Run one step in a worker: "" if it succeeded, else one line.
-
-    Arguments:
-        quiet: write its progress to a log.
-        before: what became of the steps that it waited for, by their names.
-    """
-    if any(before.get(name) for name in step.needs):
-        return "left out: a step that it needs failed"
+def _carry(step: Step, environment: dict[str, str], gpus: list[str], quiet: bool) -> str:
+    """Run one step in a worker, its progress in a log if `quiet`: "" if it succeeded, else one line."""
     os.environ.update(environment)
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it; with it, training takes 1.5 times as long
     if gpus:
