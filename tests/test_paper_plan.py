@@ -53,7 +53,8 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """Results and indexes of its own, and variables that a call may set."""
+    """Results and indexes of its own, an empty disk, and variables that a call may set."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**50, 0, 2**50))
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
     for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
