@@ -191,7 +191,8 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     train = train_step(study, "trained", str(tiny), TINY, 1, device="cpu")
     evaluate = evaluate_step(study, "trained", str(tiny), "trained", 1, (train.full_name,), device="cpu")
     assert words([train, evaluate]) == ["missing", "missing"]
-    assert run_steps([train, evaluate], threads=1) == 0
+    before = dict(os.environ)
+    assert run_steps([train, evaluate], threads=1) == 0 and os.environ == before
     row = study.find("train", {"name": "trained"})
     assert row["source"] == "notebooks/01_train.ipynb" and row["parameters.crop"] == 64
     assert words([train, evaluate]) == ["done", "done"] and "J&F" in list_states([evaluate])

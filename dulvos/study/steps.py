@@ -317,15 +317,27 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> 
 
 def _carry(step: Step, environment: dict[str, str], gpus: list[str], quiet: bool) -> str:
     """Run one step in a worker, its progress in a log if `quiet`: "" if it succeeded, else one line."""
-    os.environ.update(environment)
-    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it; with it, training takes 1.5 times as long
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
+        environment = {**environment, "CUDA_VISIBLE_DEVICES": gpus[int(get_worker().name) % len(gpus)]}
     log = make_folder(step.study.folder / "logs") / f"{step.full_name}.log"
-    with step.lock, open(log, "a") if quiet else contextlib.nullcontext(sys.stderr) as stream:
+    with (_environment(environment), step.lock,
+          open(log, "a") if quiet else contextlib.nullcontext(sys.stderr) as stream):
+        os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by Dask, it makes training 1.5 times slower
         if find_state(step).word == "done":  # by a worker that was given up for dead
             return ""
         return execute(step, stream)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, which are as before at the end."""
+    before = dict(os.environ)
+    try:
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -372,25 +384,22 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
     running.parent.mkdir(parents=True, exist_ok=True)
     told = f"\n[{step.full_name}]"
     print(f"{told} {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", file=stream, flush=True)
-    started, environment = time.monotonic(), dict(os.environ)
-    os.environ |= {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
-                   "DULVOS_RESULTS": str(step.study.results.absolute())}
-    try:
-        papermill.execute_notebook(
-            str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
-            parameters={"study": step.study.name, **step.parameters}, stderr_file=stream,
-            extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # one state of a progress bar
-        minutes = (time.monotonic() - started) / 60
-        _publish(running, step.copy, {"key": _key(step), "minutes": round(minutes, 2)})
-        step.failure.unlink(missing_ok=True)
-    except Exception as error:  # whatever it is, the other steps go on
-        trouble = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
-        with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
-            _publish(running, step.failure, {})
-            trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
+    started, variables = time.monotonic(), {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
+                                            "DULVOS_RESULTS": str(step.study.results.absolute())}
+    with _environment(variables):
+        try:
+            papermill.execute_notebook(
+                str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
+                parameters={"study": step.study.name, **step.parameters}, stderr_file=stream,
+                extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # one state of a bar
+            minutes = (time.monotonic() - started) / 60
+            _publish(running, step.copy, {"key": _key(step), "minutes": round(minutes, 2)})
+            step.failure.unlink(missing_ok=True)
+        except Exception as error:  # whatever it is, the other steps go on
+            trouble = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+            with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
+                _publish(running, step.failure, {})
+                trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
     told += f" FAILED: {trouble}" if trouble else f" done in {minutes:.1f} min"
     print(told, file=stream, flush=True)
     return trouble
