@@ -108,7 +108,8 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
 """
     study = made(meet=source)
     steps = [Step(study, "meet", name, {"word": name}, last=name == "last") for name in ("a", "b", "last")]
-    assert run_steps(steps, workers=2, threads=1) == 1
+    before = dict(os.environ)
+    assert run_steps(steps, workers=2, threads=1) == 1 and os.environ == before
     assert words(steps) == ["failed", "done", "done"]
     assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
 

@@ -188,10 +188,10 @@ def plain_name(what: str, name: str) -> str:
 
 
 def all_rows(results: Path | None = None) -> pd.DataFrame:
-    """The rows of every study but the ablation grids, which have tables of their own."""
+    """The rows of every study but the ablation grids and the comparison, which have tables of their own."""
     results = results or Study("demo").results
     return _table(path for path in results.glob("*/rows/*.json")
-                  if not path.parts[-3].startswith("ablation-"))
+                  if not path.parts[-3].startswith(("ablation-", "comparison")))
 
 
 def newest(rows: pd.DataFrame) -> pd.Series | None:

@@ -366,8 +366,10 @@ def open_client(workers: int, threads: int, scheduler: str, several: bool) -> It
         return
     fitting = min(CPU_COUNT // (threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY) if several else 1
     workers = workers or torch.cuda.device_count() or max(1, fitting)
-    # a single worker is a thread of this process; no memory limit, because the kernels need the memory
-    with (LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
+    # a single worker is a thread of this process; no memory limit, because the kernels need the memory;
+    # Dask sets variables in this process, too
+    with (_environment({}),
+          LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
                        host=HOST if workers > 1 else None, dashboard_address=None,
                        silence_logs=logging.CRITICAL) as cluster,
           Client(cluster) as client):
