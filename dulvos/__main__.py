@@ -33,6 +33,7 @@ from dulvos.training import TrainSettings
 
 __all__ = ["main"]
 
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -104,7 +105,7 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
         grid: then run the ablation grid on DAVIS: about four more hours on two cores.
-        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about six
+        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about nine
             hours on two cores, by estimate.
     """
     _use_davis(davis)
@@ -156,7 +157,7 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
         selected: also evaluate the snapshot and layer that are best on 5 val sequences, as the paper did.
         incomplete: accept data that lack videos or frames; tables keep such rows apart.
     """
-    if data is None and (rows or dry_run):
+    if data is None and (rows or dry_run or released or selected or incomplete):
         raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
     if data is None:
         print(paper_plan.rows_table(all_rows()))

@@ -57,6 +57,12 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
     assert comparison_table(study).set_index("method").loc["MAST objective", "state"] == NOT_RUN
 
 
+def test_an_evaluation_is_as_old_as_its_training(study, write_row):
+    write_row("train", "crw-0", "t", stale=True, cpu_seconds=1.0)
+    write_row("evaluate", "crw-0-res4", "e", trained_key="t", scores=SCORES)
+    assert comparison_table(study).set_index("method").loc["CRW objective", "state"].startswith("†")
+
+
 @pytest.mark.slow
 def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
