@@ -24,6 +24,7 @@ __all__ = ["TRAINING", "comparison_steps", "comparison_table", "curves", "method
 
 SCORES = {"J_m": "J-Mean", "J_r": "J-Recall", "F_m": "F-Mean", "F_r": "F-Recall", "J&F_m": "J&F-Mean"}
 MAIN = "res4"  # the layer that the paper compares
+FIRST = (MAIN, "res3")  # the layers that are evaluated right after a training
 
 # the budget of the ablation grid's baseline: 400 iterations of 40 frames at 128² crops, val at 240p
 TRAINING = {"iterations": 400, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
@@ -60,17 +61,21 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
         steps.append(evaluate_step(study, name, data, features, minutes, needs, **inference, **more))
 
     for seed in range(seeds):
-        for method in methods():
-            run = f"{method['key']}-{seed}"
+        runs = {f"{method['key']}-{seed}": method for method in methods()}
+        needs = {}
+        for run, method in runs.items():
             settings = {**training, **method["settings"], "objective": method["objective"], "seed": seed}
             steps.append(train_step(study, run, data, settings, MINUTES["train"]))
-            needs = (steps[-1].full_name,)
-            for layer in LAYERS:
-                evaluate(f"{run}-{layer}", f"trained:{run}", needs, layer=layer)
-            for iteration in snapshots if seed == 0 else ():
-                evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs, layer=MAIN)
+            needs[run] = (steps[-1].full_name,)
+            for layer in FIRST:
+                evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
         for layer in LAYERS:
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
+        for run in runs:  # what says less comes later
+            for layer in set(LAYERS) - set(FIRST):
+                evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
+            for iteration in snapshots if seed == 0 else ():
+                evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs[run], layer=MAIN)
     evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
     return [*count_by_rows(steps), Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
