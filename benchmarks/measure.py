@@ -114,8 +114,8 @@ def report(
         row[f"{name}_mb"] = f"{memory[name]:.0f}" if name in memory else ""
         print(
             f"{benchmark}, {case}: {name:5s} {row[name]} {unit} "
-            f"({row[f'{name}_low']} to {row[f'{name}_high']}), "
-            f"+{row[f'{name}_mb'] or '?'} MB",
+            f"({row[f'{name}_low']} to {row[f'{name}_high']})"
+            + f", +{row[f'{name}_mb']} MB" * (name in memory),
             flush=True,
         )
     if "plain" in times:

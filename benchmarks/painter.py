@@ -32,7 +32,8 @@ for t in range(3):
     noise = np.random.default_rng(t).integers(0, 256, ({height}, {width}, 3), np.uint8)
     Image.fromarray(noise).save(folder / f"{{t}}.jpg")
 video = open_video(folder)
-painter = Painter(Session(video, None), check_folder("masks-{height}", video))
+session = Session(video, None)
+painter = Painter(session, check_folder("masks-{height}", video))
 painter"""
 STROKE = """async ([moves]) => {
   const canvas = document.querySelector(".dulvos-painter canvas"), box = canvas.getBoundingClientRect();
