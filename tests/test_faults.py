@@ -29,7 +29,7 @@ from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import read_mask
-from dulvos.study.collections import index_videos
+from dulvos.study.collections import open_collection
 from dulvos.study.download import ARCHIVES, download
 from dulvos.study.evaluation import evaluate, evaluation_run
 from dulvos.study.rows import ROOT, Study
@@ -236,11 +236,11 @@ def test_half_a_file_is_named_or_made_again(what, target, file, share, tiny, tmp
 @HALF
 def test_half_an_index_is_made_anew(share, tiny, tmp_path, record_property):
     record_property("fault", "truncated: index")
-    index = tmp_path / "index.json"
-    whole = index_videos(tiny / "JPEGImages", ["480p"], index)
+    whole = open_collection("", tiny / "JPEGImages", tmp_path)
+    index, = tmp_path.iterdir()
     data = index.read_bytes()
     index.write_bytes(data[: int(share * len(data))])
-    again = index_videos(tiny / "JPEGImages", ["480p"], index)
+    again = open_collection("", tiny / "JPEGImages", tmp_path)
     assert again.fingerprint == whole.fingerprint and index.read_bytes() == data
 
 
@@ -267,10 +267,11 @@ def test_a_frame_that_vanishes_and_comes_back(when, tiny, tmp_path, record_prope
 def test_a_video_that_vanishes_while_it_is_indexed_is_left_out_by_name(tiny, tmp_path, record_property):
     record_property("fault", "vanished frame: index")
     data = shutil.copytree(tiny / "JPEGImages", tmp_path / "data")
-    for frame in (data / "480p/late-entry").iterdir():
-        frame.unlink()
-    index = index_videos(data, ["480p"], tmp_path / "index.json")
-    assert len(index.videos) == 1 and "late-entry" in " ".join(index.notes)
+    frame = data / "480p/late-entry/00000.jpg"
+    frame.unlink()
+    frame.symlink_to("vanished")
+    found = open_collection("", data, tmp_path / "cache")
+    assert len(found.videos) == 1 and "late-entry" in " ".join(found.notes)
 
 
 def test_two_evaluations_at_once_end_in_the_same_scores(tiny, tmp_path, undisturbed, record_property):

@@ -1,17 +1,18 @@
-"""The paper's training collections: where to get them, an index of their videos, their training settings.
+"""The paper's training collections: their origin, their videos, and the settings the paper trained them with.
 
-Each is a section of `collections.toml`. An index keeps each video's length and size in a file, so that a
-later look reads only what changed.
+`collections.toml` has a section for each. A look at a collection is kept in an index file, so that the next
+look reads only what changed.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
 import os
-import re
 import tomllib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,28 +29,28 @@ from dulvos.files import replacing
 from dulvos.training import TrainSettings
 from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, frame_files, open_video
 
-__all__ = ["SOURCES", "Collection", "Index", "Source", "index_videos", "open_collection", "paper_settings"]
+__all__ = ["SOURCES", "Collection", "Source", "open_collection", "paper_settings"]
 
 _THREADS = 16  # most of the time goes into waiting for the disk
-_DEPTH = 4  # levels of folders above a video, at most
-_MARGIN = 0.02  # of the packets of a video file: decoders lose a few at the ends
+_DEPTH = 4  # levels of folders that are searched for videos
 
 
 @dataclass(frozen=True)
 class Source:
-    """A training collection; masks, boxes and labels in it are not read.
+    """A training collection; its masks, boxes and labels are not read.
 
     Fields:
         title: its name in tables.
-        origin: where one gets it, and under what terms.
+        origin: where to get it, and under what terms.
         layout: path of a frame or file, below the collection's folder.
-        places: patterns of the folders that hold its videos; the first that matches counts.
+        places: patterns of its videos' paths; the first one that matches counts.
         settings: what differs from the defaults of `TrainSettings`.
         listed: a file with the names of the videos to take; "" takes all.
         videos, frames: the expected numbers; 0 if no public page states it.
-        about: the numbers are approximate, because copies differ.
+        about: copies differ, so the numbers are approximate.
         epochs: length of the paper's training; 0 if the paper did not train on it.
-        decay_epochs: between two decays of the learning rate. released_epochs: until the authors' snapshot.
+        decay_epochs: between two decays of the learning rate.
+        released_epochs: until the authors' snapshot.
         remark: what else a user should know.
     """
 
@@ -86,12 +87,13 @@ SOURCES = {name: Source(**fields) for name, fields in _TABLES.items()}
 
 @dataclass(frozen=True)
 class Collection(datasets.Dataset):
-    """A data set for training: videos without masks.
+    """Videos for training, without masks; each is named by its path below the root.
 
     Fields:
-        fingerprint: see `Index`.
+        fingerprint: 16 hex digits for paths, lengths, sizes, frame names, and byte counts of files and first
+            frames; no dates, no absolute paths.
         miscounted: a line for each count that differs: the copy is incomplete, or holds another split.
-        notes: those lines, and lines about videos that cannot be read and are left out.
+        notes: those lines, and one about videos that cannot be read and are left out.
     """
 
     fingerprint: str
@@ -103,8 +105,45 @@ class Collection(datasets.Dataset):
         return [sequence.video for sequence in self.sequences]
 
 
+class _Entry(NamedTuple):
+    """What the index keeps of a video."""
+
+    length: int
+    height: int
+    width: int
+    bytes: int  # of the video file, or of the first frame
+    names: str  # hash of the frames' names; "" for a video file
+    changed: int  # date of the last change
+
+
+@dataclass(frozen=True)
+class _Names(Sequence):
+    """The names of the frames in a folder, listed when needed: all names of TrackingNet take gigabytes."""
+
+    folder: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> str:
+        names = _frame_files(self.folder)
+        if len(names) != self.count:
+            raise InputError(f"{self.folder}: holds {len(names)} frames, and held {self.count} when it was "
+                             "indexed; start again")
+        return names[index]
+
+
+_frame_files = lru_cache(maxsize=64)(frame_files)
+
+
 def open_collection(name: str, folder: str | os.PathLike[str], cache: str | os.PathLike[str]) -> Collection:
-    """Index a collection, or any folder of videos.
+    """Find the videos of a collection, or of any folder.
+
+    Reads one header of each video. The length of a video file is its number of packets minus 2 %, because
+    decoders lose a few; this reads the file but decodes nothing. A second call reads only files that changed,
+    and folders in which something was added, removed or renamed; it does not notice a frame that was
+    overwritten in place.
 
     Arguments:
         name: a key of `SOURCES`, or "" for any folder of frame folders and video files, four levels deep.
@@ -112,24 +151,42 @@ def open_collection(name: str, folder: str | os.PathLike[str], cache: str | os.P
         cache: folder for index files.
 
     Raises:
-        InputError: the name is unknown, or the videos are missing; says what is expected and where to get it.
+        InputError: the name is unknown, or no video is there; says what is expected and where to get it.
     """
     root, source = Path(folder), _source(name) if name else None
     own = root.resolve()
-    file = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json"
-    try:
-        index = index_videos(root, _places(source, root) if source else [""], file)
-    except InputError as error:
-        if source is None:
-            raise
-        raise InputError(f"{error}; expected {source}") from None
-    miscounted = _miscounted(source, index.videos) if source else []
+    index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
+    kept, paths = _read(index), sorted(_listed_paths(source, root) if source else _all_paths(root))
+
+    def look(path: str) -> _Entry | str:
+        try:
+            return _look(root / path, kept.get(path))
+        except (InputError, OSError) as error:
+            return str(error)
+
+    with ThreadPool(_THREADS) as pool:
+        looks = tqdm(pool.imap(look, paths), "indexing", len(paths), unit=" videos", mininterval=5)
+        found = dict(zip(paths, looks))
+    faults = [fault for fault in found.values() if isinstance(fault, str)]
+    entries = {path: entry for path, entry in found.items() if not isinstance(entry, str)}
+    if not entries:
+        reason = f" ({faults[0]})" if faults else ""
+        expected = source or f"folders of frames or video files, at most {_DEPTH} levels deep"
+        raise InputError(f"{root}: no such folder, or no video in it{reason}; expected {expected}")
+    if entries != kept:
+        with replacing(index) as stream:
+            stream.write(gzip.compress(json.dumps(entries).encode(), mtime=0))
+    videos = [Video(path, root / path, entry.length, (entry.height, entry.width),
+                    _Names(root / path, entry.length) if entry.names else ())
+              for path, entry in entries.items()]
     title = source.title if source else own.name
     if not source and title in {other.title for other in SOURCES.values()}:
         title += " (own folder)"  # tables know collections by their titles
-    notes = miscounted + index.notes
-    sequences = [datasets.Sequence(video.name, video, {}) for video in index.videos]
-    return Collection(title, root, "train", sequences, index.fingerprint, miscounted, notes)
+    miscounted = _miscounted(source, videos) if source else []
+    unread = [f"{len(faults)} without a readable video, left out; the first: {faults[0]}"] if faults else []
+    return Collection(title, root, "train", [datasets.Sequence(video.name, video, {}) for video in videos],
+                      _hash([(path, *entry[:-1]) for path, entry in entries.items()]),
+                      miscounted, miscounted + unread)
 
 
 def paper_settings(name: str, videos: int, *, released: bool = False, **changes: Any) -> TrainSettings:
@@ -162,23 +219,6 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-def _places(source: Source, root: Path) -> list[str]:
-    """The folders to index, relative to root."""
-    found = next(filter(None, (sorted(root.glob(pattern)) for pattern in source.places)), [])
-    found = [path.relative_to(root).as_posix() for path in found if path.is_dir()]
-    if not found:
-        raise InputError(f"{root}: no folder {' or '.join(source.places)} in it")
-    if not source.listed:
-        return found
-    try:
-        names = (root / source.listed).read_text().split()
-    except OSError:
-        raise InputError(f"{root / source.listed}: no such file; it names the videos to train on") from None
-    if not names:
-        raise InputError(f"{root / source.listed}: an empty list; expected the name of a video in each line")
-    return [f"{place}/{name}" for place in found for name in names]
-
-
 def _miscounted(source: Source, videos: list[Video]) -> list[str]:
     """A line for each count that differs from what is expected; an approximate one may lack a tenth."""
     lines, found = [], {"videos": len(videos), "frames": sum(map(len, videos))}
@@ -191,141 +231,45 @@ def _miscounted(source: Source, videos: list[Video]) -> list[str]:
     return lines
 
 
-class Index(NamedTuple):
-    """The videos below some folders, sorted by path and named by it.
-
-    Fields:
-        videos: those that can be read.
-        fingerprint: 16 hex digits for paths, lengths, sizes, frame names, and byte counts of files and first
-            frames; no dates, no absolute paths.
-        notes: a line for each kind of fault in the tree.
-    """
-
-    videos: list[Video]
-    fingerprint: str
-    notes: list[str]
-
-
-class _Entry(NamedTuple):
-    """What the index keeps of a video."""
-
-    path: str  # below root, with "/"
-    length: int
-    height: int
-    width: int
-    stamp: int  # time of the last change
-    bytes: int  # of the video file, or of the first frame
-    names: str = ""  # hash of the frames' names; "" for a video file
-    even: bool = True  # frames are numbered evenly
-
-
-@dataclass(frozen=True)
-class _Names(Sequence):
-    """The names of the frames in a folder, listed when needed: all names of Kinetics-400 take gigabytes."""
-
-    folder: Path
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> str:
-        names = _listed(self.folder)
-        if len(names) != self.count:
-            raise InputError(f"{self.folder}: holds {len(names)} frames now, {self.count} when it was "
-                             "indexed; start again")
-        return names[index]
-
-
-@lru_cache(maxsize=64)
-def _listed(folder: Path) -> tuple[str, ...]:
-    return frame_files(folder)
-
-
-def index_videos(root: str | os.PathLike[str], places: Sequence[str], cache: Path) -> Index:
-    """Find all videos in some folders, up to four levels deep: folders of frames and video files.
-
-    Reads the names of the frames and one header a video. The length of a video file is its number of packets
-    minus 2 %, because decoders lose a few; this reads the file but decodes nothing. A second call reads only
-    files that changed and folders in which something was added, removed or renamed; it does not notice a
-    frame that was overwritten in place.
-
-    Arguments:
-        root: folder from which paths count.
-        places: folders below it, with "/", that hold videos or are videos; "" for root itself.
-        cache: the index file; it may be missing, old or damaged.
-
-    Raises:
-        InputError: there is no such folder, or no video in it.
-    """
-    root, kept, level = Path(root), _read(cache), list(dict.fromkeys(places))
-    for place in level:
-        if not (root / place).is_dir():
-            raise InputError(f"{root / place}: no such folder; expected one with frames or video files")
-    found: dict[str, _Entry] = {}
-    faults: dict[str, str] = {}
-
-    def look(path: str) -> tuple[str, _Entry | list[str] | Exception]:
+def _listed_paths(source: Source, root: Path) -> list[str]:
+    """Paths of a collection's videos, below root."""
+    found: list[Path] = []
+    for pattern in source.places:
+        found = found or [path for path in root.glob(pattern) if not path.name.startswith(".")
+                          and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())]
+    if found and source.listed:
         try:
-            return path, _look(root, path, kept.get(path))
-        except (InputError, OSError) as error:
-            return path, error
-
-    try:
-        with ThreadPool(_THREADS) as pool, tqdm(desc="indexing", unit=" videos", mininterval=5) as bar:
-            for _ in range(_DEPTH + 1):
-                paths, level = level, []
-                for path, seen in pool.imap_unordered(look, paths):
-                    if isinstance(seen, _Entry):
-                        found[path] = seen
-                        bar.update()
-                    elif isinstance(seen, list):
-                        level += seen
-                    else:
-                        faults[path] = str(seen)
-    finally:  # also at Ctrl-C, so that the next call continues from here
-        if kept | found != kept:
-            _write(cache, kept | found)
-    faults |= {path: f"{root / path}: more than {_DEPTH} levels of folders" for path in level}
-    if not found:
-        reason = next(iter(faults.values()), "nothing in it")
-        raise InputError(f"{root}: no video in {', '.join(place or '.' for place in places[:3])} ({reason}); "
-                         "expected folders of frames or video files")
-    entries = [found[path] for path in sorted(found)]
-    marks = [(e.path, e.length, e.height, e.width, e.bytes, e.names) for e in entries]
-    videos = [Video(e.path, root / e.path, e.length, (e.height, e.width),
-                    _Names(root / e.path, e.length) if e.names else ()) for e in entries]
-    notes = []
-    if faults:
-        notes.append(f"{len(faults)} without a readable video, left out; the first: {faults[min(faults)]}")
-    if uneven := [e.path for e in entries if not e.even]:
-        notes.append(f"{len(uneven)} videos whose frames are not numbered evenly (frames may be missing); "
-                     f"the first: {uneven[0]}")
-    return Index(videos, _hash(marks), notes)
+            names = set((root / source.listed).read_text().split())
+        except OSError:
+            raise InputError(f"{root / source.listed}: no such file; it names the training videos") from None
+        found = [path for path in found if path.name in names]
+    return [path.relative_to(root).as_posix() for path in found]
 
 
-def _look(root: Path, path: str, old: _Entry | None) -> _Entry | list[str]:
-    """The entry of a video, or the paths to look at next."""
-    full = root / path
-    state = full.stat()
-    if old and old.stamp == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
+def _all_paths(root: Path) -> list[str]:
+    """Paths of the folders with frames and of the video files below root; hidden ones are left out."""
+    found: list[Path] = []
+    for here, folders, files in os.walk(root, followlinks=True):
+        place = Path(here).relative_to(root)
+        suffixes = {name: Path(name).suffix.lower() for name in files if not name.startswith(".")}
+        if place.parts and not set(FRAME_SUFFIXES).isdisjoint(suffixes.values()):
+            found.append(place)
+            folders.clear()  # they belong to this video
+            continue
+        found += [place / name for name, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES]
+        folders[:] = [name for name in folders if not name.startswith(".") and len(place.parts) < _DEPTH]
+    return [path.as_posix() for path in found]
+
+
+def _look(path: Path, old: _Entry | None) -> _Entry:
+    state = path.stat()
+    if old and old.changed == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
         return old
-    if full.suffix.lower() in VIDEO_SUFFIXES and full.is_file():
-        return _Entry(path, *_measure(full), state.st_mtime_ns, state.st_size)
-    entries = [entry for entry in os.scandir(full) if not entry.name.startswith(".")]
-    suffixes = {entry.name: Path(entry.name).suffix.lower() for entry in entries}
-    if any(suffixes[entry.name] in FRAME_SUFFIXES and not entry.is_dir() for entry in entries):
-        if not path:
-            raise InputError(f"{full}: it holds frames itself; give the folder above it")
-        video = open_video(full)
-        numbers = [int((re.findall("[0-9]+", Path(name).stem) or [0])[-1]) for name in video.files]
-        even = len({after - before for before, after in zip(numbers, numbers[1:])}) <= 1
-        size = (full / video.files[0]).stat().st_size
-        return _Entry(path, len(video), *video.size, state.st_mtime_ns, size, _hash(video.files), even)
-    further = [entry.name for entry in entries if entry.is_dir() or suffixes[entry.name] in VIDEO_SUFFIXES]
-    if not further:
-        raise InputError(f"{full}: an empty folder")
-    return [f"{path}/{name}" if path else name for name in further]
+    if path.is_dir():
+        video = open_video(path)
+        first = (path / video.files[0]).stat().st_size
+        return _Entry(len(video), *video.size, first, _hash(video.files), state.st_mtime_ns)
+    return _Entry(*_measure(path), state.st_size, "", state.st_mtime_ns)
 
 
 def _measure(path: Path) -> tuple[int, int, int]:
@@ -337,24 +281,17 @@ def _measure(path: Path) -> tuple[int, int, int]:
     # opened again, because OpenCV does not know the container's rotation among packets
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     size = [round(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
-    return max(1, packets - max(2, math.ceil(_MARGIN * packets))), *size
+    return max(1, packets - max(2, math.ceil(packets / 50))), *size
 
 
 def _hash(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _write(cache: Path, entries: dict[str, _Entry]) -> None:
-    content = json.dumps([entries[path] for path in sorted(entries)], separators=(",", ":"))
-    with replacing(cache) as stream:
-        stream.write(f"{_hash(content)}\n{content}".encode())
-
-
-def _read(cache: Path) -> dict[str, _Entry]:
+def _read(index: Path) -> dict[str, _Entry]:
     """The entries in an index file; none if it is missing, damaged or of another form."""
     try:
-        mark, _, content = cache.read_text().partition("\n")
-        entries = [_Entry(*entry) for entry in json.loads(content)] if mark == _hash(content) else []
-        return {entry.path: entry for entry in entries}
-    except (OSError, ValueError, TypeError):
+        entries = json.loads(gzip.decompress(index.read_bytes()))
+        return {path: _Entry(*entry) for path, entry in entries.items()}
+    except (OSError, EOFError, zlib.error, ValueError, TypeError):
         return {}
