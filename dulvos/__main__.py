@@ -55,9 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         status, told = 1, f"{str(error).splitlines()[0]} Use a smaller batch, crop or --shorter-side"
     except OSError as error:  # a full disk, a missing permission, a name that is too long
-        if not error.strerror:
-            raise
-        status, told = 2, str(InputError(f"{error.filename or 'the system'}: {error.strerror}"))
+        status, told = 2, str(InputError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     print(f"error: {told}", file=sys.stderr)
     return status
 
@@ -232,8 +230,8 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
 
 def segment_command(arguments: tuple[str, ...], video: Positional[Path],
                     given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")], /, *,
-                    checkpoint: str = "davis2016", device: str | None = None, fps: float | None = None,
-                    mp4: bool = True, settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
+                    checkpoint: str = "davis2016", device: str | None = None, mp4: bool = True,
+                    settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
     Ids from 1 to 254 are kept; a mask of 0 and 255 is object 1. OUT gets a palette PNG for each frame and
@@ -248,8 +246,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
         checkpoint: davis2016 (weights in this package), random, imagenet, timm:MODEL, a .safetensors file, or
             weights that the authors released (.pth).
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
-        fps: of overlay.mp4; the video's by default, 24 for a folder.
-        mp4: write overlay.mp4.
+        mp4: write overlay.mp4, at the video's rate, or at 24 frames a second for a folder.
     """
     if len(given) < 2:
         raise InputError("give a MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
@@ -261,9 +258,6 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     first, ended = masks.given_masks(opened, named), masks.read_ended(opened, named)
     opened.verify()
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
-    fps = movies.frame_rate(opened) if fps is None else fps
-    if not 0.1 <= fps <= 1000:
-        raise InputError(f"--fps must lie in 0.1..1000, not {fps}")
     check_memory(opened, len(first), chosen, encoder)
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
@@ -273,7 +267,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     with tqdm(saved, opened.name, len(opened), unit="frame") as bar:
         if mp4:
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))
-            movies.write_mp4(folder / masks.MOVIE, pictures, fps)
+            movies.write_mp4(folder / masks.MOVIE, pictures, movies.frame_rate(opened))
         else:
             deque(bar, maxlen=0)
     print(f"{len(opened)} frames: {folder}/<frame>.png" + f" and {folder / masks.MOVIE}" * mp4)
@@ -287,10 +281,10 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
         names: youtube-vos, oxuva, trackingnet, kinetics-400, davis-2017, or any folder of videos.
         data: folder that holds them (or set DULVOS_DATA_DIR).
     """
+    if data and not names:
+        raise InputError(f"--data {data}: name a collection: {', '.join(collections.SOURCES)}")
     if data:
         os.environ["DULVOS_DATA_DIR"] = str(data.resolve())
-        if not names:
-            raise InputError(f"--data {data}: name a collection: {', '.join(collections.SOURCES)}")
     for name, source in () if names else collections.SOURCES.items():
         print(f"{name}: {source}")
         if source.epochs:
@@ -300,8 +294,7 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
     for name in names:
         found = runs.open_training(name)
         print(f"{found.name}: {len(found.videos):,} videos, {sum(map(len, found.videos)):,} frames, "
-              f"fingerprint {found.fingerprint}")
-        print("".join(f"  {line}\n" for line in found.notes), end="")
+              f"fingerprint {found.fingerprint}", *found.notes, sep="\n  ")
         miscounted |= bool(found.miscounted)
     return int(miscounted)
 

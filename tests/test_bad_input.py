@@ -172,7 +172,7 @@ TRAINING, INFERENCE = (st.sampled_from([field.name for field in dataclasses.fiel
                        for settings in (TrainSettings, SegmentSettings))
 PARAMETERS = st.sampled_from(["video", "frames", "tau", "topk", "lr", "study", "centre", "x"])
 NOTEBOOKS = st.sampled_from(["01_train", "02_evaluate", "06_your_video"])
-WORDS = st.sampled_from("--topk,0,5,--tau,nan,0.1,--layer,res3,key,clip,mask.png,absent,out,--fps,--device,"
+WORDS = st.sampled_from("--topk,0,5,--tau,nan,0.1,--layer,res3,key,clip,mask.png,absent,out,--device,"
                         "cpu,1=mask.png,".split(","))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=6)
 

@@ -99,4 +99,4 @@ def test_parts_are_carried_and_scored_over_all_videos(tmp_path):
     assert mean_iou(dataset, tmp_path / "out") == pytest.approx(100 * np.mean(list(iou.values())))
     (root / "Annotations/Category_ids/videos2/000000000001.png").unlink()
     with pytest.raises(InputError, match="videos2/000000000001.png"):
-        load_vip(tmp_path)
+        evaluate(load_vip(tmp_path), "copy", tmp_path / "other")

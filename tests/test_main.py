@@ -82,7 +82,7 @@ def test_settings_reach_the_propagation(clip):
     ({"mask": "empty.png"}, "empty.png"), ({"mask": "text.png"}, "text.png"),
     ({"mask": "9=mask.png"}, "0 to 4"), ({"out": "text.png"}, "text.png"), ({"out": "clip"}, "clip"),
     ({"options": ["--checkpoint", "davis2099"]}, "davis2099"), ({"options": ["--layer", "res9"]}, "res9"),
-    ({"options": ["--topk", "0"]}, "topk"), ({"options": ["--fps", "0"]}, "fps"),
+    ({"options": ["--topk", "0"]}, "topk"),
     ({"options": ["--device", "abacus"]}, "abacus"), ({"options": ["--shorter-side", "3"]}, "shorter_side"),
     ({"options": ["--precision", "fp8"]}, "fp8"), ({"options": ["--topk", "1000"]}, "topk")])
 def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong, match):

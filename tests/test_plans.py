@@ -41,13 +41,13 @@ def test_parameters_are_known_and_needs_come_first(plan):
 def test_committed_rows_belong_to_the_plans_steps(plan, missing):
     """If a default or a parameter moved, the README's rows would no longer be those of its commands."""
     steps = [step for step in PLANS[plan]() if step.row]
-    assert {step.full_name for step in steps if find_state(step).row is None} == missing
+    assert {step.full_name for step in steps if find_state(step)[1] is None} == missing
 
 
 def test_the_committed_grid_is_done_but_for_what_changed():
     """One frame a clip has a version of its own since its first run."""
     first = [step for step in grid_steps("davis") if step.row == "evaluate" and step.name.endswith("-0")]
-    assert [step.name for step in first if find_state(step).word != "done"] == ["B40T1-0"]
+    assert [step.name for step in first if find_state(step)[0] != "done"] == ["B40T1-0"]
 
 
 def test_a_grids_training_counts_by_its_row_unless_an_evaluation_needs_its_weights():

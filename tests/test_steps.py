@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import nbformat
 import pytest
@@ -41,56 +40,39 @@ def made(tmp_path):
 
 
 def words(steps: list[Step]) -> list[str]:
-    return [find_state(step).word for step in steps]
-
-
-def wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    return [find_state(step)[0] for step in steps]
 
 
 def test_steps_run_once_in_the_order_of_their_needs(made, tmp_path):
+    """What a step needed is followed by that step before any later one; the last waits for all."""
     log = tmp_path / "log"
     study = made(write=LOG.format(log), fail="raise ValueError('no ' + word)",
                  die="import os; os.kill(os.getpid(), 9)")
-    steps = [Step(study, "write", "a", {"word": "a"}),
-             Step(study, "write", "b", {"word": "b"}, needs=("write-a",)),
+    steps = [Step(study, "write", "", {"word": "show"}, last=True), Step(study, "write", "a", {"word": "a"}),
+             Step(study, "write", "a0", {"word": "a0"}, needs=("write-a",)),
              Step(study, "fail", "", {"word": "luck"}),
-             Step(study, "write", "c", {"word": "c"}, needs=("fail",)), Step(study, "die")]
+             Step(study, "write", "c", {"word": "c"}, needs=("fail",)),
+             Step(study, "write", "b", {"word": "b"}), Step(study, "die")]
     assert run_steps(steps) == 1
-    assert log.read_text().split() == ["a", "b"]
-    assert words(steps) == ["done", "done", "failed", "missing", "failed"]
-    assert "no luck" in steps[2].failure.read_text() and not list(study.folder.rglob("*.running.ipynb"))
+    assert log.read_text().split() == ["a", "a0", "b", "show"]
+    assert words(steps) == ["done", "done", "done", "failed", "missing", "done", "failed"]
+    assert "no luck" in steps[3].failure.read_text() and not list(study.folder.rglob("*.running.ipynb"))
     made(fail=LOG.format(log), die="word")  # mended
-    assert run_steps(steps) == 0 and log.read_text().split() == ["a", "b", "luck", "c"]
-    assert run_steps(steps) == 0 and len(log.read_text().split()) == 4
-    assert not steps[2].failure.exists() and "5 done" in list_states(steps)
-
-
-def test_what_a_step_needed_is_followed_by_that_step_before_any_later_one(made, tmp_path):
-    log = tmp_path / "log"
-    study = made(write=LOG.format(log))
-    steps = [Step(study, "write", "", {"word": "show"}, last=True)]
-    for word in "abc":
-        steps += [Step(study, "write", word, {"word": word}),
-                  *(Step(study, "write", f"{word}{i}", {"word": f"{word}{i}"}, needs=(f"write-{word}",))
-                    for i in range(2))]
-    assert run_steps(steps) == 0
-    assert log.read_text().split() == ["a", "a0", "a1", "b", "b0", "b1", "c", "c0", "c1", "show"]
+    assert run_steps(steps) == 0 and log.read_text().split() == ["a", "a0", "b", "show", "luck", "c"]
+    assert run_steps(steps) == 0 and len(log.read_text().split()) == 6
+    assert not steps[3].failure.exists() and "7 done" in list_states(steps)
 
 
 @pytest.mark.parametrize("change", ["notebook", "parameter", "row"])
 def test_a_step_without_a_row_is_done_until_what_it_shows_changes(made, change):
     study = made(show="word")
     step = Step(study, "show", "", {"word": "a"})
-    assert execute(step) == "" and find_state(step).word == "done"
+    assert execute(step) == "" and find_state(step)[0] == "done"
     if change == "notebook":
         made(show="word + word")
     elif change == "row":
         study.write({"kind": "evaluate", "name": "n", "key": "k", "date": "2026", "version": 1})
-    assert find_state(Step(study, "show", "", {"word": "ab"[change == "parameter"]})).word == "missing"
+    assert find_state(Step(study, "show", "", {"word": "ab"[change == "parameter"]}))[0] == "missing"
 
 
 def test_several_workers_share_the_steps_and_the_last_waits_for_all(made, tmp_path):
@@ -114,25 +96,17 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
     assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_running_scheduler_may_carry_the_steps(made, tmp_path, threads):
+def test_a_running_scheduler_may_carry_the_steps_on_workers_of_one_thread(made, tmp_path):
     step = Step(made(write=LOG.format(tmp_path / "log")), "write")
-    with LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None) as it:
-        with pytest.raises(InputError, match="workers"):
-            run_steps([step], workers=1, scheduler=it.scheduler_address)
-        if threads == 1:
-            assert run_steps([step], scheduler=it.scheduler_address) == 0
-        else:
-            with pytest.raises(InputError, match="one thread"):
-                run_steps([step], scheduler=it.scheduler_address)
-    assert (tmp_path / "log").exists() == (threads == 1)
-
-
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://"])
-def test_a_scheduler_that_does_not_answer_is_named(made, address, monkeypatch):
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
-    with pytest.raises(InputError, match=address):
-        run_steps([Step(made(show="1"), "show")], scheduler=address)
+    one, two = (LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None)
+                for threads in (1, 2))
+    with one, two:
+        for address, workers in ((two.scheduler_address, 0), (one.scheduler_address, 1), ("nonsense://", 0),
+                                 ("tcp://127.0.0.1:1", 0)):
+            with pytest.raises(InputError, match=address):
+                run_steps([step], workers=workers, scheduler=address)
+        assert not (tmp_path / "log").exists() and run_steps([step], scheduler=one.scheduler_address) == 0
+    assert (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize(("parameters", "match"), [
@@ -148,9 +122,8 @@ def test_wrong_parameters_end_before_anything_runs(made, parameters, match):
 
 
 def test_one_command_at_a_time_in_a_study(made, tmp_path):
-    """The second one is refused; the lock of a killed one is free."""
-    study = made(wait=f"open(r'{tmp_path / 'begun'}', 'w').close(); import time; time.sleep(60)")
-    step = Step(study, "wait")
+    """The second one is refused; after a kill it is not."""
+    study = made(wait=f"open(r'{tmp_path / 'begun'}', 'w').close(); import time; time.sleep(60)", show="1")
     (tmp_path / "first.py").write_text(f"""
 from pathlib import Path
 from dulvos.study.rows import Study
@@ -161,14 +134,15 @@ if __name__ == "__main__":
     first = subprocess.Popen([sys.executable, str(tmp_path / "first.py")], start_new_session=True,
                              stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        wait(lambda: (tmp_path / "begun").exists() or first.poll() is not None)
-        assert find_state(step).word == "running"
+        while not (tmp_path / "begun").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
         with pytest.raises(InputError, match="in use"):
-            run_steps([Step(study, "wait", "b")])
+            run_steps([Step(study, "show")])
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-    wait(lambda: find_state(step).word == "missing")
+    assert run_steps([Step(study, "show")]) == 0 and words([Step(study, "wait")]) == ["missing"]
 
 
 def test_executed_copies_name_no_private_folder_and_one_state_of_a_bar(made, tmp_path, monkeypatch):
@@ -203,7 +177,7 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
                   evaluate_step(study, "trained", str(tiny), "trained", 1, topk=3),
                   evaluate_step(study, "trained", str(tiny), "random", 1)):
         known = other.parameters["data"] != "absent"  # data that are not here cannot be compared
-        assert (find_state(other).word == "missing") == known
+        assert (find_state(other)[0] == "missing") == known
     written = study.folder / "rows" / f"train-trained-{row['key']}.json"
     for change, states in (({"version": 0}, [STALE, STALE]), ({"fingerprint": "other"}, ["missing", "done"]),
                            ({"key": "other"}, ["done", "missing"]), ({}, ["done", "done"])):

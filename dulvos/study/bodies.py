@@ -17,6 +17,7 @@ import torch
 from dulvos.datasets import Dataset, Sequence, read_predictions
 from dulvos.errors import InputError
 from dulvos.inference import MakeFeatures, SegmentSettings
+from dulvos.masks import mask_files
 from dulvos.propagation import propagate
 from dulvos.videos import Video, open_video, resize
 
@@ -53,12 +54,11 @@ def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
             path = root / "joint_positions" / folder / "joint_positions.mat"
             try:
                 joints = scipy.io.loadmat(path)["pos_img"].transpose(2, 1, 0) - 1.0  # MATLAB counts from 1
+                if len(joints) > len(video) or joints.shape[2] != 2:
+                    raise ValueError(f"joints {joints.shape}")
             except Exception as error:  # scipy's differ with what is wrong
-                raise InputError(f"{path}: no joints ({type(error).__name__}); expected 'pos_img' of shape "
-                                 "(2, joints, frames)") from None
-            if len(joints) > len(video) or joints.shape[2] != 2:
-                raise InputError(f"{path}: joints {joints.shape}; expected (frames, joints, 2), and the "
-                                 f"video has {len(video)} frames")
+                raise InputError(f"{path}: {type(error).__name__}: {error}; expected 'pos_img' of shape (2, "
+                                 f"joints, frames), and the video has {len(video)} frames") from None
             found.append(JointVideo(folder, video, joints))
     if not found:
         raise InputError(f"{root / 'splits'}: no test video of split {split}; expected <action>{ending}")
@@ -123,7 +123,7 @@ def load_vip(root: Path, split: str = "val") -> Dataset:
     `VIP_Fine/Annotations/Category_ids/<video>/*.png`. `dulvos.study.evaluation.evaluate` carries the parts.
 
     Raises:
-        InputError: the list, a video or an annotation is missing.
+        InputError: the list or a video is missing, or has no annotations.
     """
     root = Path(root) / "VIP_Fine"
     listed = root / "lists" / f"{split}_videos.txt"
@@ -131,12 +131,8 @@ def load_vip(root: Path, split: str = "val") -> Dataset:
         raise InputError(f"{listed}: no such list; expected the names of the videos, one in each line")
     sequences = []
     for name in listed.read_text().split():
-        video, folder = open_video(root / "Images" / name), root / "Annotations/Category_ids" / name
-        masks = {index: folder / f"{video.frame_name(index)}.png" for index in range(len(video))}
-        for path in masks.values():
-            if not path.is_file():
-                raise InputError(f"{path}: no such annotation; expected one of each frame")
-        sequences.append(Sequence(name, video, masks))
+        video = open_video(root / "Images" / name)
+        sequences.append(Sequence(name, video, mask_files(video, root / "Annotations/Category_ids" / name)))
     return Dataset("VIP", root, split, sequences)
 
 

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import current_process, get_context
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pandas as pd
@@ -33,8 +34,8 @@ from dulvos.study import paper, youtube_vos
 from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
 from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
 
-__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluate_once", "evaluation_run", "object_table",
-           "open_split", "write_official"]
+__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "open_split",
+           "write_official"]
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
 SUBMISSION = "submission.zip"
@@ -76,19 +77,19 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     processes = processes or (torch.cuda.device_count() if torch.device(device).type == "cuda" else 1)
     folder, truth, named = Path(folder), dataset.split != "valid", isinstance(features, str)
     source = load_encoder(features, seed=seed) if named and features not in BASELINES else features
-    todo = [sequence for sequence in dataset.sequences if _finished(folder, sequence) is None]
+    todo = [sequence for sequence in dataset.sequences if not _finished(folder, sequence).exists()]
     for sequence in todo:
         _check(sequence, truth)
-    carry = partial(_carry, source, folder, settings, truth)
+    carry, processes = partial(_carry, source, folder, settings, truth), min(processes, len(todo))
     title, frames = Path(features).name if named else dataset.name, sum(len(s.video) for s in todo)
     with tqdm(total=frames, desc=title, unit="frame", mininterval=5.0) as bar:
-        if min(processes, len(todo)) > 1:
-            _share(todo, carry, device, min(processes, len(todo)), bar)
+        if processes > 1:
+            _share(todo, carry, device, processes, bar)
         else:
             for sequence in todo:
                 bar.set_postfix_str(sequence.name, refresh=False)
                 carry(sequence, device, bar.update)
-    finished = [_finished(folder, sequence) for sequence in dataset.sequences]
+    finished = [json.loads(_finished(folder, sequence).read_text()) for sequence in dataset.sequences]
     scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
               for item in finished]
     outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
@@ -96,42 +97,37 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     return scores, {**outcome, "device": device}
 
 
+def _finished(folder: Path, sequence: Sequence) -> Path:
+    """The file with the scores of a sequence, written when it is finished."""
+    return folder / f"{sequence.name}.json"
+
+
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
-    context, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // processes)
-    frames = context.Value("q", 0)  # done by all processes
-    with ProcessPoolExecutor(processes, context, _begin, (frames, threads)) as pool:
+    spawn, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // processes)
+    with (spawn.Manager() as manager,
+          ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (threads,)) as pool):
+        frames = manager.Queue()  # a note of each frame that a process has done
         todo = sorted(todo, key=lambda sequence: -len(sequence.video))
-        pending = {pool.submit(_work, carry, sequence, device) for sequence in todo}
+        pending = {pool.submit(_work, carry, sequence, device, frames) for sequence in todo}
         try:
             while pending:
                 done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                bar.update(frames.value - bar.n)
+                bar.update(frames.qsize() - bar.n)
                 for future in done:
                     future.result()
         except BrokenProcessPool:
-            raise ChildProcessError("a process that carries masks was killed (out of memory?); finished "
-                                    "videos are kept, and the same call continues; give fewer processes"
-                                    ) from None
+            raise ChildProcessError("a process that carries masks was killed (out of memory?); give fewer "
+                                    "processes; the same call continues after the finished videos") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin(frames: object, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _work.frames = frames
-
-
-def _work(carry: Callable, sequence: Sequence, device: str) -> None:
+def _work(carry: Callable, sequence: Sequence, device: str, frames: Queue) -> None:
     if torch.device(device).type == "cuda":
         number = int(current_process().name.rpartition("-")[2])  # of consecutive ones
         device = f"cuda:{number % torch.cuda.device_count()}"
-
-    def tell() -> None:
-        with _work.frames.get_lock():
-            _work.frames.value += 1
-
-    carry(sequence, device, tell)
+    carry(sequence, device, partial(frames.put, None))
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
@@ -147,8 +143,8 @@ def _check(sequence: Sequence, truth: bool) -> None:
 
 
 def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool, sequence: Sequence,
-           device: str, tell: Callable[[], object] = lambda: None) -> None:
-    """Write the masks and the JSON of one sequence; `tell` is called after each frame."""
+           device: str, tell: Callable[[], object]) -> None:
+    """Write the masks of one sequence, then its JSON; `tell` is called after each frame."""
     started, given = time.monotonic(), sequence.first_masks()
     item = {"frames": len(sequence.video), "saved": len(set(sequence.handed_in)), "channels": 0,
             "ids": [], "j": [], "f": []}
@@ -160,8 +156,14 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool,
             item["channels"] = len(maps)
             yield maps
 
-    masks = _copies(sequence, given) if source == "copy" else segment(
-        sequence.video.frames(), given, features, settings)
+    def copies() -> Iterator[np.ndarray]:
+        """The first mask of each object, in every frame from there on."""
+        ids = np.zeros(sequence.video.size, np.uint8)
+        for t in range(len(sequence.video)):
+            ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
+            yield ids
+
+    masks = copies() if source == "copy" else segment(sequence.video.frames(), given, features, settings)
     for index, ids in enumerate(masks):
         if index in sequence.handed_in:
             write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
@@ -171,16 +173,7 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool,
     if truth and (entry := _entries(sequence)) != {}:
         scores = score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
         item |= {"ids": scores.ids, "j": scores.j, "f": scores.f}
-    write_json(folder / f"{sequence.name}.json", item)
-
-
-def _copies(sequence: Sequence, given: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
-    """The first mask of each object, in every frame from there on."""
-    ids = np.zeros(sequence.video.size, np.uint8)
-    for t in range(len(sequence.video)):
-        if t in given:
-            ids = np.where(given[t] > 0, given[t], ids)
-        yield ids
+    write_json(_finished(folder, sequence), item)
 
 
 def _entries(sequence: Sequence) -> dict[int, int] | None:
@@ -194,15 +187,6 @@ def _entries(sequence: Sequence) -> dict[int, int] | None:
     entry = {name: frames.index(t) for t, mask in sequence.first_masks().items()
              for name in np.unique(mask).tolist()}
     return {name: place for name, place in entry.items() if name and place < len(frames) - 2}
-
-
-def _finished(folder: Path, sequence: Sequence) -> dict | None:
-    """The JSON of a finished sequence; None if it is missing, or damaged by a power cut."""
-    try:
-        item = json.loads((folder / f"{sequence.name}.json").read_text())
-        return item if {"ids", "j", "f", "seconds"} <= item.keys() else None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:
@@ -232,41 +216,34 @@ def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
         table.to_csv(stream, index=False, float_format=f"%.{decimals}f")
 
 
-def evaluation_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
-                   split: str = "val", device: str | None = None, seed: int = 0, processes: int = 1) -> dict:
+def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
+                   settings: SegmentSettings = DEFAULT, *, split: str = "val", device: str | None = None,
+                   seed: int | None = 0, processes: int = 1, kind: str = "evaluate",
+                   selected: str = "") -> dict:
     """Evaluate features on a split and write the row; the row of a finished run is returned as it is.
 
     The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the
     scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` with the masks.
 
     Arguments:
-        data, split: as `open_split` takes them.
+        data, split: as `open_split` takes them, or an open dataset.
         features: as `find_features` takes them; or "selected": what `selection_run` chose in this study.
         device: None chooses a CUDA GPU if there is one.
         seed: of random features.
         processes: as `evaluate` takes it.
+        kind: of the row: "select" is one of the candidates of `selection_run`, and keeps no masks.
+        selected: how the checkpoint was chosen; "" for the last of a training.
 
     Raises:
         InputError: bad input, by name, before anything is propagated.
     """
     plain_name("name", name)
-    selected, dataset = "", open_split(data, split)
+    dataset = open_split(data, split) if isinstance(data, str) else data
     if features.partition(":")[0] == "selected":
         features, layer, selected = _find_selected(study, features.partition(":")[2] or "trained")
         settings = dataclasses.replace(settings, layer=layer)
-    kind = "youtube-vos" if split in youtube_vos.SPLITS else "evaluate"
-    return evaluate_once(study, kind, name, dataset, features, settings, device, seed, selected, processes)
-
-
-def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features: str,
-                  settings: SegmentSettings, device: str | None, seed: int | None, selected: str,
-                  processes: int) -> dict:
-    """The row of an evaluation, which is run only if it is not there: `evaluation_run` on a given dataset.
-
-    Arguments:
-        kind: "evaluate", "youtube-vos", or "select", whose masks are not kept.
-        selected: how the checkpoint was chosen; "" for the last of a training.
-    """
+    if dataset.split in youtube_vos.SPLITS:
+        kind = "youtube-vos"
     baseline = features in BASELINES  # needs no network
     place = devices.find_device("cpu" if baseline else device)
     source, said = find_features(study, features)
@@ -279,7 +256,8 @@ def evaluate_once(study: Study, kind: str, name: str, dataset: Dataset, features
     def whole(row: dict) -> bool:
         masks, scored = study.path(row, "masks"), study.path(row, "scores", ".csv")
         product = masks / SUBMISSION if dataset.split == "valid" else scored
-        return kind == "select" or product.exists() and all(_finished(masks, s) for s in dataset.sequences)
+        return kind == "select" or product.exists() and all(_finished(masks, s).exists()
+                                                            for s in dataset.sequences)
 
     def compute(key: str) -> dict:
         masks = study.path({"name": name, "key": key}, "masks")
@@ -342,11 +320,7 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
 
 
 def _find_selected(study: Study, name: str) -> tuple[str, str, str]:
-    """Features, layer and description of what `selection_run` chose last for the newest training of a name.
-
-    Raises:
-        InputError: nothing was selected.
-    """
+    """Features, layer and description of what `selection_run` chose last for the newest such training."""
     rows, key = study.rows("evaluate"), trained_encoder(study, name).parent.name.rpartition("-")[2]
     row = newest(rows[(rows["name"] == f"{name}{SUFFIX}") & (rows["trained_key"] == key)])
     if row is None:

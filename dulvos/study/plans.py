@@ -120,7 +120,7 @@ def count_by_rows(steps: Sequence[Step]) -> list[Step]:
     Rows are committed, weights and masks are not.
     """
     steps = [replace(step, files=False) for step in steps]
-    wanted = {need for step in steps if step.needs and find_state(step).word != "done" for need in step.needs}
+    wanted = {need for step in steps if step.needs and find_state(step)[0] != "done" for need in step.needs}
     return [replace(step, files=step.full_name in wanted) for step in steps]
 
 

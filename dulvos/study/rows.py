@@ -26,8 +26,8 @@ from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
 __all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "flat", "frame", "has",
-           "label", "lookup", "newest", "once", "percent", "plain_name", "provenance", "remark", "run_key",
-           "state", "training", "version", "write_json"]
+           "is_current", "label", "lookup", "newest", "once", "percent", "plain_name", "provenance", "remark",
+           "run_key", "state", "training", "version", "write_json"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "timm", "pandas")
@@ -52,6 +52,11 @@ def version(kind: str, row: dict) -> int:
     # with one frame a clip, L_ST is 0 since version 2; longer clips never had another loss
     one = row.get("parameters.frames") == 1 and row.get("parameters.objective", "dense") == "dense"
     return TRAINING_VERSION + one
+
+
+def is_current(row: dict) -> bool:
+    """Whether today's code gives the numbers of this row."""
+    return row["version"] == version(row["kind"], row)
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,18 @@ class Study:
         """The newest row of a kind with the wanted fields; a field that it lacks has its default.
 
         Arguments:
-            stale: a row of an earlier version counts too.
+            stale: a row of an earlier version counts too, if there is no current one.
         """
         rows = map(_read, (self.folder / "rows").glob(f"{kind}-*.json"))
-        fitting = [row for row in rows
-                   if row["kind"] == kind and (stale or row["version"] == version(kind, row))
+        fitting = [(is_current(row), row["date"], row) for row in rows if row["kind"] == kind
                    and all(lookup(row, name) == value for name, value in wanted.items())]
-        return max(fitting, key=lambda row: row["date"], default=None)
+        current, _, row = max(fitting, key=lambda found: found[:2], default=(False, "", None))
+        return row if current or stale else None
+
+    def find_training(self, name: str) -> pd.Series | None:
+        """The training of that name or key that counts."""
+        rows = self.rows("train")
+        return newest(rows[(rows["name"] == name) | (rows["key"] == name)])
 
     def write(self, row: dict) -> Path:
         """Write a row as `rows/<kind>-<name>-<key>.json`."""
@@ -265,7 +275,7 @@ def frame(lines: list[dict], columns: list[str]) -> pd.DataFrame:
 def _table(paths: Iterable[Path]) -> pd.DataFrame:
     rows = [dict.fromkeys(COLUMNS) | _read(path) for path in sorted(paths)]
     for row in rows:
-        row["current"] = row["version"] == version(row["kind"], row)
+        row["current"] = is_current(row)
     table = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     return table.sort_values("date", ignore_index=True, kind="stable")
 

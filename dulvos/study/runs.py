@@ -14,7 +14,7 @@ from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.study import cutouts
 from dulvos.study.collections import SOURCES, Collection, open_collection
-from dulvos.study.rows import ROOT, Study, newest, once
+from dulvos.study.rows import ROOT, Study, once
 from dulvos.study.youtube_vos import LOCAL, local_split
 from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
@@ -53,15 +53,13 @@ def open_data(data: str, split: str) -> Dataset:
             raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that has "
                              "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)")
         return load_davis(folder, split)
-    collected = data in (*SOURCES, LOCAL_TRAINING)
-    if collected and split != "train":
-        raise InputError(f"data={data!r} is for training only; evaluate on 'davis' or a folder in DAVIS's "
-                         "layout")
-    if not collected and not Path(data).is_dir():
-        raise InputError(f"data={data!r}: no such data; give 'cutouts', 'davis' or a folder in DAVIS's "
-                         f"layout; for training also one of {', '.join(SOURCES)} or a folder of videos")
-    if collected or split == "train" and not (Path(data) / "ImageSets").is_dir():
+    collected, folder = data in (*SOURCES, LOCAL_TRAINING), Path(data)
+    if split == "train" and (collected or folder.is_dir() and not (folder / "ImageSets").is_dir()):
         return open_training(data)
+    if collected or not folder.is_dir():
+        raise InputError(f"data={data!r}: no such data for split {split!r}; give 'cutouts', 'davis' or a "
+                         f"folder in DAVIS's layout; for training also a folder of videos or one of "
+                         f"{', '.join(SOURCES)}")
     return load_davis(data, split)
 
 
@@ -82,14 +80,13 @@ def open_training(data: str) -> Collection:
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
         return dataclasses.replace(whole, name=LOCAL, sequences=sequences, fingerprint=mark)
-    folder, indexes = Path(data), _cache() / "indexes"
-    if data in SOURCES:
-        base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
-        if not base:
-            raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
-                             f"has {data}/{source.layout} (from {source.origin})")
-        folder = Path(base) / data
-    return open_collection(data if data in SOURCES else "", folder, indexes)
+    if data not in SOURCES:
+        return open_collection("", data, _cache() / "indexes")
+    base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
+    if not base:
+        raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
+                         f"has {data}/{source.layout} (from {source.origin})")
+    return open_collection(data, Path(base) / data, _cache() / "indexes")
 
 
 def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
@@ -99,7 +96,7 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
     Files go to the study's `runs/<name>-<key>`, the losses to `history/<name>-<key>.csv`. Masks are not read.
 
     Raises:
-        InputError: bad data or settings, or the study holds this very training under another name.
+        InputError: bad data or settings.
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
@@ -114,10 +111,6 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
     free = {f"parameters.{field}" for field in NO_NUMBERS}
     wanted = {field: value for field, value in parameters.items() if field not in free}
     wanted |= {"processes": int(os.environ.get("WORLD_SIZE", 1)), "fingerprint": mark}
-    same = study.find("train", wanted)
-    if same and same["name"] != name and not study.find("train", {"name": name, **wanted}):
-        raise InputError(f"name={name!r}: study {study.name!r} holds this very training as {same['name']!r} "
-                         f"({same['key']}); use that name, or change a setting, such as seed")
 
     def compute(key: str) -> dict:
         folder = study.folder / "runs" / f"{name}-{key}"
@@ -147,19 +140,17 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
         InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
     """
     name, _, iteration = name.partition("@")
-    rows = study.rows("train")
-    row = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
+    row = study.find_training(name)
     if row is None:
         raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run 01_train first, "
                          "or give 'random', 'davis2016' or a .safetensors file")
     path = study.folder / row["encoder"]
+    if iteration:
+        path = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
     if not path.exists():
-        raise InputError(f"{path}: the encoder of training {name!r} (key {row['key']}) is not on this "
-                         "machine; run 01_train again, or give 'trained:KEY' of another one, or 'random'")
-    snapshot = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
-    if iteration and not snapshot.exists():
-        raise InputError(f"{snapshot}: no such snapshot; training keeps some with snapshot_every > 0")
-    return snapshot if iteration else path
+        raise InputError(f"{path}: not on this machine; run 01_train again (with snapshot_every > 0 for "
+                         "snapshots), or give 'trained:KEY' of another training, or 'random'")
+    return path
 
 
 def find_features(study: Study, features: str) -> tuple[str, dict]:

@@ -12,7 +12,7 @@ from dulvos.datasets import Dataset
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.study import paper
-from dulvos.study.evaluation import DEFAULT, evaluate_once
+from dulvos.study.evaluation import DEFAULT, evaluation_run
 from dulvos.study.rows import SUFFIX, Study
 from dulvos.study.runs import open_data, trained_encoder
 
@@ -39,13 +39,12 @@ def list_snapshots(study: Study, features: str) -> dict[int, str]:
                          "'trained:KEY'")
     encoder = trained_encoder(study, features.rpartition(":")[2])
     key = encoder.parent.name.rpartition("-")[2]
-    files = (encoder.parent / "snapshots").glob("encoder-*.safetensors")
-    kept = sorted(int(path.stem.rpartition("-")[2]) for path in files)
-    if not kept:
+    numbers = [path.stem.rpartition("-")[2] for path in (encoder.parent / "snapshots").glob("*.safetensors")]
+    if not numbers:
         raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
                          "snapshot_every > 0")
     last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
-    return {i: f"trained:{key}@{i}" for i in kept} | {last: f"trained:{key}"}
+    return {i: f"trained:{key}@{i}" for i in sorted(map(int, numbers))} | {last: f"trained:{key}"}
 
 
 def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
@@ -74,13 +73,15 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
     few, name, tried = draw_sequences(dataset, count), name.removesuffix(SUFFIX), []
     for iteration, source in kept.items():
         for layer in paper.SELECTED_LAYERS:
-            row = evaluate_once(study, "select", f"{name}-{iteration}-{layer}", few, source,
-                                dataclasses.replace(settings, layer=layer), device, None, "", processes)
+            row = evaluation_run(study, f"{name}-{iteration}-{layer}", few, source,
+                                 dataclasses.replace(settings, layer=layer), device=device, seed=None,
+                                 processes=processes, kind="select")
             tried.append((iteration, layer, source, 100 * row["scores.J&F-Mean"]))
     table = pd.DataFrame(tried, columns=["iteration", "layer", "features", "score"])
     best = table.loc[table["score"].idxmax()]  # the earliest of equals
     told = (f"selected on {len(few.sequences)} sequences of {dataset.name} {dataset.split} "
             f"(iteration {best.iteration:,}, {best.layer})")
-    row = evaluate_once(study, "evaluate", f"{name}{SUFFIX}", dataset, best.features,
-                        dataclasses.replace(settings, layer=best.layer), device, 0, told, processes)
+    row = evaluation_run(study, f"{name}{SUFFIX}", dataset, best.features,
+                         dataclasses.replace(settings, layer=best.layer), device=device, processes=processes,
+                         selected=told)
     return row, table.pivot(index="iteration", columns="layer", values="score").round(1)

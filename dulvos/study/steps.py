@@ -5,18 +5,9 @@ and on today's data; any other is done when its executed copy was made from the 
 rows.
 
 By default, a scheduler and its workers start on this machine. With `--scheduler ADDRESS`, the steps go to the
-workers of a running Dask scheduler, which need one thread each and see this folder, the data and the results
-under the same paths. On Slurm, for instance, with dask-jobqueue installed, in a Python session that stays
-open:
-
-    from dask_jobqueue import SLURMCluster
-    cluster = SLURMCluster(cores=1, processes=1, memory="16GB", walltime="08:00:00",
-                           job_extra_directives=["--gres=gpu:1"])
-    cluster.scale(8)
-    print(cluster.scheduler_address)
-
-If a worker dies, another one takes its step and continues from the last checkpoint. If everything dies, the
-same command continues.
+workers of a running Dask scheduler (on Slurm, dask-jobqueue starts one). These need one thread each and see
+this folder, the data and the results under the same paths. If a worker dies, another one takes its step and
+continues from the last checkpoint. If everything dies, the same command continues.
 """
 
 from __future__ import annotations
@@ -35,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import nbformat
 import papermill
@@ -50,19 +41,19 @@ from dulvos.errors import InputError, check_type
 from dulvos.files import make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import evaluation, runs
-from dulvos.study.rows import ROOT, Study, newest
+from dulvos.study.rows import ROOT, Study, is_current
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["STALE", "State", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
+__all__ = ["STALE", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
            "open_client", "run_steps"]
 
 STALE = "done by earlier code"
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
-CONNECT = 20  # seconds to wait for a scheduler
+CONNECT = 10  # seconds to wait for a scheduler
 HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One papermill run.
 
@@ -107,23 +98,11 @@ class Step:
         """The executed notebook if it failed."""
         return self.copy.with_suffix(".failed.ipynb")
 
-    @property
-    def lock(self) -> FileLock:
-        """Held by the process that runs the step; the system frees it when that process dies."""
-        return FileLock(self.study.folder / "runs" / f"{self.full_name}.lock")
-
     @cached_property
     def given(self) -> dict:
         """All parameters of the notebook, by default with its own values; those in `others` count as well."""
         given = {**defaults(self.source), **self.parameters, "study": self.study.name}
         return {**given, **given.pop("others", {})}
-
-
-class State(NamedTuple):
-    """The state of a step (done, `STALE`, running, failed or missing), and the row that it left."""
-
-    word: str
-    row: dict | None = None
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -149,52 +128,46 @@ def defaults(notebook: Path) -> dict:
     return {name: ast.literal_eval(item["default"]) for name, item in found.items()}
 
 
-def find_state(step: Step) -> State:
-    """The state of a step. If the data are on this machine, only a row of the same data counts."""
-    row, current = _find_row(step) if step.row else (None, False)
-    if row and current and (not step.files or _has_files(step, row)):
-        return State("done", row)
-    if not step.row:
-        key = _key(step)
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no copy, or half of one
-            if json.loads(step.copy.read_text())["metadata"]["dulvos"]["key"] == key:
-                return State("done")
-    if Path(step.lock.lock_file).exists():
-        try:
-            with step.lock.acquire(timeout=0):
-                pass
-        except Timeout:
-            return State("running", row)
-    if step.failure.is_file():
-        return State("failed", row)
-    return State(STALE if row and not current else "missing", row)
+def find_state(step: Step) -> tuple[str, dict | None]:
+    """The state of a step (done, `STALE`, failed or missing), and the row that it left.
+
+    If the data are on this machine, only a row of the same data counts.
+    """
+    word, row = _find_row(step) if step.row else ("done" if _is_shown(step) else "missing", None)
+    return "failed" if word != "done" and step.failure.is_file() else word, row
 
 
-def _find_row(step: Step) -> tuple[dict | None, bool]:
-    """The row that counts for a step, and whether it and the training that it rests on are current."""
-    given, settings, current = step.given, TrainSettings if step.row == "train" else SegmentSettings, True
-    wanted = {f"parameters.{setting.name}": given[setting.name] for setting in fields(settings)
-              if setting.name in given and setting.name not in NO_NUMBERS} | {"name": given["name"]}
+def _find_row(step: Step) -> tuple[str, dict | None]:
+    given, training = step.given, None
+    settings = {item.name for item in fields(TrainSettings if step.row == "train" else SegmentSettings)}
+    wanted = {f"parameters.{name}": given[name] for name in given.keys() & settings - {*NO_NUMBERS}}
+    wanted["name"] = given["name"]
     folders = os.environ.get("DULVOS_DAVIS"), os.environ.get("DULVOS_DATA_DIR")
     if mark := _mark(step.row, given["data"], given.get("split", ""), *folders):
         wanted["fingerprint"] = mark
     features, _, trained = given.get("features", "").partition(":")
     if features == "trained":
-        rows, name = step.study.rows("train"), trained.partition("@")[0] or "trained"
-        training = newest(rows[(rows["name"] == name) | (rows["key"] == name)])
+        training = step.study.find_training(trained.partition("@")[0] or "trained")
         if training is None:
-            return None, False
-        wanted["trained_key"], current = training["key"], bool(training["current"])
+            return "missing", None
+        wanted["trained_key"] = training["key"]
     elif features not in ("", "selected"):
         wanted["features"] = given["features"]
-    row = step.study.find(step.row, wanted) if current else None
-    return (row, True) if row else (step.study.find(step.row, wanted, stale=True), False)
+    row = step.study.find(step.row, wanted, stale=True)
+    if row is None:
+        return "missing", None
+    if not is_current(row) or training is not None and not training["current"]:
+        return STALE, row
+    files = is_whole(step.study.folder / row["encoder"]) if step.row == "train" else \
+        step.study.path(row, "masks").is_dir()
+    return "done" if files or not step.files else "missing", row
 
 
-def _has_files(step: Step, row: dict) -> bool:
-    if step.row == "train":
-        return is_whole(step.study.folder / row["encoder"])
-    return step.study.path(row, "masks").is_dir()
+def _is_shown(step: Step) -> bool:
+    """Whether the executed copy shows what the notebook would show now."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no copy, or half of one
+        return json.loads(step.copy.read_text())["metadata"]["dulvos"]["key"] == _key(step)
+    return False
 
 
 @cache
@@ -219,16 +192,12 @@ def _key(step: Step) -> str:
 
 
 def list_states(steps: Sequence[Step]) -> str:
-    """A line for each step (its state, and its J&F, progress or time), then the sums and the time left."""
+    """A line for each step (its state, and its J&F, failure or time), then the sums and the time left."""
     lines, counts, left = [], Counter(), 0.0
     for step in steps:
         word, row = find_state(step)
         told = f"about {step.minutes:.3g} min"
-        if word == "running" and step.row == "train":
-            histories = (step.study.folder / "runs").glob(f"{step.given['name']}-*/history.csv")
-            done = max((path.read_text().count("\n") - 1 for path in histories), default=0)
-            told = f"{max(0, done)} of {step.given['iterations']} iterations"
-        elif word == "failed":
+        if word == "failed":
             told = os.path.relpath(step.failure, step.study.results)
         elif row:
             score = row.get("scores.J&F-Mean")
@@ -265,29 +234,29 @@ def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, sche
             except Timeout:
                 raise InputError(f"{folder}: in use by another process; wait for it, or stop it") from None
         print(list_states(steps), flush=True)
-        todo = [step for step in steps if find_state(step).word != "done"]
+        todo = [step for step in steps if find_state(step)[0] != "done"]
         troubles = _carry_all(todo, workers, threads, scheduler) if todo else {}
-    for name, trouble in troubles.items():
-        print(f"FAILED {name}: {trouble}")
+    for step, trouble in troubles.items():
+        print(f"FAILED {step.full_name}: {trouble}")
     if troubles:
         print("the same command continues from here")
     return int(bool(troubles))
 
 
-def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> dict[str, str]:
-    """What went wrong, by the steps' names."""
-    environment = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
+def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> dict[Step, str]:
+    """What went wrong with which steps."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [] if scheduler else [gpu for gpu in visible.split(",") if gpu]
-    waiting, running, ended = list(todo), {}, {}  # ended: what went wrong, by the executed copies' paths
+    waiting, running, ended = list(todo), {}, {}  # ended: what went wrong, "" for nothing
 
     def end(step: Step, trouble: str) -> None:
-        ended[step.copy] = trouble
+        ended[step] = trouble
         told = f"[{len(ended)}/{len(todo)}] {step.full_name}: {trouble or 'done'}"
         print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
 
     several = sum(step.row == "train" for step in todo) > 1
     with open_client(workers, threads, scheduler, several) as (client, threads):
+        environment = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
         environment |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         minutes = sum(step.minutes for step in todo) / count
@@ -296,13 +265,13 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> 
         while waiting or running:
             for step in list(waiting):
                 others = [other for other in todo if other.study == step.study]
-                needs = [other.copy for other in others if other.full_name in step.needs]
-                before = [*needs, *(other.copy for other in others if step.last and not other.last)]
+                needs = [other for other in others if other.full_name in step.needs]
+                before = needs + [other for other in others if step.last and not other.last]
                 if any(map(ended.get, needs)):
                     waiting.remove(step)
                     end(step, "left out: a step that it needs failed")
                 # one for each worker and no more, so that they start in this order
-                elif len(running) < count and all(copy in ended for copy in before):
+                elif len(running) < count and all(other in ended for other in before):
                     waiting.remove(step)
                     running[client.submit(_carry, step, environment, gpus, count > 1, pure=False)] = step
             if running:
@@ -312,19 +281,17 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> 
             for future in [future for future in running if future.done()]:
                 good = future.status == "finished"
                 end(running.pop(future), future.result() if good else f"its worker ended ({future.status})")
-    return {step.full_name: ended[step.copy] for step in todo if ended[step.copy]}
+    return {step: trouble for step, trouble in ended.items() if trouble}
 
 
 def _carry(step: Step, environment: dict[str, str], gpus: list[str], quiet: bool) -> str:
-    """Run one step in a worker, its progress in a log if `quiet`: "" if it succeeded, else one line."""
+    """`execute` in a worker; if `quiet`, its progress goes to a log."""
     if gpus:
         environment = {**environment, "CUDA_VISIBLE_DEVICES": gpus[int(get_worker().name) % len(gpus)]}
     log = make_folder(step.study.folder / "logs") / f"{step.full_name}.log"
-    with (_environment(environment), step.lock,
+    with (_environment(environment),
           open(log, "a") if quiet else contextlib.nullcontext(sys.stderr) as stream):
         os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by Dask, it makes training 1.5 times slower
-        if find_state(step).word == "done":  # by a worker that was given up for dead
-            return ""
         return execute(step, stream)
 
 
@@ -358,15 +325,14 @@ def open_client(workers: int, threads: int, scheduler: str, several: bool) -> It
         except (OSError, ValueError) as error:
             raise InputError(f"scheduler={scheduler}: no Dask scheduler answers there ({error})") from None
         with client:
-            found = [worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-            if set(found) != {1}:
-                raise InputError(f"scheduler={scheduler}: it needs workers of one thread (--nthreads 1); "
-                                 f"its workers have {found}")
+            found = {worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+            if found != {1}:
+                raise InputError(f"scheduler={scheduler}: start its workers with one thread (--nthreads 1)")
             yield client, 0
         return
     fitting = min(CPU_COUNT // (threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY) if several else 1
     workers = workers or torch.cuda.device_count() or max(1, fitting)
-    # a single worker is a thread of this process; no memory limit, because the kernels need the memory;
+    # one worker is a thread of this process; no memory limit, because the kernels need the memory;
     # Dask sets variables in this process, too
     with (_environment({}),
           LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
@@ -384,11 +350,14 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
     """
     running, trouble, stream = step.copy.with_suffix(".running.ipynb"), "", stream or sys.stderr
     running.parent.mkdir(parents=True, exist_ok=True)
-    told = f"\n[{step.full_name}]"
-    print(f"{told} {time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min", file=stream, flush=True)
-    started, variables = time.monotonic(), {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
-                                            "DULVOS_RESULTS": str(step.study.results.absolute())}
-    with _environment(variables):
+
+    def tell(what: str) -> None:
+        print(f"\n[{step.full_name}] {what}", file=stream, flush=True)
+
+    tell(f"{time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min")
+    started = time.monotonic()
+    with _environment({"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
+                       "DULVOS_RESULTS": str(step.study.results.absolute())}):
         try:
             papermill.execute_notebook(
                 str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
@@ -402,8 +371,7 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
             with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
                 _publish(running, step.failure, {})
                 trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
-    told += f" FAILED: {trouble}" if trouble else f" done in {minutes:.1f} min"
-    print(told, file=stream, flush=True)
+    tell(f"FAILED: {trouble}" if trouble else f"done in {minutes:.1f} min")
     return trouble
 
 

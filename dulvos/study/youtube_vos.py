@@ -41,9 +41,7 @@ def open_split(data: str, split: str) -> Dataset:
         raise InputError(f"split of YouTube-VOS must be 'valid' or 'local', not {split!r}")
     root = Path(data)
     if data == "youtube-vos":
-        if "DULVOS_DATA_DIR" not in os.environ:
-            raise InputError("data='youtube-vos' needs the environment variable DULVOS_DATA_DIR, its folder")
-        root = Path(os.environ["DULVOS_DATA_DIR"]) / data
+        root = Path(os.environ.get("DULVOS_DATA_DIR", "$DULVOS_DATA_DIR")) / data
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected YouTube-VOS 2018 with valid, valid_all_frames "
                          f"and train in it (from {SOURCES['youtube-vos'].origin})")
@@ -93,11 +91,9 @@ def object_categories(root: Path) -> dict[str, dict[int, str]]:
         videos = json.loads(file.read_text())["videos"]
         return {name: {int(i): item["category"] for i, item in video["objects"].items()}
                 for name, video in videos.items()}
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; it holds the videos' objects and their categories") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        expected = '{"videos": {name: {"objects": {id: {"category": ...}}}}}'
-        raise InputError(f"{file}: not what it should hold; expected {expected}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{file}: {type(error).__name__}; expected '
+                         '{"videos": {name: {"objects": {id: {"category": ...}}}}}') from None
 
 
 def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
@@ -145,29 +141,29 @@ def check_submission(path: Path, dataset: Dataset) -> int:
     Raises:
         InputError: the first fault, by name, and the number of other faults.
     """
+    wanted = {}
+    for sequence in dataset.sequences:
+        objects = {0, *(sequence.objects or ())}.union(*map(np.ravel, sequence.first_masks().values()))
+        wanted |= dict.fromkeys(_names(sequence), (sequence.video.size, objects))
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{path}: not a zip ({error})") from None
+    faults = []
     with archive:
         found = Counter(entry.filename for entry in archive.infolist() if not entry.is_dir())
-        faults = {name: "listed twice" for name, times in found.items() if times > 1}
-        expected = 0
-        for sequence in dataset.sequences:
-            objects = {0, *(sequence.objects or ())}.union(*map(np.ravel, sequence.first_masks().values()))
-            for name in _names(sequence):
-                fault = _fault(archive, name, sequence.video.size, objects) if name in found else "missing"
-                if fault:
-                    faults.setdefault(name, fault)
-                del found[name]
-                expected += 1
-    faults |= dict.fromkeys(found, "not to be handed in; expected Annotations/<video>/<frame>.png of the "
-                                   f"frames in {dataset.split}/JPEGImages")
+        for name in sorted(found.keys() | wanted.keys()):
+            if name not in wanted:
+                fault = ("not to be handed in; expected Annotations/<video>/<frame>.png of the frames in "
+                         f"{dataset.split}/JPEGImages")
+            elif found[name] != 1:
+                fault = "listed twice" if found[name] else "missing"
+            else:
+                fault = _fault(archive, name, *wanted[name])
+            faults += [f"{name}: {fault}"] if fault else []
     if faults:
-        name = min(faults)
-        raise InputError(f"{path}: {name}: {faults[name]}"
-                         + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""))
-    return expected
+        raise InputError(f"{path}: {faults[0]}" + (f" (and {len(faults) - 1} more)" if faults[1:] else ""))
+    return len(wanted)
 
 
 def _names(sequence: Sequence) -> list[str]:
@@ -183,9 +179,9 @@ def _fault(archive: zipfile.ZipFile, name: str, size: tuple[int, int], objects: 
             values, mode, kind = np.asarray(image), image.mode, image.format
     except Exception as error:
         return f"not a complete image ({type(error).__name__})"
-    if kind != "PNG" or mode != "P":
+    if (kind, mode) != ("PNG", "P"):
         return f"a {kind} of mode {mode}; expected a palette PNG (mode P)"
     if values.shape != size:
         return f"{values.shape[1]}x{values.shape[0]} (width x height); expected {size[1]}x{size[0]}"
-    stray = sorted(set(np.unique(values).tolist()) - objects)
-    return f"holds id {stray[0]}; expected {', '.join(map(str, sorted(objects)))}" if stray else ""
+    stray = {*np.unique(values).tolist()} - objects
+    return f"holds id {min(stray)}; expected {', '.join(map(str, sorted(objects)))}" if stray else ""
