@@ -142,7 +142,7 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
 def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_run: bool = False,
                   device: str | None = None, released: bool = False, selected: bool = False,
                   incomplete: bool = False, run: Run = Workers()) -> int:
-    """The rows of the paper's Tables 1 and 2: check data, weights, disk and memory, then run them on a GPU.
+    """The rows of the paper's Tables 1 and 2: check data, weights and memory, then run them on a GPU.
 
     Without --data, print the rows: what each needs, and its state.
 

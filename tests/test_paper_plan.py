@@ -53,8 +53,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """Results and indexes of its own, an empty disk, and variables that a call may set."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**50, 0, 2**50))
+    """Results and indexes of its own, and variables that a call may set."""
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
     for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
@@ -115,12 +114,6 @@ def test_the_missing_thing_is_named_and_nothing_runs(whole, tmp_path, capsys, ro
 def test_incomplete_data_are_refused_unless_they_are_accepted(whole, row, named):
     assert any(named in line for line in what_is_missing(ROWS[row], Here(whole, "cpu")))
     assert not what_is_missing(ROWS[row], small(whole))
-
-
-def test_a_disk_that_is_too_small_is_told_first(whole, capsys, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2, 1, 1))
-    assert run_paper(["random"], small(whole)) == 1
-    assert "GB" in capsys.readouterr().out and not Study("paper").results.exists()
 
 
 def test_the_rows_cover_the_papers_tables():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +23,7 @@ def test_study_table(study, write_row):
     assert table.loc["trained features", ["J&F", "objects"]].tolist() == [70.5, 61]
     assert table.loc["trained - random", ["J&F", "J decay"]].tolist() == [20.5, -10.0]
     assert table.loc["raw colours", ["J&F", "state"]].tolist() == [None, NOT_RUN]
+    assert "+20.5" in tables.summary(study)
     text = tables.to_text(table.reset_index()).set_index("method")
     assert text.loc["random features", ["threads", "seconds a frame"]].tolist() == ["2", "0.12"]
     assert text.loc["trained - random", "J&F"] == "+20.5"
@@ -59,11 +58,6 @@ def test_sequence_table_ends_with_the_mean_over_objects(study, write_row):
     assert table["random features"].to_dict() == {"a": 40.0, "b": 100.0, "mean over objects": 55.0}
     assert table["objects"].to_dict() == {"a": 3, "b": 1, "mean over objects": 4}
     assert set(table["trained features"]) == {NOT_RUN}
-    whole = path.read_bytes()
-    for length in (0, 20, -10, -1, whole.rindex(b"\n", 0, -1) + 1):  # a shorter file would give another mean
-        path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"random-e1\.csv.* 4 objects"):
-            tables.sequence_table(study)
 
 
 def test_the_curve_goes_from_no_training_to_the_last_encoder(study, write_row):
@@ -88,13 +82,8 @@ def test_without_rows_everything_says_not_run(study):
     assert set(made["table1"]["ours J&F_m"]) == set(made["study"]["state"]) == {NOT_RUN}
     assert set(made["table3"]["our iterations"]) == {NOT_RUN} and made["sequences"].empty
     assert tables.score_curve(study).empty and NOT_RUN in tables.summary(study)
-
-
-def test_summary_tells_scores_gain_and_lines_of_table1(study, write_row):
-    write_row("evaluate", "random", "e1")
-    write_row("evaluate", "trained", "e2", scores={**SCORES, "J&F-Mean": 0.6})
-    text = tables.summary(study)
-    assert all(part in text for part in ("60.0", "+10.0", "DAVIS-2017 val", "1 of its 10 lines", "43.1"))
+    assert {path.name for path in (study.folder / "tables").iterdir()} == {
+        f"{name}.{suffix}" for name in tables.TITLES for suffix in ("csv", "md")}
 
 
 def test_a_row_without_a_number_is_named(study, write_row):
@@ -107,18 +96,6 @@ def test_markdown():
     table = pd.DataFrame({"name": ["a|b", None], "difference": [1.26, -2.0], "n": [3000, None]}, dtype=object)
     assert tables.to_markdown(table).splitlines() == [
         "| name | difference | n |", "| --- | ---: | ---: |", "| a\\|b | +1.3 | 3,000 |", "| - | -2.0 | - |"]
-
-
-def test_tables_are_written_whole_or_not_at_all(study, write_row, monkeypatch):
-    tables.write_tables(study)
-    written = {path: path.read_text() for path in (study.folder / "tables").iterdir()}
-    assert sorted(path.name for path in written) == sorted(f"{name}.{suffix}" for name in tables.TITLES
-                                                           for suffix in ("csv", "md"))
-    write_row("evaluate", "random", "e1")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        tables.write_tables(study)
-    assert {path: path.read_text() for path in (study.folder / "tables").iterdir()} == written
 
 
 def test_a_mask_is_lost_where_the_scores_fall():

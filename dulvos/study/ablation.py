@@ -1,15 +1,15 @@
 """The ablation grid: the points of the paper's Fig. 3 and of its other claims, and what each of them changes.
 
-The points stand in `ablation.csv`; a new point is a new line. Its columns:
+A line of `ablation.csv` is a point. Its columns:
 
-    name      of the point's runs; settings may stand in it, as in B{batch}T{frames}
-    varied    "baseline", "claim", or an edge of Fig. 3, which are the keys of `EDGES`
+    name      of the point's runs, with settings in it, as in B{batch}T{frames}
+    varied    "baseline", "claim", or an edge of Fig. 3: a key of `EDGES`
     label     what changes, in the paper's symbols
-    settings  name=value pairs that depart from the baseline: of TrainSettings, otherwise of SegmentSettings
+    settings  what departs from the baseline: fields of TrainSettings or SegmentSettings as name=value pairs
     features  "random", or empty for trained features
     paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
-    claim, where, says  what the paper claims, where, and in what words; lines with one claim try it together
-    expected  what we should see: lower, equal, or empty; a claim's first line decides whether it is lower
+    claim, where, says  what the paper claims, where, in which words; lines with one claim test it together
+    expected  what we should see: lower, equal, or empty; the first line of a claim decides about "lower"
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.study.paper import read_csv
@@ -46,13 +45,13 @@ class Scale:
     """A scale at which the grid is run, a line of `ablation_scales.csv`.
 
     Arguments:
-        name: of the scale; its rows lie in `results/ablation-<name>`.
+        name: its rows lie in `results/ablation-<name>`.
         train, evaluate: data sets, as the notebooks 01_train and 02_evaluate take them.
         training, inference: settings of the baseline that depart from the defaults.
         seeds: trainings of the baseline, of each other point of Fig. 3, and of each claim.
         minutes: of the baseline's training and evaluation on one core, about.
-        lengths: "iterations", or "epochs": then a point with another B takes other numbers of iterations.
-        words: the scale in words, for captions; the rows name the data that were evaluated.
+        lengths: what all points share: "iterations", or "epochs" (then iterations depend on B).
+        words: the scale in words, for captions.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Scale:
 
 
 def pairs(text: str | None) -> dict:
-    """Settings from a cell of a CSV file, such as "lam=0.1 norm=layer"; an InputError if it holds others."""
+    """Settings from a cell of a CSV file, such as "lam=0.1 norm=layer"; an InputError without "="."""
     settings = {}
     for pair in (text or "").split():
         name, equals, value = pair.partition("=")
@@ -130,14 +129,6 @@ class Point:
         """All settings of its training, with seed 0."""
         return TrainSettings.from_dict(self.training)
 
-    @property
-    def note(self) -> str:
-        """What a reader of its number must know."""
-        if self.settings.frames == 1:
-            return "L_ST = 0: every frame is a reference frame"
-        every = self.settings.grid * STRIDE == self.settings.crop
-        return "every cell is an anchor, which leaves no jitter" if every else ""
-
 
 def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> list[Point]:
     """Every point of the grid at a scale, the baseline first.
@@ -185,7 +176,7 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
     Only rows of the newest data count, and rows of an earlier version only for a point that has no others.
 
     Columns:
-        name, varied, label, note, paper, claim, where, says, expected: of the point.
+        name, varied, label, paper, claim, where, says, expected: of the point.
         value: what the edge varies, None for the baseline and for claims.
         seeds, score: how many seeds were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
@@ -211,7 +202,7 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         if stale or old:
             state = f"† {state} by earlier code"
         lines.append({
-            **point.line, "name": point.name, "label": point.label, "note": point.note, "seeds": count,
+            **point.line, "name": point.name, "label": point.label, "seeds": count,
             "score": scores.mean() if count else None, "value": edge and getattr(point.settings, edge),
             "ours": ours, "deviation": deviation, "visible": visible, "state": state if count else NOT_RUN,
             "verdict": _verdict(scale, point, ours, visible),
@@ -277,8 +268,7 @@ def figure_table(found: pd.DataFrame) -> pd.DataFrame:
         numbers = {name: line[name] and round(line[name], 4) for name in ("score", "ours", "deviation")}
         paper = line["paper"]
         told = "not stated" if paper is None else f"{paper:+z.1f}" if paper else "about 0"
-        lines.append({**line, **numbers, "J&F": numbers["score"],
-                      "setting": line["label"] + f" ({line['note']})" * bool(line["note"]),
+        lines.append({**line, **numbers, "J&F": numbers["score"], "setting": line["label"],
                       "paper": "-" if line["varied"] == "baseline" else told})
     return frame(lines, ["varied", "setting", "J&F", "ours", "deviation", "paper", "verdict", "state"])
 

@@ -14,7 +14,6 @@ photograph/shape. Training and validation share no photograph.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -36,7 +35,7 @@ from dulvos.masks import write_mask
 
 __all__ = ["SIZE", "list_videos", "motorcycle", "rail", "render", "render_video"]
 
-NAME, VERSION = "cutouts", 2
+MARK = b'{"name": "cutouts", "version": 2}'  # the content of benchmark.json
 SIZE = H, W = 192, 256  # of the frames, in pixels
 LENGTH = 24  # frames; rates of motion are in periods per so many frames
 # Grey photographs get a tint, or the lack of colour would give their cut-outs away.
@@ -271,24 +270,22 @@ def render(root: str | os.PathLike, frames: tuple[int, int] = (LENGTH, LENGTH)) 
         InputError: the folder holds something else, or cannot be written.
     """
     root = Path(root)
-    if _is_there(root):
-        return root
     part = root.with_name(f".{root.name}.{os.getpid()}")  # renamed in the end, so root is never half full
     try:
-        (part / "ImageSets/2017").mkdir(parents=True)
-        for name, video in tqdm(list_videos().items(), desc="rendering cutouts", unit="video"):
-            with open(part / f"ImageSets/2017/{video['split']}.txt", "a") as stream:
-                stream.write(f"{name}\n")
-            folder = part / "JPEGImages/480p" / name
-            folder.mkdir(parents=True)
-            for t, (image, ids) in enumerate(zip(*render_video(name, frames[video["split"] == "val"]))):
-                Image.fromarray(image).save(folder / f"{t:05d}.jpg", quality=92)
-                write_mask(part / "Annotations/480p" / name / f"{t:05d}.png", ids)
-        (part / "benchmark.json").write_text(json.dumps({"name": NAME, "version": VERSION}))
-        if root.exists():
-            root.rmdir()  # it is empty; not every system renames onto a folder
-        os.sync()  # the data must reach the disk before the name promises them
-        part.rename(root)
+        if not _is_there(root):
+            (part / "ImageSets/2017").mkdir(parents=True)
+            for name, video in tqdm(list_videos().items(), desc="rendering cutouts", unit="video"):
+                with open(part / f"ImageSets/2017/{video['split']}.txt", "a") as stream:
+                    stream.write(f"{name}\n")
+                folder = part / "JPEGImages/480p" / name
+                folder.mkdir(parents=True)
+                for t, (image, ids) in enumerate(zip(*render_video(name, frames[video["split"] == "val"]))):
+                    Image.fromarray(image).save(folder / f"{t:05d}.jpg", quality=92)
+                    write_mask(part / "Annotations/480p" / name / f"{t:05d}.png", ids)
+            (part / "benchmark.json").write_bytes(MARK)
+            if root.exists():
+                root.rmdir()  # it is empty; not every system renames onto a folder
+            part.rename(root)
     except OSError as error:
         if not _is_there(root):  # else another process was faster
             raise cannot_write(root, error.errno) from None
@@ -301,12 +298,8 @@ def _is_there(root: Path) -> bool:
     """Whether root holds the benchmark; an InputError if it holds anything else."""
     if not root.exists() or root.is_dir() and not any(root.iterdir()):
         return False
-    try:
-        found = json.loads((root / "benchmark.json").read_text())
-        found = found["name"], found["version"]
-    except (OSError, ValueError, LookupError, TypeError):
-        found = None
-    if found != (NAME, VERSION):
-        raise InputError(f"{root}: holds something other than version {VERSION} of the embedded benchmark "
-                         f"{NAME}; remove it or give a new folder")
+    mark = root / "benchmark.json"
+    if not mark.is_file() or mark.read_bytes() != MARK:
+        raise InputError(f"{root}: holds something else, or an earlier version of the embedded benchmark; "
+                         "remove it or give a new folder")
     return True

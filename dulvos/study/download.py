@@ -1,16 +1,15 @@
-"""Download the data sets that need no form: DAVIS-2016 and DAVIS-2017, checked and unpacked safely."""
+"""Download the data sets that need no form: DAVIS-2016 and DAVIS-2017."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pooch
-from tqdm import tqdm
 
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
@@ -24,9 +23,8 @@ class Archive:
     """A data set as its authors offer it.
 
     Fields:
-        title: its name. year: which DAVIS.
+        title: its name and size. year: which DAVIS.
         url: on the official site.
-        folder: its name once unpacked.
         counts: {split: (sequences, frames, objects)}; None is not checked.
         sha256: of the archive; None if it is not known.
     """
@@ -34,7 +32,6 @@ class Archive:
     title: str
     year: int
     url: str
-    folder: str
     counts: dict[str, tuple[int, int, int | None]]
     sha256: str | None = None
     licence: str = "CC BY-NC 4.0"
@@ -43,17 +40,17 @@ class Archive:
 ARCHIVES = {
     "davis2017": Archive(
         "DAVIS-2017 trainval, 480p (0.8 GB)", 2017,
-        "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip", "davis-2017",
+        "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip",
         {"train": (60, 4_209, None), "val": (30, 1_999, 61)},
         "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"),
     "davis2016": Archive(  # no checksum: the archive was replaced several times
         "DAVIS-2016 (1.9 GB)", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
-        "davis-2016", {"train": (30, 2_079, 30), "val": (20, 1_376, 20)}),
+        {"train": (30, 2_079, 30), "val": (20, 1_376, 20)}),
 }
 
 
 def download(name: str, to: str | os.PathLike[str]) -> Path:
-    """Download an archive, unpack and check it as `<to>/<folder>`; if the folder exists, only check it.
+    """Download an archive, unpack and check it as `<to>/davis-<year>`; if the folder exists, only check it.
 
     After a stop, the same call begins again, but keeps an archive that was complete.
 
@@ -64,34 +61,30 @@ def download(name: str, to: str | os.PathLike[str]) -> Path:
     if name not in ARCHIVES:
         raise InputError(f"{name!r}: no such download; choose one of {', '.join(ARCHIVES)}")
     archive, to = ARCHIVES[name], Path(to)
-    folder, work = to / archive.folder, to / f".{archive.folder}"
-    file = work / archive.url.rpartition("/")[2]
+    folder, work = to / f"davis-{archive.year}", to / f".davis-{archive.year}"
+    unpacked = work / "unpacked"
     if folder.exists():
         check(folder, archive)
-        print(f"{folder}: {archive.title} is there and complete")
-        return folder
-    print(f"{archive.title}, {archive.licence}: {archive.url}")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        _fetch(archive, file)
-        unpack(file, work / "unpacked")
-        found = [*work.glob("unpacked/ImageSets"), *work.glob("unpacked/*/ImageSets")]
-        if not found:
-            raise InputError(f"{file}: holds no ImageSets, so it is not {archive.title}; remove it")
-        check(found[0].parent, archive)
-        os.sync()  # the content must be on the disk before the name that promises it
-        os.replace(found[0].parent, folder)
-        shutil.rmtree(work)
-    except OSError as error:
-        raise cannot_write(to, error.errno) from None
+    else:
+        print(f"{archive.title}, {archive.licence}: {archive.url}")
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            unpack(_fetch(archive, work), unpacked)
+            root = next(unpacked.rglob("ImageSets"), unpacked / "ImageSets").parent
+            check(root, archive)
+            root.rename(folder)
+            shutil.rmtree(work)
+        except OSError as error:
+            raise cannot_write(to, error.errno) from None
     print(f"{folder}: {archive.title} is complete")
     return folder
 
 
-def _fetch(archive: Archive, file: Path) -> None:
-    """Download an archive, unless it is there; the file appears once it is complete and has its checksum."""
+def _fetch(archive: Archive, folder: Path) -> Path:
+    """The archive's file in a folder, where it appears once it is complete and has its checksum."""
+    file = folder / archive.url.rpartition("/")[2]
     pooch.get_logger().setLevel("WARNING")
-    source = pooch.create(file.parent, "", retry_if_failed=3, urls={file.name: archive.url},
+    source = pooch.create(folder, "", retry_if_failed=3, urls={file.name: archive.url},
                           registry={file.name: archive.sha256})
     try:
         source.fetch(file.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
@@ -100,6 +93,7 @@ def _fetch(archive: Archive, file: Path) -> None:
             raise
         raise InputError(f"{archive.url}: cannot be downloaded ({' '.join(str(error).split())}); try again "
                          f"later, or put the file at {file} and repeat the command") from None
+    return file
 
 
 def check(folder: str | os.PathLike[str], archive: Archive) -> None:
@@ -114,30 +108,24 @@ def check(folder: str | os.PathLike[str], archive: Archive) -> None:
         objects = sum(int(s.mask(0).max()) for s in sequences) if expected[2] is not None else None
         found = len(sequences), frames, objects
         if found != expected or masks != frames:
-            words = "{} sequences, {} frames, {} objects (None: not counted)"
-            raise InputError(f"{folder}: {split} has {words.format(*found)} and {masks} masks; expected "
-                             f"{words.format(*expected)} and a mask for each frame; remove the folder and "
+            raise InputError(f"{folder}: sequences, frames and objects of {split} are {found}, with {masks} "
+                             f"masks; expected {expected} and a mask for each frame; remove the folder and "
                              "download it again")
 
 
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
-    """Unpack a zip file into a folder, which is emptied first; every checksum is compared.
+    """Unpack a zip file into a folder, which is emptied first.
+
+    Python's zipfile compares every checksum, keeps each file inside the folder whatever its name says, and
+    makes no links.
 
     Raises:
-        InputError: an entry is a link or leads out of the folder (then nothing is written), or the archive is
-            damaged.
+        InputError: the archive is damaged.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
-            for entry in file.infolist():
-                path = PurePosixPath(entry.filename.replace("\\", "/"))
-                link = stat.S_ISLNK(entry.external_attr >> 16)
-                if link or path.is_absolute() or ".." in path.parts or ":" in entry.filename:
-                    raise InputError(f"{archive}: the entry {entry.filename!r} leads out of the folder; do "
-                                     "not use this file")
-            shutil.rmtree(folder, ignore_errors=True)
-            for entry in tqdm(file.infolist(), desc="unpacking", unit=" files", mininterval=5.0):
-                file.extract(entry, folder)
-    except (zipfile.BadZipFile, EOFError) as error:
+            file.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{archive}: damaged or not a zip file ({error}); remove it and download it "
                          "again") from None

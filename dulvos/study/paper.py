@@ -1,7 +1,7 @@
 """The paper's Tables 1, 2 and 3, from the CSV files beside this module, with columns for our results.
 
-Only whole runs of the paper's own protocol count as "ours". Scores are percentages, differences points.
-None means that a number does not apply or is not known.
+Only whole runs of the paper's own protocol count as "ours". Scores are percentages. All functions take the
+rows of all studies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import NOT_RUN, Study, frame, has, label, newest, percent, remark, state, training
+from dulvos.study.rows import NOT_RUN, Study, frame, has, newest, percent, remark, state, training
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
@@ -65,48 +65,40 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     features are random, the released weights of CRW, or the last of a training on the line's data with the
     paper's settings. The lines below hold the authors' weights, shorter trainings, incomplete data, selected
     snapshots, and ImageNet features.
-
-    Arguments:
-        rows: of all studies.
     """
-    ours = rows[rows["kind"] == "evaluate"]
-    found = _by_line(ours[(ours["data"] == "DAVIS-2017") & (ours["split"] == "val") &
-                          (ours["sequences"] == DAVIS_2017_VAL["sequences"]) &
-                          (ours["objects"] == DAVIS_2017_VAL["objects"])], rows)
+    found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val",
+                            "sequences": DAVIS_2017_VAL["sequences"], "objects": DAVIS_2017_VAL["objects"]})
     papers = TABLE1.to_dict("records")
+    wanted = [(line, "", WEIGHTS if line["method"] == "CRW" else "") for line in papers]
+    used = {(line["method"], line["data"], what) for line, _, what in wanted}
     imagenet = dict.fromkeys(TABLE1) | {"method": IMAGENET, "data": "ImageNet", "stride": 8}
-    lines = []
-    for line in papers:
-        place = line["method"], line["data"], WEIGHTS if line["method"] == "CRW" else ""
-        lines.append(_line1(line, "", found.pop(place, None), rows))
     for line in [*papers, imagenet]:
-        for method, data, what in sorted(found, key=lambda place: place[2]):
-            if (method, data) == (line["method"], line["data"]):
-                lines.append(_line1(line, what, found[method, data, what], rows))
-    return frame(lines, list(lines[0]))
-
-
-def _line1(line: dict, what: str, row: pd.Series | None, rows: pd.DataFrame) -> dict:
-    theirs, ours = line["J&F_m"], None if row is None else percent(row["scores.J&F-Mean"])
-    return {"method": method_name(line["method"]) + (what and f", {what}"), "train data": line["data"],
+        wanted += [(line, f", {what}" if what else "", what) for method, data, what in sorted(found, key=str)
+                   if (method, data) == (line["method"], line["data"]) and (method, data, what) not in used]
+    lines = []
+    for line, apart, what in wanted:
+        row, theirs = found.get((line["method"], line["data"], what)), line["J&F_m"]
+        ours = None if row is None else percent(row["scores.J&F-Mean"])
+        lines.append({
+            "method": method_name(line["method"]) + apart, "train data": line["data"],
             "stride": line["stride"], **{f"paper {score}": line[score] for score in TABLE1.columns[5:]},
             "ours J&F_m": NOT_RUN if ours is None else ours,
             "difference": None if ours is None or theirs is None else round(ours - theirs, 1),
-            "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")}
+            "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")})
+    return frame(lines, list(lines[0]))
 
 
 def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
     """Table 2 (Sec. 4.2): only the benchmark's server can score it, so "state" names the submissions to send.
 
-    The last lines are runs on the local split; their scores are not the server's and have their own columns.
+    Runs on the local split are left out, because their scores are not the server's.
 
     Arguments:
-        rows: of all studies.
         results: the folder that holds the studies.
     """
-    ours, scores, lines = rows[rows["kind"] == "youtube-vos"], list(TABLE2.columns[3:]), []
-    whole = ours.assign(every_frame=ours.get("every_frame")).query("every_frame == True and split == 'valid'")
-    found = _by_line(whole[whole["sequences"] == YOUTUBE_VOS_VALID], rows)
+    found = _by_line(rows, {"kind": "youtube-vos", "split": "valid", "sequences": YOUTUBE_VOS_VALID,
+                            "every_frame": True})
+    lines = []
     for line in TABLE2.to_dict("records"):
         made = []
         for (method, data, what), row in found.items():
@@ -116,23 +108,13 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
                 made.append(f"{state(row, rows)}{what and f' ({what})'}: "
                             f"{there if path.is_file() else 'its masks are not on this machine'}")
         lines.append({"method": method_name(line["method"]), "train data": line["data"],
-                      **{f"paper {score}": line[score] for score in scores},
+                      **{f"paper {score}": line[score] for score in TABLE2.columns[3:]},
                       "state": "; ".join(made) or NOT_RUN})
-    columns, local = list(lines[0]), ours[ours["split"] == "local"]
-    for _, group in local.groupby(["study", "name"]):
-        row = newest(group)
-        lines.append({"method": f"{label(row)} (study {row['study']})",
-                      **{f"local {score}": percent(row[f"scores.{score}"]) for score in scores},
-                      "state": f"{state(row, rows)}: {row['data']}, not the server's"})
-    return frame(lines, [*columns[:-1], *(f"local {score}" for score in scores if len(local)), columns[-1]])
+    return frame(lines, list(lines[0]))
 
 
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
-    """Table 3, the cost of training: ours beside the paper's, then our trainings with other data or settings.
-
-    Arguments:
-        rows: of all studies.
-    """
+    """Table 3, the cost of training: ours beside the paper's, then our other trainings."""
     trained, lines, used = rows[rows["kind"] == "train"], [], []
     ours = trained[np.array([_length(row) == "" for _, row in trained.iterrows()], bool)]
     for line in TABLE3.to_dict("records"):
@@ -162,10 +144,10 @@ def _cost(row: pd.Series | None) -> dict:
             "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device}
 
 
-def _by_line(evaluated: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple, pd.Series]:
+def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
     """The newest evaluation with the paper's propagation for each line: method, data, what sets it apart."""
     found: dict[tuple, list[pd.Series]] = {}
-    for _, row in evaluated.iterrows():
+    for _, row in rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)].iterrows():
         features, chosen, made = row["features"], remark(row), training(row, rows)
         line, layers = LINES.get(features), SELECTED_LAYERS if chosen else (PROTOCOL["layer"],)
         if features in RELEASES:  # with the layer that it was made for

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "
 KINDS = {1: "evaluate", 2: "youtube-vos"}  # of the rows that a table shows
 SNAPSHOTS = 50  # encoders kept of a training, to select from; the authors looked at one an epoch
 PROBED = 2  # iterations that measure time and memory
-GB = {"train": 2.6, "evaluate": 0.1, "youtube-vos": 3.0}  # what a run writes, about
 MINUTES = {1: 4, 2: 120}  # of an evaluation on a GPU, about
 
 
@@ -201,7 +199,7 @@ def row_steps(row: PaperRow, here: Here) -> list[Step]:
 
 
 def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options) -> int:
-    """Say what is missing and how long the rows would take; run them unless `dry` or something is missing.
+    """Say what is missing and how long the rows will take; run them unless `dry` or something is missing.
 
     Arguments:
         names: of `ROWS`; none means all.
@@ -213,30 +211,21 @@ def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options)
     unknown = sorted(set(names) - set(ROWS))
     if unknown:
         raise InputError(f"no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
-    steps: dict[tuple[str, str], Step] = {}
-    print(f"data: {here.data}")
+    steps: dict[tuple[str, str], Step] = {}  # rows share some
     complete = True
     for row in [ROWS[name] for name in names or ROWS]:
-        missing = what_is_missing(row, here)
-        told = f"MISSING: {'; '.join(missing)}"
-        if not missing:
+        if missing := what_is_missing(row, here):
+            told, complete = f"MISSING: {'; '.join(missing)}", False
+        else:
             own = row_steps(row, here)
             steps |= {(step.study.name, step.full_name): step for step in own}
             told = f"about {sum(step.minutes for step in own) / 60:.1f} h"
             if row.collection:
-                cost = probe(here, row.collection)
-                told += (f"; {own[0].given['iterations']:,} iterations of {cost['seconds']:.2f} s, "
-                         f"peak memory {cost['peak_memory_mb']:,.0f} MB, both from {PROBED} iterations")
+                told += f", peak memory {probe(here, row.collection)['peak_memory_mb']:,.0f} MB"
         print(f"  {row.name:30s} Table {row.table}  {told}")
-        complete &= not missing
-    results = Study("paper").results.absolute()
-    place = next(folder for folder in (results, *results.parents) if folder.is_dir())
-    free, needed = shutil.disk_usage(place).free / 2**30, sum(GB[step.row] for step in steps.values())
-    if needed > free:
-        print(f"MISSING: {place}: {free:.1f} GB are free, and the rows write about {needed:.1f} GB")
-    if dry or not complete or needed > free:
+    if dry or not complete:
         print("nothing was run" + "; --rows chooses rows" * (not complete))
-        return int(not complete or needed > free)
+        return int(not complete)
     status = run_steps(list(steps.values()), **options)
     write_tables(here.study(None))
     return status

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.study.paper import PROTOCOL, TABLE1, table1, table2, table3
+from dulvos.study.paper import PROTOCOL, table1, table2, table3
 from dulvos.study.rows import (
     CURVE,
     NOT_RUN,
@@ -91,7 +91,7 @@ def _scores(row: pd.Series) -> dict[str, float]:
 
 
 def sequence_table(study: Study) -> pd.DataFrame:
-    """J&F of each sequence by method; a benchmark's last line is the mean over all its OBJECTS, its score.
+    """J&F of each sequence by method; a benchmark's last line is its score, the mean over all its objects.
 
     Selected checkpoints are left out, because some of these sequences selected them.
     """
@@ -103,7 +103,7 @@ def sequence_table(study: Study) -> pd.DataFrame:
                 continue
             titles.append(METHODS.get(name, name) + " †" * state(row, rows).startswith("†"))
             if row is not None and (path := study.path(row, "scores", ".csv")).exists():
-                tables.append(_read_scores(path, int(row["objects"])).assign(method=titles[-1]))
+                tables.append(pd.read_csv(path).assign(method=titles[-1]))
         if not tables:
             continue
         table = pd.concat(tables).eval("score = 50 * (`J mean` + `F mean`)")
@@ -116,14 +116,6 @@ def sequence_table(study: Study) -> pd.DataFrame:
         blocks.append(block.where(block.notna(), NOT_RUN).reset_index())
     table = pd.concat(blocks, ignore_index=True)
     return table if len(table) else table.reindex(columns=[*table, *METHODS.values()])
-
-
-def _read_scores(path: Path, objects: int) -> pd.DataFrame:
-    lines = path.read_text().count("\n")
-    if lines != objects + 1:  # a head and a whole line for each object
-        raise InputError(f"{path}: damaged, {objects} objects were scored and {max(0, lines - 1)} are in it; "
-                         "delete it and evaluate again, which takes seconds")
-    return pd.read_csv(path)
 
 
 def score_curve(study: Study) -> pd.DataFrame:
@@ -202,16 +194,9 @@ def write_tables(study: Study, folder: Path | None = None) -> dict[str, pd.DataF
 
 def summary(study: Study) -> str:
     """What a study found, as plain text for a terminal."""
-    table, filled = to_text(study_table(study.rows())), table1(all_rows(study.results))
-    filled = filled[filled["ours J&F_m"] != NOT_RUN]
     shown = ["data", "method", "J&F", "J mean", "F mean", "sequences", "objects", "seconds a frame", "state"]
-    run = (filled.index < len(TABLE1)).sum()
-    lines = [f"study {study.name!r}: {TITLES['study']}", table[shown].to_string(index=False),
-             f"paper's Table 1 (DAVIS-2017 val): {run} of its {len(TABLE1)} lines run"]
-    if len(filled):
-        told = to_text(filled)[["method", "train data", "paper J&F_m", "ours J&F_m"]]
-        lines.append(told.to_string(index=False))
-    return "\n".join(lines)
+    table = to_text(study_table(study.rows()))[shown]
+    return f"study {study.name!r}: {TITLES['study']}\n{table.to_string(index=False)}"
 
 
 def _methods(rows: pd.DataFrame, data: str | None, split: str | None) -> dict[str, pd.Series | None]:
