@@ -1,4 +1,4 @@
-"""Encoders on disk: weights as safetensors, with a JSON sidecar that says how to build the network."""
+"""Save and load encoders: weights as safetensors, with a JSON sidecar that says how to build the network."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtyp
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: encoders are saved as .safetensors")
-    weights = {name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+    weights = {name: value.cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
                for name, value in encoder.state_dict().items()}
-    sidecar = json.dumps({**encoder.config, **notes}, indent=1) + "\n"
     with replacing(path.with_suffix(".json")) as stream:
-        stream.write(sidecar.encode())
+        stream.write((json.dumps({**encoder.config, **notes}, indent=1) + "\n").encode())
     with replacing(path) as stream:  # last: where the weights are, the sidecar is
         stream.write(safetensors.torch.save(weights))
     return path
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a .safetensors file has its sidecar and the length that its header states; reads no weights."""
+    """Whether a .safetensors file has its sidecar and its full length; reads no weights."""
     try:
         with safetensors.safe_open(path, "pt"):
             return path.with_suffix(".json").is_file()
@@ -60,11 +59,7 @@ def is_whole(path: Path) -> bool:
 
 
 def encoder_file(name: str) -> Path:
-    """The file that a name of `load_encoder` stands for; a name without a file comes back as it is.
-
-    Raises:
-        InputError: released weights are not there.
-    """
+    """The file of a name of `load_encoder`, or the name itself; InputError if released weights are absent."""
     if name.startswith("timm:"):
         name = name.partition("=")[2] or name
     return WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
@@ -104,34 +99,30 @@ def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder |
             load_weights(encoder.backbone, weights, Path(name))
         return encoder.eval()
     path = encoder_file(name)
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such checkpoint; give a .safetensors file, 'random', 'davis2016', "
-                         f"'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
-    if path.suffix in (".pth", ".pt", ".tar"):
-        return read_released(path)
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".tar") or not os.path.isfile(path):
+        raise InputError(f"{path}: no such checkpoint; give a .safetensors file beside its .json, 'random', "
+                         f"'davis2016', 'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
     if path.suffix != ".safetensors":
-        raise InputError(f"{path}: not an encoder; give a .safetensors file (beside its .json) or a released "
-                         ".pth")
+        return read_released(path)
     encoder = _build(path.with_suffix(".json"))
     load_weights(encoder, read_weights(path), path, strict=True)
     return encoder.eval()
 
 
 def _build(sidecar: Path) -> Encoder:
-    """The network that a sidecar describes."""
     try:
         config = json.loads(sidecar.read_text())
-        architecture, dim, norm = config["architecture"], config["dim"], config["norm"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; copy it from "
-                         "where the checkpoint comes from, or save the encoder again") from None
-    if type(dim) is not int or not 1 <= dim <= 2**16:
-        raise InputError(f"{sidecar}: dim must be a whole number in 1..65536, not {dim!r}")
-    try:  # older sidecars have neither stride nor colour
+        dim, norm, architecture = config["dim"], config["norm"], config["architecture"]
+        if type(dim) is not int or not 1 <= dim <= 2**16:
+            raise InputError(f"dim must be a whole number in 1..65536, not {dim!r}")
+        # older sidecars have neither stride nor colour
         encoder = Encoder(dim, norm, config.get("stride", 8), config.get("colour", "rgb"))
+        if architecture != encoder.config["architecture"]:
+            raise InputError(f"architecture {architecture!r}; this package builds "
+                             f"{encoder.config['architecture']!r}")
     except InputError as error:
         raise InputError(f"{sidecar}: {error}") from None
-    if architecture != encoder.config["architecture"]:
-        raise InputError(f"{sidecar}: architecture {architecture!r}; this package builds "
-                         f"{encoder.config['architecture']!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; copy it again "
+                         "with the checkpoint") from None
     return encoder

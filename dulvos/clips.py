@@ -21,11 +21,7 @@ _CHANGES = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_satu
 
 
 def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], list[str]]:
-    """The videos that have at least `frames` frames, and a line about each other one.
-
-    Raises:
-        InputError: no video is long enough.
-    """
+    """The videos of at least `frames` frames, and a line about each other one; InputError if none is."""
     kept = [video for video in videos if len(video) >= frames]
     if not kept:
         raise InputError(f"no video is as long as a clip of frames={frames}; the longest of {len(videos)} "
@@ -36,18 +32,13 @@ def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], li
 
 def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *,
                   ordered: bool = False) -> np.ndarray:
-    """T frame numbers 0, g, 2g, … from a random start, randomly permuted; the first is the reference.
-
-    In a video shorter than g·T the gap is ⌊min(length, g·T) / T⌋.
+    """(T,) int64 frame numbers 0, g, 2g, … from a random start, in random order; the first is the reference.
 
     Arguments:
         length: number of frames of the video, >= T.
         frames: T.
-        gap: g, >= 1.
-        ordered: keep the frames in order (the paper says that the order does not matter, Sec. 3.5).
-
-    Returns:
-        (T,) int64.
+        gap: g, >= 1; in a video shorter than g·T, ⌊length / T⌋.
+        ordered: keep the frames in order (the order does not matter, Sec. 3.5).
     """
     gap = min(length, gap * frames) // frames
     start = generator.integers(0, length - gap * (frames - 1))
@@ -57,22 +48,20 @@ def frame_indices(length: int, frames: int, gap: int, generator: np.random.Gener
 
 @dataclass(eq=False)
 class Clips(Dataset):
-    """Clip number i of an endless sequence; an epoch takes one clip of each video, in an order drawn anew.
+    """An endless sequence of clips; each epoch takes one clip of each video, in an order drawn anew.
 
     A clip depends only on the seed and its number, so training resumes exactly with any number of workers.
     All frames of a clip share one random square crop, at a scale where the shorter side would have U{scale}
-    pixels (cropped, then resized), and one horizontal flip with p = 0.5.
+    pixels, and one horizontal flip with p = 0.5.
 
     Arguments:
         videos: at least one with T frames or more; shorter ones are left out.
-        frames: T, >= 1. gap: g >= 1 between sampled frames.
+        frames, gap, ordered: as `frame_indices` takes them.
         crop: side S of the crop, in pixels.
         scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
         centre: crop at the centre (TrackingNet, Kinetics).
-        ordered: see `frame_indices`.
         photometric: brightness, contrast and saturation times U(0.6, 1.4): "none" (the method), "video"
             (alike in all frames of a clip), "frame" (anew in each; App. B.2 says that this hurts).
-        seed: of everything that is drawn.
 
     Raises:
         InputError: no video is long enough.

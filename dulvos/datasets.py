@@ -39,7 +39,7 @@ class Sequence:
     saved: tuple[int, ...] | None = None
 
     def mask(self, index: int) -> np.ndarray:
-        """Annotation of a frame, (H, W) uint8 ids; raises InputError if it is missing or has another size."""
+        """Annotation of a frame, (H, W) uint8 ids; raises InputError if it is missing or wrong."""
         if index not in self.masks:
             missing = self.masks[min(self.masks)].with_stem(self.video.frame_name(index))
             raise InputError(f"{missing}: no such annotation; expected a mask of this frame")
@@ -47,7 +47,7 @@ class Sequence:
 
     @property
     def handed_in(self) -> tuple[int, ...]:
-        """Indices of the frames whose masks are handed in and scored: `saved`, or all frames."""
+        """Indices of the frames whose masks are handed in and scored."""
         return tuple(range(len(self.video))) if self.saved is None else self.saved
 
     def truth(self) -> np.ndarray:
@@ -57,8 +57,7 @@ class Sequence:
     def first_masks(self) -> dict[int, np.ndarray]:
         """The masks that inference starts from: {frame index: (H, W) uint8 ids}.
 
-        For DAVIS, the annotation of frame 0. For YouTube-VOS, one mask of each frame where new objects are
-        annotated, with the new objects only.
+        For DAVIS, the annotation of frame 0. For YouTube-VOS, the new objects of each frame that has some.
 
         Raises:
             InputError: an annotation is unreadable, or an object of meta.json is annotated nowhere.
@@ -72,16 +71,14 @@ class Sequence:
             if new := set(np.unique(ids).tolist()) - seen:
                 given[index] = np.where(np.isin(ids, list(new)), ids, 0).astype(np.uint8)
                 seen |= new
-        absent = sorted(set(self.objects) - seen)
+        absent = {*self.objects} - seen
         if absent or not given:
             raise InputError(f"{self.masks[min(self.masks)].parent}: no annotation holds object "
-                             f"{(absent or [1])[0]}; expected every object of meta.json")
+                             f"{min(absent, default=1)}; expected every object of meta.json")
         return given
 
     def read(self, path: Path) -> np.ndarray:
-        """A mask of this sequence, (H, W) uint8 ids; raises InputError if it is unreadable or of another
-        size.
-        """
+        """Read a mask of this sequence, (H, W) uint8 ids; raises InputError if it is wrong."""
         ids = read_mask(path)
         self.video.check_size(ids.shape, path)
         return (ids > 0).astype(np.uint8) if self.merged else ids
@@ -89,7 +86,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sequences of one split; `name` says which benchmark its numbers belong to."""
+    """The sequences of one split; `name` is the benchmark that its numbers belong to."""
 
     name: str
     root: Path
@@ -100,19 +97,16 @@ class Dataset:
 def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | None = None) -> Dataset:
     """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout, at 480p.
 
-    DAVIS-2017 is listed in `ImageSets/2017/<split>.txt`, a name in each line. DAVIS-2016, whose objects are
-    merged into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/480p/<split>.txt` with
-    "/image /mask" in each line. The dataset is named after its year, unless `benchmark.json` in `root` says
-    {"name": ...}.
+    `ImageSets/2017/<split>.txt` lists DAVIS-2017, a name in each line. DAVIS-2016, whose objects are merged
+    into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/480p/<split>.txt` with "/image
+    /mask" in each line. {"name": ...} in `benchmark.json` names your own data.
 
     Arguments:
         root: folder that holds ImageSets, JPEGImages and Annotations.
-        split: name of the list, such as "train" or "val".
         year: 2016 or 2017; None takes 2017 if its list exists, else 2016.
 
     Raises:
-        InputError: there is no such list, or a sequence, frame or first mask that it names is missing or
-            wrong.
+        InputError: no such list, or a sequence, frame or first mask that it names is missing or wrong.
     """
     root = Path(root)
     lists = {root / "ImageSets" / folder / f"{split}.txt": listed_year
@@ -176,9 +170,7 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
 
 
 def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
-    """Read predicted masks, (T, H, W) uint8 ids of the frames `sequence.handed_in`.
-
-    The files are `<folder>/<sequence>/<frame>.png`.
+    """Read `<folder>/<sequence>/<frame>.png`, (T, H, W) uint8 ids of the frames `sequence.handed_in`.
 
     Raises:
         InputError: names the first mask that is missing, belongs to no frame, or has another size.
@@ -192,7 +184,7 @@ def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.n
 
 
 def _read_list(listed: Path) -> dict[str, list[str]]:
-    """The sequences of a list, each with the images and masks that the list states (none for DAVIS-2017)."""
+    """The sequences of a list, each with the files that the list names (none for DAVIS-2017)."""
     sequences: dict[str, list[str]] = {}
     try:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()
@@ -207,9 +199,9 @@ def _read_list(listed: Path) -> dict[str, list[str]]:
 
 
 def _plain(name: str, source: Path) -> str:
-    """The name, unless it would lead out of the folders that are read and written."""
+    """The name; raises InputError if it would lead out of the folders that are read and written."""
     if Path(name).name != name or name == "..":
-        raise InputError(f"{source}: {name!r} is no name of a sequence; expected a folder's, without a path")
+        raise InputError(f"{source}: {name!r} is no name of a sequence; expected the name of a folder")
     return name
 
 

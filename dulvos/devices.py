@@ -36,12 +36,10 @@ def find_device(device: str | None = None) -> torch.device:
 
 
 def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]:
-    """The rank and the device of this process, and how many there are; joins those that torchrun started.
+    """Join the processes that torchrun started; they use one GPU each (nccl) or share the CPU (gloo).
 
     Returns:
-        rank, number of processes, device.
-
-    Several processes use a GPU each (nccl), or share the CPU (gloo).
+        rank of this process, number of processes, device.
 
     Raises:
         InputError: the device is not available, or the processes cannot share it or find each other.
@@ -49,8 +47,6 @@ def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]
     place, processes = find_device(device), int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1:
         return 0, 1, place
-    if place.type not in ("cpu", "cuda"):
-        raise InputError(f"{processes} processes were started, and device {device!r} serves one; start one")
     if place.type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= gpus:
@@ -70,8 +66,7 @@ def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that an encoder runs in: "bf16" uses bfloat16 if the device can, "fp32" changes nothing.
 
-    With "fp32", PyTorch still lets a GPU's convolutions round to TF32; to forbid that, set
-    `torch.backends.cudnn.allow_tf32 = False`.
+    A GPU's convolutions still round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=computed_in(device.type, precision) == "bf16")
 
@@ -80,8 +75,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def computed_in(kind: str, precision: str) -> str:
     """The precision that a kind of device ("cpu", "cuda", ...) computes in: the one asked for, or "fp32".
 
-    Devices without bfloat16 instructions (CPUs with AVX2 only, GPUs before Ampere) would take many times as
-    long as with float32, so they use float32; a note says so once.
+    Devices without bfloat16 instructions (CPUs with AVX2 only, GPUs before Ampere) use float32, which is many
+    times faster there; a note says so once.
     """
     if kind == "cpu":
         able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -111,5 +106,4 @@ def peak_memory(device: torch.device) -> float:
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource  # not on Windows
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""The one error for whatever the user can correct: a path, a file, a setting."""
+"""The error for whatever the user can correct, such as a path, a file or a setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["InputError", "check_choices", "check_type", "check_types"]
 
 
 class InputError(ValueError):
-    """An input, file or setting is wrong. The message is one line: what, where, and what would be right."""
+    """An input, file or setting is wrong. The message is one line: what is wrong, where, what is right."""
 
     def __init__(self, message: object) -> None:
         # File names may hold line breaks, terminal commands and bytes that are not text.
@@ -17,10 +17,7 @@ class InputError(ValueError):
 
 
 def check_type(name: str, value: object, default: object) -> None:
-    """Raise an InputError unless a value has the type of its default.
-
-    A whole number also passes as a float, but a bool never as a number. Numbers must be finite, of 64 bits.
-    """
+    """Raise an InputError unless a value has its default's type; int passes as float, bool is no number."""
     kind = type(default)
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
@@ -30,13 +27,13 @@ def check_type(name: str, value: object, default: object) -> None:
 
 
 def check_types(settings: object) -> None:
-    """`check_type` for every field of a dataclass of settings, each of which has a default."""
+    """`check_type` for every field of a dataclass; each field must have a default."""
     for field in dataclasses.fields(settings):
         check_type(field.name, getattr(settings, field.name), field.default)
 
 
 def check_choices(settings: object, **choices: Iterable) -> None:
-    """Raise an InputError unless each of these fields of the settings has one of its allowed values."""
+    """Raise an InputError unless each of these fields has one of its allowed values."""
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise InputError(f"{name} must be one of {tuple(allowed)}, not {getattr(settings, name)!r}")

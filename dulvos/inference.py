@@ -22,10 +22,10 @@ from dulvos.videos import Video, resize, shrunk_size
 __all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode",
            "seen_size", "segment"]
 
-_BYTES_A_PIXEL = 120  # of a frame in the encoder, about
+_BYTES_A_PIXEL = 120  # that the encoder takes for a frame, about
 _DINO_SIDES = 64  # the longer side is a multiple of this in DINO's evaluation
-_DINO_STD = (0.228, 0.224, 0.225)  # and this is its deviation
-# what belongs to DINO's evaluation besides the propagation
+_DINO_STD = (0.228, 0.224, 0.225)  # the deviation in DINO's evaluation
+# values of each protocol besides the propagation's
 _FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}
 
 
@@ -33,7 +33,7 @@ _FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}
 class SegmentSettings(Protocol):
     """Settings of inference; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
 
-    `SegmentSettings.of("dino")` has those of DINO's evaluation, by which image encoders are compared.
+    `SegmentSettings.of("dino")` has those of DINO's evaluation, which compares image encoders.
 
     Raises:
         InputError: a value of the wrong type, out of range or unknown.
@@ -61,14 +61,9 @@ class SegmentSettings(Protocol):
 
     @classmethod
     def of(cls, protocol: str = "crw", **changes: Any) -> SegmentSettings:
-        """The settings of a protocol, "crw" (the paper's) or "dino", with some of them changed.
-
-        Raises:
-            InputError: an unknown protocol, or a wrong setting.
-        """
-        if protocol not in PROTOCOLS:
-            raise InputError(f"protocol must be one of {tuple(PROTOCOLS)}, not {protocol!r}")
-        return cls(**{"protocol": protocol, **asdict(PROTOCOLS[protocol]), **_FRAMES[protocol], **changes})
+        """The settings of a protocol, "crw" (the paper's) or "dino", with some changes; raises InputError."""
+        values = asdict(PROTOCOLS[protocol]) | _FRAMES[protocol] if protocol in PROTOCOLS else {}
+        return cls(**{"protocol": protocol, **values, **changes})
 
 
 MakeFeatures = Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]]
@@ -80,12 +75,11 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
 
     Arguments:
         encoder: what `load_encoder` returns; an `Encoder` runs up to `settings.layer` and no further. Or any
-            function of (n, 3, H, W) float images that returns (n, K, h, w) features. These of its attributes
-            count: `mean` and `std` of the RGB in [0, 1] that it expects (ImageNet's by default), `multiple`
-            (frames are resized to sides that are multiples of it) and `device` (the CPU by default).
+            function of (n, 3, H, W) float images that returns (n, K, h, w) features. It may have attributes:
+            `mean` and `std` of the RGB in [0, 1] that it expects (ImageNet's by default), `multiple` (frames
+            are resized to sides that are multiples of it) and `device` (the CPU by default).
         frames: (H, W, 3) uint8 RGB of one size.
         batch: frames encoded at once; 0 takes 4 on a CPU and up to 16 on a GPU, fewer if its memory is short.
-            The features do not depend on it beyond rounding.
 
     Yields:
         (K, h, w) float32, L2-normalised over K; of an `Encoder`, h = ⌈H / stride⌉ and w = ⌈W / stride⌉.
@@ -93,17 +87,17 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
     place = _device(encoder)
     batch = batch or (4 if place.type == "cpu" else 16)
     frames = (_seen(frame, settings, getattr(encoder, "multiple", 1)) for frame in frames)
-    while chunk := list(itertools.islice(frames, batch)):
-        while chunk:
-            try:
-                features = _features(encoder, np.stack(chunk[:batch]), settings, place)
-            except torch.OutOfMemoryError:
-                if batch == 1:
-                    raise
-                batch = (batch + 1) // 2
-                continue
-            yield from features
-            chunk = chunk[batch:]
+    chunk: list[np.ndarray] = []
+    while chunk := chunk or list(itertools.islice(frames, batch)):
+        try:
+            features = _features(encoder, np.stack(chunk[:batch]), settings, place)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch = (batch + 1) // 2
+            continue
+        yield from features
+        chunk = chunk[batch:]
 
 
 def _device(encoder: Callable) -> torch.device:
@@ -144,7 +138,7 @@ def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
 
 def colour_features(frames: Iterable[np.ndarray],
                     settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
-    """A baseline without a network: the mean colour of 8 x 8 pixels, and a constant, so that darkness counts.
+    """A baseline without a network: the mean colour of 8 x 8 pixels, and a 1, so that brightness counts.
 
     Yields:
         (4, h, w) float32, L2-normalised, as `encode` does.
@@ -165,8 +159,7 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
 
     Arguments:
         frames: (H, W, 3) uint8 RGB of one size.
-        first_mask: (H, W) ids of frame 0; or a mapping from frame number to the ids that are new or corrected
-            in that frame.
+        first_mask: (H, W) ids of frame 0, or {frame number: ids that are new or corrected there}.
         features: makes (K, h, w) features of frames: `partial(encode, encoder)`, `colour_features`, ...
         ended: frame number -> ids of the objects that are gone from that frame on.
 
@@ -174,26 +167,25 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
         (H, W) uint8 ids; in a frame with a given mask, its objects are exactly as given.
 
     Raises:
-        InputError: frames are of another kind, or a mask has another size than they; what `propagate` raises.
+        InputError: frames of another kind, or of another size than the masks; what `propagate` raises.
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     size = np.shape(next(iter(masks.values()), ()))
-    found = carry(features(_checked(frames, size), settings), masks, settings, ended=ended)
-    return (ids for _, ids in found)
 
+    def checked() -> Iterator[np.ndarray]:
+        for t, frame in enumerate(frames):
+            if frame.dtype != np.uint8 or frame.shape != (*size, 3):
+                raise InputError(f"frame {t} is {frame.dtype} {frame.shape}; expected uint8 RGB of the "
+                                 f"mask's size, {(*size, 3)}")
+            yield frame
 
-def _checked(frames: Iterable[np.ndarray], size: tuple[int, ...]) -> Iterator[np.ndarray]:
-    for t, frame in enumerate(frames):
-        if frame.dtype != np.uint8 or frame.shape != (*size, 3):
-            raise InputError(f"frame {t} is {frame.dtype} {frame.shape}; expected uint8 RGB of the mask's "
-                             f"size, {(*size, 3)}")
-        yield frame
+    return (ids for _, ids in carry(features(checked(), settings), masks, settings, ended=ended))
 
 
 def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], settings: SegmentSettings, *,
           history: Sequence[Tensor] = (), ended: Mapping[int, Collection[int]] | None = None
           ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Carry masks through a video by its features: `propagate`, and ids at full size.
+    """Carry masks through a video by its features: `propagate`, then ids at full size.
 
     Arguments:
         features, history, ended: as `propagate` takes them.
@@ -221,11 +213,7 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
 
 
 def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: Callable) -> None:
-    """Estimate what carrying that many masks through a video needs.
-
-    Raises:
-        InputError: more than is free.
-    """
+    """Raise an InputError if carrying that many masks through a video needs more memory than is free."""
     height, width = seen_size(tuple(video.size), settings)
     channels = getattr(encoder, "channels", 512)  # of res4, the layer with most
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks

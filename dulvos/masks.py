@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import itertools
 import json
 import os
@@ -19,12 +19,10 @@ from dulvos.files import make_folder, replacing
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "mask_files",
-           "overlay", "own_mask", "read_ended", "read_mask", "read_values", "save_given", "save_masks",
-           "write_mask"]
+           "overlay", "read_ended", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
 
 MOVIE = "overlay.mp4"
 _ENDED = "ended.json"  # beside painted masks: frame name -> ids of the objects that are gone from there on
-_WRITTEN = ".written.json"  # names of the files that a run left in its folder
 
 _BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
 PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
@@ -36,20 +34,16 @@ _OKABE_ITO = bytes.fromhex("D55E00 56B4E9 F0E442 009E73 CC79A7 0072B2 E69F00")
 OBJECT_COLOURS = np.frombuffer(_OKABE_ITO, np.uint8).reshape(7, 3)
 """(7, 3) uint8, the colours of objects 1 to 7 over a frame; object 8 takes the first again.
 
-From Okabe and Ito, "Color Universal Design" (2008): they can be told apart with any kind of colour vision.
+From Okabe and Ito, "Color Universal Design" (2008): people with any colour vision can tell them apart.
 """
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the object ids of a mask file.
+    """Read the object ids of a mask, (H, W) uint8 in 0..254, from a PNG file (other formats change ids).
 
     If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
     images give their indices. Images without a palette give the id whose colour in `PALETTE` they show, or
-    their grey level. Alpha is ignored. Only PNG is read: JPEG blurs ids into one another, other formats
-    renumber them.
-
-    Returns:
-        (H, W) uint8 in 0..254.
+    their grey level. Alpha is ignored.
 
     Raises:
         InputError: the file is missing, damaged or no PNG, or holds colours or values that are not ids.
@@ -71,10 +65,15 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
     if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
         raise InputError(f"{path}: ids must be (H, W) uint8 in 0..254, not {ids.shape} {ids.dtype}"
                          f" up to {ids.max(initial=0)}")
-    image = Image.fromarray(ids)
-    image.putpalette(PALETTE.tobytes())
     with replacing(path) as stream:
-        image.save(stream, format="PNG")
+        stream.write(_as_png(ids))
+
+
+def _as_png(ids: np.ndarray) -> bytes:
+    image, stream = Image.fromarray(ids), io.BytesIO()
+    image.putpalette(PALETTE.tobytes())
+    image.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def read_values(path: str | os.PathLike[str]) -> np.ndarray:
@@ -103,16 +102,14 @@ def is_binary(values: np.ndarray) -> bool:
 
 def _ids_of_colours(colours: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
     packing = np.array([1 << 16, 1 << 8, 1])
-    found, inverse = np.unique(colours @ packing, return_inverse=True)
-    palette, greys = PALETTE @ packing, np.arange(256) * packing.sum()
-    stray = np.setdiff1d(found, palette)
+    packed, palette, greys = colours @ packing, PALETTE @ packing, np.arange(256) * packing.sum()
+    stray = np.setdiff1d(packed, palette)
     table = greys if len(stray) else palette
-    if not np.isin(found, table).all():
+    if not np.isin(packed, table).all():
         raise InputError(f"{path}: holds #{stray[0]:06x}, which is not in the DAVIS palette, and not only "
                          "greys; save the mask as a palette PNG")
     order = np.argsort(table)
-    ids = order[np.searchsorted(table, found, sorter=order)].astype(np.uint8)
-    return ids[inverse].reshape(colours.shape[:2])
+    return order[np.searchsorted(table, packed, sorter=order)].astype(np.uint8)
 
 
 def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -135,13 +132,35 @@ def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mask drawn by hand, (H, W) uint8 ids in 0..254, as `dulvos.read_mask` reads it.
+def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, np.ndarray]:
+    """Read the masks that a user gives for a video: {frame number: (H, W) uint8 ids}, in order.
+
+    Arguments:
+        given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, counted from 0), or a folder
+            of PNGs that are named like the video's frames. A mask after the first holds the objects that are
+            new or corrected there.
 
     Raises:
-        InputError: what `read_mask` raises; soft edges, whose greys would be objects; an object in the alpha
-            channel only.
+        InputError: a mask is missing, unreadable, of another size, drawn with soft edges or in the alpha
+            channel only, or belongs to no frame or to one that has a mask already; or none holds an object.
     """
+    masks: dict[int, np.ndarray] = {}
+    files = _given_files(video, given)
+    for frame, path in files:
+        if frame in masks or frame >= len(video):
+            raise InputError(f"{path}: given for frame {frame}; give one mask for a frame, as FRAME=PNG, "
+                             f"where FRAME is 0 to {len(video) - 1}")
+        masks[frame] = _drawn_mask(path)
+        video.check_size(masks[frame].shape, path)
+    if not any(ids.any() for ids in masks.values()):
+        named = ", ".join(str(path) for _, path in files) or "none"
+        raise InputError(f"no object in the given masks ({named}); expected a PNG with ids from 1 to 254, "
+                         "where 0 is background")
+    return dict(sorted(masks.items()))
+
+
+def _drawn_mask(path: Path) -> np.ndarray:
+    """`read_mask`, but soft edges, whose greys would be objects, and objects in alpha alone are errors."""
     ids = read_mask(path)
     with Image.open(path) as image:
         if image.mode not in ("L", "LA", "RGB", "RGBA"):
@@ -159,43 +178,14 @@ def own_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return ids
 
 
-def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, np.ndarray]:
-    """The masks that a user gives, {frame number: (H, W) uint8 ids}, read and compared with the video.
-
-    Arguments:
-        given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, counted from 0), or a folder
-            of PNGs that are named like the video's frames. A mask after the first holds the objects that are
-            new or corrected there.
-
-    Raises:
-        InputError: a mask is missing, unreadable, of another size, or belongs to no frame or to one that has
-            a mask already; or no mask holds an object.
-    """
-    masks: dict[int, np.ndarray] = {}
-    files = _given_files(video, given)
-    for frame, path in files:
-        if frame >= len(video):
-            raise InputError(f"{path}: given for frame {frame}, but {video.path} has the frames 0 to "
-                             f"{len(video) - 1}")
-        if frame in masks:
-            raise InputError(f"{path}: a second mask of frame {frame}; give one for each frame, as FRAME=PNG")
-        masks[frame] = own_mask(path)
-        video.check_size(masks[frame].shape, path)
-    if not any(ids.any() for ids in masks.values()):
-        named = ", ".join(str(path) for _, path in files) or "none"
-        raise InputError(f"no object in the given masks ({named}); expected a PNG with ids from 1 to 254, "
-                         "where 0 is background")
-    return dict(sorted(masks.items()))
-
-
 def _given_files(video: Video, given: Sequence[str | os.PathLike[str]]) -> list[tuple[int, Path]]:
     files: list[tuple[int, Path]] = []
     for item in map(os.fspath, given):
-        frame, equals, name = item.partition("=")
-        if equals and re.fullmatch("[0-9]{1,18}", frame) and not os.path.exists(item):
-            files.append((int(frame), Path(name)))
-        elif os.path.isdir(item):
+        numbered = re.fullmatch("([0-9]{1,18})=(.*)", item, re.DOTALL)
+        if os.path.isdir(item):
             files += mask_files(video, Path(item)).items()
+        elif numbered and not os.path.exists(item):
+            files.append((int(numbered[1]), Path(numbered[2])))
         else:
             files.append((0, Path(item)))
     return files
@@ -219,11 +209,10 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
 
 def check_folder(out: str | os.PathLike[str], video: Video,
                  given: Sequence[str | os.PathLike[str]] = ()) -> Path:
-    """Make the folder for the results; check that writing there works and replaces neither frames nor given
-    masks.
+    """Make the folder for the results.
 
     Raises:
-        InputError: not a folder, not writable, the video's own folder, or one that holds a given mask.
+        InputError: not a folder, not writable, or one that holds the video's frames or a given mask.
     """
     taken = {video.path.resolve(), *(path.resolve().parent for _, path in _given_files(video, given))}
     if Path(out).resolve() in taken:
@@ -234,24 +223,14 @@ def check_folder(out: str | os.PathLike[str], video: Video,
 
 def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
                out: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Write masks as `out/<frame>.png` as they pass.
+    """Write masks, (frame number, (H, W) uint8 ids) in order, as `out/<frame>.png` as they pass.
 
-    When the first one is there, files of an earlier run are removed: `overlay.mp4` and the masks of this and
-    later frames.
-
-    Arguments:
-        masks: (frame number, (H, W) uint8 ids), in order.
-        out: as `check_folder` returns it.
+    The first one removes what an earlier run left: `overlay.mp4` and the masks of this and later frames.
     """
     names = [f"{name}.png" for name in video.numbers()]
-    listed = out / _WRITTEN
     for count, (t, ids) in enumerate(masks):
-        if count == 0:
-            earlier = json.loads(listed.read_bytes()) if listed.exists() else []
-            for name in {*earlier, *names, MOVIE} - {*names[:t]}:
-                (out / Path(name).name).unlink(missing_ok=True)
-            with replacing(listed) as stream:
-                stream.write(json.dumps([*names, MOVIE]).encode())
+        for name in () if count else (*names[t:], MOVIE):
+            (out / name).unlink(missing_ok=True)
         write_mask(out / names[t], ids)
         yield t, ids
 
@@ -269,23 +248,19 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     Returns:
         the files of these masks and ends.
     """
-    masks = {f"{video.frame_name(frame)}.png": ids for frame, ids in given.items()}
-    ends = json.dumps({video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())})
-    place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
-    for path in [*sorted(folder.glob("*.png")), *folder.glob(_ENDED)]:
-        with contextlib.suppress(InputError):  # a damaged one is moved too
-            if path.name in masks and np.array_equal(read_mask(path), masks[path.name]):
-                continue
-            if path.name == _ENDED and path.read_text() == ends:
-                continue
-        place.mkdir(exist_ok=True)
-        path.rename(place / path.name)
-    for name, ids in masks.items():
-        write_mask(folder / name, ids)
+    files = {f"{video.frame_name(frame)}.png": _as_png(ids) for frame, ids in given.items()}
     if ended:
-        with replacing(folder / _ENDED) as stream:
-            stream.write(ends.encode())
-    return {folder / name for name in (*masks, *[_ENDED] * bool(ended))}
+        ends = {video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())}
+        files[_ENDED] = json.dumps(ends).encode()
+    place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
+    for path in [*folder.glob("*.png"), *folder.glob(_ENDED)]:
+        if path.read_bytes() != files.get(path.name):
+            place.mkdir(exist_ok=True)
+            path.rename(place / path.name)
+    for name, content in files.items():
+        with replacing(folder / name) as stream:
+            stream.write(content)
+    return {folder / name for name in files}
 
 
 def read_ended(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Movies: frames written as an mp4 that every browser plays, and the frame rate of a video file."""
+"""Write frames as an mp4 that every browser plays, and read the frame rate of a video file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BT601 = 6  # SMPTE 170M in H.264's table of matrices (ITU-T H.264, Table E-5)
 
 
 def frame_rate(video: Video) -> float:
-    """Frames per second, as a video file states them; 24 for a folder of frames or a file that does not."""
+    """Frames per second that a video file states; 24 if it states none, and for a folder of frames."""
     if video.files:
         return FPS
     try:
@@ -36,11 +36,9 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
               quality: int = 20) -> Path:
     """Write frames as an mp4 that every browser plays (H.264, yuv420p, index in front), whole or not at all.
 
-    The frames are not held in memory. yuv420p needs even sides, so a last odd row or column is repeated.
-
     Arguments:
         path: the file, with suffix .mp4; the folders above it are made.
-        frames: (H, W, 3) uint8 RGB of one size.
+        frames: (H, W, 3) uint8 RGB of one size; a last odd row or column is repeated, as yuv420p needs it.
         fps: frames per second, in 0.1..1000.
         quality: x264's constant rate factor in 0..51; lower is better and larger.
 
@@ -54,8 +52,8 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
         raise InputError(f"{path}: fps must lie in 0.1..1000 and quality in 0..51, not fps={fps}, "
                          f"quality={quality}")
     shape, number = None, 0
-    # FFmpeg opens the file again to move the index, so it needs a name, and an absolute one: it takes what
-    # precedes a colon for a protocol
+    # FFmpeg opens the file again to move the index, so it needs a name; what precedes a colon in a relative
+    # one would be a protocol
     with (replacing(path) as stream,
           av.open(os.path.abspath(stream.name), "w", "mp4", options={"movflags": "faststart"}) as container):
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",

@@ -24,22 +24,16 @@ FOLDER = "DULVOS_WEIGHTS"
 
 @dataclass(frozen=True)
 class Release:
-    """A file of released weights.
-
-    Fields:
-        file: its name. source: the page that offers it.
-        method, data: the row of the paper's tables that it belongs to.
-        layer: the layer that its label propagation uses.
-    """
+    """A file of released weights."""
 
     file: str
-    data: str
-    source: str = "github.com/visinf/dense-ulearn-vos"
+    data: str  # with the method: the row of the paper's tables that it belongs to
+    source: str = "github.com/visinf/dense-ulearn-vos"  # the page that offers it
     method: str = "Ours"
-    layer: str = "res4"
+    layer: str = "res4"  # that its label propagation uses
 
 
-# Names that `load_encoder` takes, once the file is in the folder that the variable DULVOS_WEIGHTS names.
+# Names that `load_encoder` takes if the file is in the folder that DULVOS_WEIGHTS names.
 RELEASES = {
     "araslanov-oxuva": Release("oxuva_e430_res4.pth", "OxUvA"),
     "araslanov-youtube-vos": Release("ytvos_e060_res4.pth", "YouTube-VOS"),
@@ -58,7 +52,7 @@ _HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.d
 
 
 class _Absent(nn.Module):
-    """Stands in for a part that a file lacks, where random weights would pass for the file's own."""
+    """A part that a file lacks: using it is an error, since random weights would pass for the file's own."""
 
     def __init__(self, message: str):
         super().__init__()
@@ -69,20 +63,14 @@ class _Absent(nn.Module):
 
 
 def locate(name: str) -> str:
-    """The path of a release in the folder DULVOS_WEIGHTS; any other name comes back as it is.
-
-    Raises:
-        InputError: the variable is not set, or the file is not in the folder.
-    """
-    release, folder = RELEASES.get(name), os.environ.get(FOLDER)
+    """The path of a release; other names come back as they are. InputError if the release is not there."""
+    release = RELEASES.get(name)
     if release is None:
         return name
-    if not folder:
-        raise InputError(f"{name!r} needs the environment variable {FOLDER}: the folder that holds "
-                         f"{release.file}, released at {release.source}")
-    path = Path(folder) / release.file
+    path = Path(os.environ.get(FOLDER, f"${FOLDER}")) / release.file
     if not path.is_file():
-        raise InputError(f"{path}: no such file; it is released at {release.source}")
+        raise InputError(f"{name!r} needs {path}; download it from {release.source} and set {FOLDER} to its "
+                         "folder")
     return str(path)
 
 
@@ -90,7 +78,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read the weights in a .safetensors or a torch file.
 
     In a torch file they stand at the top level or under `model`, `state_dict` or `teacher` (DINO's).
-    `module.`, which parallel trainings add to names, is removed. Only tensors and plain values are unpickled.
+    `module.`, which parallel trainings add to names, is removed.
 
     Raises:
         InputError: the file is damaged, or would run code.
@@ -104,7 +92,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _read_torch(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """The weights in a torch file, and all that it holds."""
+    """The weights in a torch file, and its whole content; only tensors and plain values are unpickled."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,12 +109,11 @@ def read_released(path: str | os.PathLike) -> Encoder:
     """Build an encoder, in evaluation mode, from a released torch file.
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and
-    torchvision's ResNet-18 (`conv1.weight`, ...). The layers of a head are recognised by their order and
-    shapes. A part that the file lacks raises an InputError when it is used: CRW has no head for dense
-    features and may end with layer3. CRW pads by reflection if its file says so.
+    torchvision's ResNet-18 (`conv1.weight`, ...). CRW has no head for dense features and may end with layer3;
+    using the missing part raises an InputError. CRW pads by reflection if its file says so.
 
     Raises:
-        InputError: the file is damaged or would run code, or holds another network; names what is missing.
+        InputError: the file is damaged or would run code, or holds another network.
     """
     path = Path(path)
     state, content = _read_torch(path)
@@ -160,14 +147,14 @@ def read_released(path: str | os.PathLike) -> Encoder:
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, strict: bool = False) -> None:
-    """Load weights into a network if their names, shapes and numbers are right.
+    """Load weights into a network.
 
     Arguments:
         path: the file that they come from, for messages.
         strict: refuse weights that the network does not have; else they are ignored.
 
     Raises:
-        InputError: names the first weight that is missing or wrong.
+        InputError: names the first weight that is missing or has a wrong shape or values.
     """
     wanted = network.state_dict()
     # old files lack BatchNorm's counts, which no feature depends on
@@ -186,7 +173,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
 
 
 def _head_weights(path: Path, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of the head under our names, by their order: convolution, normalisation, convolution."""
+    """The weights of the head under our names; its layers are recognised by their order and shapes."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         if name.startswith(prefix):

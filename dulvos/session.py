@@ -1,4 +1,4 @@
-"""A video of your own: give masks, find the others, correct them, go on; nothing is computed twice."""
+"""Work on a video of your own: give masks, find the others, correct them; nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -31,15 +31,11 @@ class Session:
     another runs.
 
     Arguments:
-        video: its frames.
-        features: makes (K, h, w) features of frames, as `dulvos.segment` takes it. They are kept in a
-            temporary file.
-        settings: of inference.
-        given: frame number -> (H, W) uint8 ids of the objects that are new or corrected there.
-        ended: frame number -> ids of the objects that are gone from that frame on.
-
-    Fields:
-        given, ended: as above; may be changed.
+        features: makes (K, h, w) features of frames, as `dulvos.segment` takes it; a temporary file keeps
+            them.
+        given: frame number -> (H, W) uint8 ids of the objects that are new or corrected there; may be
+            changed.
+        ended: frame number -> ids of the objects that are gone from that frame on; may be changed.
     """
 
     def __init__(self, video: Video, features: MakeFeatures, settings: SegmentSettings = SegmentSettings(),
@@ -51,13 +47,12 @@ class Session:
         self._file = tempfile.TemporaryFile()
         self._softs: list[tuple[tuple[int, ...], Tensor]] = []  # ids of the channels, (M, h, w)
         self._found: list[bytes] = []  # masks, compressed: a mask of 4K would take 8 MB
-        self._valid = 0  # so many masks follow from
-        self._made: tuple[dict, dict] = {}, {}  # these given and ended
+        self._valid, self._made = 0, ({}, {})  # number of masks that follow from these given and ended
         self._before: dict[int, tuple[np.ndarray, set[int]]] = {}  # frame -> mask before, objects touched
 
     @property
     def found(self) -> int:
-        """Number of leading frames that have a mask, though some may be out of date."""
+        """Number of leading frames that have a mask, perhaps out of date."""
         return len(self._found)
 
     @property
@@ -79,23 +74,17 @@ class Session:
     def paint(self, t: int, ids: np.ndarray, ended: Collection[int] = ()) -> None:
         """Correct a frame: objects whose pixels changed are given anew; those erased altogether end there.
 
-        Untouched objects go on as before, and painting what was there before takes the correction back.
+        Untouched objects go on as before; painting the earlier mask again takes the correction back.
 
         Arguments:
             t: frame number.
             ids: (H, W) uint8 in 0..254, the frame's whole mask as it should be.
-            ended: objects that end here though no pixel of theirs was left to be erased.
+            ended: objects that end here though they had no pixel to erase.
 
         Raises:
             InputError: no such frame, or a mask of another size or kind.
         """
-        if not 0 <= t < len(self.video):
-            raise InputError(f"frame {t} is painted, but {self.video.path} has the frames 0 to "
-                             f"{len(self.video) - 1}")
-        if ids.shape != tuple(self.video.size) or ids.dtype != np.uint8 or ids.max() > 254:
-            raise InputError(f"frame {t}: a mask must be uint8 ids up to 254, of size "
-                             f"{tuple(self.video.size)}, not {ids.dtype} up to {ids.max(initial=0)}, of size "
-                             f"{ids.shape}")
+        self._check(t, ids)
         if t not in self._before:
             touched = objects(self.given[t]) if t in self.given else set()
             self._before[t] = self.labels(t), touched | {*self.ended.get(t, ())}
@@ -112,22 +101,20 @@ class Session:
                 target.pop(t, None)
 
     def run(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Find what is missing or out of date, frame by frame; can be left at any moment and called again.
+        """Find what is missing or out of date, frame by frame; may be stopped and called again at any time.
 
         Yields:
             the frame's number and its mask, (H, W) uint8 ids.
 
         Raises:
-            InputError: no object is marked, or one in a mask of another size; what `dulvos.segment` raises.
+            InputError: no object is marked, or one in a wrong mask; what `dulvos.segment` raises.
         """
         given, ended = made = dict(self.given), dict(self.ended)
         start = self.done  # after the copies: what another thread paints between is found by the next run
         if not any(mask.any() for mask in given.values()):
             raise InputError(f"{self.video.path}: no object is marked; paint one, or give a mask")
         for t, mask in given.items():
-            if mask.shape != tuple(self.video.size) or not 0 <= t < len(self.video):
-                raise InputError(f"a mask of size {mask.shape} is given for frame {t}; {self.video.path} has "
-                                 f"{len(self.video)} frames of size {tuple(self.video.size)}")
+            self._check(t, mask)
         ids = object_ids(given)
         needed = (self._feature(t) if t in given or t >= start - self.settings.context else None
                   for t in range(len(self.video)))
@@ -143,6 +130,13 @@ class Session:
             self._found[t:t + 1] = [zlib.compress(labels.tobytes(), 1)]
             self._valid = t + 1
             yield t, labels
+
+    def _check(self, t: int, ids: np.ndarray) -> None:
+        if (not 0 <= t < len(self.video) or ids.shape != tuple(self.video.size) or ids.dtype != np.uint8
+                or ids.max() > 254):
+            raise InputError(f"frame {t}: {ids.dtype} ids up to {ids.max(initial=0)}, of size {ids.shape}; a "
+                             f"mask must be uint8 up to 254, of size {tuple(self.video.size)}, in one of the "
+                             f"{len(self.video)} frames of {self.video.path}")
 
     def _feature(self, t: int) -> Tensor:
         while self._encoded <= t:
@@ -164,5 +158,5 @@ class Session:
 
 
 def _channels(soft: Tensor, old: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:
-    """A soft mask (M, h, w) with the channels `ids`; an object that was not known had no cell."""
+    """A soft mask (M, h, w) with the channels `ids`; an object that was not known has zeros."""
     return torch.stack([soft[old.index(i)] if i in old else torch.zeros_like(soft[0]) for i in ids])

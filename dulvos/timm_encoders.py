@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from dulvos.errors import InputError
@@ -29,9 +26,9 @@ class TimmEncoder(nn.Module):
     registers), at any size of frame: timm resamples the position embeddings. A CNN gives its last stage.
 
     Arguments:
-        name: "timm:ARCHITECTURE", with timm's pretrained weights, downloaded on first use. "@LAYER" may
-            follow, such as "@layer3" or "@blocks.9"; then "=FILE", your own weights (.safetensors or a torch
-            file), or "=random".
+        name: "timm:ARCHITECTURE[@LAYER][=WEIGHTS]": the last layer unless LAYER is given, such as layer3 or
+            blocks.9, and timm's pretrained weights, downloaded on first use, unless WEIGHTS is "random" or
+            a file of your own (.safetensors or torch).
         seed: of the random weights.
 
     Attributes:
@@ -85,42 +82,26 @@ class TimmEncoder(nn.Module):
 def _create(architecture: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        raise InputError(f"'timm:{architecture}': timm has no such network"
-                         + (f"; did you mean {' or '.join(near)}?" if near else ", see timm.list_models()"))
+        raise InputError(f"'timm:{architecture}': timm has no such network; did you mean one of {near}?")
     try:
-        with _one_try() if pretrained else nullcontext():
-            try:
-                network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
-            except TypeError:  # a network without position embeddings
-                network = timm.create_model(architecture, pretrained, num_classes=0)
+        try:
+            network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # a network without position embeddings
+            network = timm.create_model(architecture, pretrained, num_classes=0)
     except OSError as error:
         raise InputError(f"'timm:{architecture}': its weights cannot be downloaded ({_line(error)}); fetch "
                          f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
     except RuntimeError as error:
         known = timm.list_pretrained(f"{architecture.partition('.')[0]}.*")
-        raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has "
-                         f"{', '.join(known) or 'none'}; give =FILE or =random for others") from None
+        raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has {known}; "
+                         "give =FILE or =random for others") from None
     if not hasattr(network, "forward_intermediates"):
         raise InputError(f"'timm:{architecture}' gives no feature maps; {_ADVICE}")
     return network
 
 
-@contextmanager
-def _one_try() -> Iterator[None]:
-    """Use only downloaded files if the hub does not answer, because its client would retry for a minute."""
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of the HTTP library that this version of the hub's client uses
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
 def _load(network: nn.Module, path: Path) -> None:
-    """Load your own weights, whatever precedes their names; timm converts those of known releases."""
+    """Load weights from a file; any prefix of their names is removed, and timm converts known releases."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected weights (.safetensors, or a torch file)")
     state = read_weights(path)

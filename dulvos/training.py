@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import pickle
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,15 @@ __all__ = ["NO_NUMBERS", "TrainSettings", "clip_numbers", "make_clips", "make_pa
            "train", "training_step"]
 
 NO_NUMBERS = ("workers", "checkpoint_minutes", "snapshot_every")  # settings that change no number
-LOSSES = {"loss": "total", "loss_st": "space_time", "loss_cv": "cross_view"}  # our columns, terms of a loss
+LOSSES = {"loss": "total", "loss_st": "space_time", "loss_cv": "cross_view"}  # column: term of the loss
 COLUMNS = ("iteration", *LOSSES, "lr", "seconds")  # of the history
 COUNTERS = ("iteration", "seconds", "cpu_seconds", "peak")  # of a run
 
 
 def parameter_groups(net: nn.Module, settings: TrainSettings) -> list[dict]:
     """Weights, with weight decay; biases (BatchNorm's too), with twice the learning rate and no decay."""
-    weights, biases = [], []
-    for name, parameter in net.named_parameters():
-        (biases if name.endswith(".bias") else weights).append(parameter)
+    weights, biases = ([parameter for name, parameter in net.named_parameters()
+                        if name.endswith(".bias") == bias] for bias in (False, True))
     return [{"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay},
             {"params": biases, "lr": 2 * settings.lr, "weight_decay": 0.0}]
 
@@ -76,7 +76,7 @@ def make_parts(settings: TrainSettings, device: torch.device) -> dict:
 
 def training_step(model: nn.Module, parts: dict, batch: Tensor, settings: TrainSettings, iteration: int, *,
                   rank: int = 0, processes: int = 1) -> tuple[float, ...]:
-    """One iteration: loss, gradient, step. Every draw is a function of the seed and the iteration.
+    """Take one iteration: loss, gradient, step. Every draw is a function of the seed and the iteration.
 
     Arguments:
         model: the network of `parts`, or DistributedDataParallel around it.
@@ -117,9 +117,9 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     A resumed run equals an uninterrupted one: to the bit on the CPU at a fixed number of threads.
 
     Under torchrun, each process takes its share of every batch, and the loss is that of the whole batch:
-    anchors and cross-view features are gathered from all processes. BatchNorm's statistics are those of each
-    process's clips. Process 0 writes; after a stop, all resume with its running statistics, which matter for
-    second_forward="eval".
+    anchors and cross-view features are gathered from all processes. BatchNorm normalises by each process's
+    clips; process 0 saves its running statistics, with which all resume (they matter for
+    second_forward="eval").
 
     Arguments:
         videos: those with fewer than T frames are left out, with a line each.
@@ -150,7 +150,6 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         print(line)
     dataset, parts = make_clips(settings, kept), make_parts(settings, place)
     run = _Run(folder, settings, data or fingerprint(kept), parts, place, rank, processes)
-    run.resume()
     # each process keeps its own BatchNorm statistics, and those of process 0 are saved
     model = parts["net"] if processes == 1 else DistributedDataParallel(parts["net"], broadcast_buffers=False)
     own = [clip_numbers(settings, i, rank=rank, processes=processes)
@@ -162,7 +161,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
                disable=rank > 0)
     try:
         while run.iteration < settings.iterations:
-            batch = run.read(batches).to(place)
+            batch = next(batches).to(place)
             values = training_step(model, parts, batch, settings, run.iteration, rank=rank,
                                    processes=processes)
             run.add(values)
@@ -170,21 +169,22 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
             bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
             if settings.snapshot_every and run.iteration % settings.snapshot_every == 0:
                 run.save_encoder(folder / "snapshots" / f"encoder-{run.iteration}.safetensors")
-            if (time.monotonic() - saved > 60 * settings.checkpoint_minutes
-                    and run.iteration < settings.iterations):
+            if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 run.save()
                 saved = time.monotonic()
         run.save()
     except FloatingPointError as error:
         names = {dataset.video_of(number).name for number in clip_numbers(settings, run.iteration)}
-        raise FloatingPointError(
-            f"{error} at iteration {run.iteration}, clips of {', '.join(sorted(names))}; {run.kept}; "
-            f"lr={settings.lr} may be too high: start again with a lower one, in another folder") from None
+        raise FloatingPointError(f"{error} at iteration {run.iteration}, clips of {', '.join(sorted(names))}"
+                                 f"; lr={settings.lr} may be too high: start again with a lower one, in "
+                                 f"another folder ({run.path} is kept)") from None
+    except InputError as error:  # a worker's message is its traceback, which ends with the error
+        raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
     except RuntimeError as error:  # may come in the middle of a step, so nothing is saved
         if "DataLoader worker" not in str(error):
             raise
-        raise ChildProcessError(f"a process that reads clips was killed (out of memory?); {run.kept}, and "
-                                "the same call resumes; give fewer workers") from None
+        raise ChildProcessError("a process that reads clips was killed (out of memory?); give fewer workers, "
+                                f"and the same call resumes from {run.path}") from None
     bar.close()
     path = folder / "encoder.safetensors"
     run.save_encoder(path)
@@ -199,49 +199,33 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
             "processes": processes, "videos": len(kept)}
 
 
-@dataclasses.dataclass
 class _Run:
-    """What a training needs to resume exactly: no generator, since draws follow from seed and iteration.
+    """The state of a training, which `checkpoint.pt` in its folder saves.
+
+    It needs no generator, since draws follow from seed and iteration.
 
     Fields:
         iteration: iterations done. seconds, cpu_seconds: the time they took. peak: peak memory in MB.
         history: a tuple an iteration, in the order of `COLUMNS`.
+
+    Raises:
+        InputError: the checkpoint is damaged or belongs to another run.
     """
 
-    folder: Path
-    settings: TrainSettings
-    data: str
-    parts: dict
-    place: torch.device
-    rank: int
-    processes: int
-    iteration: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak: float = 0.0
-    history: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.path = self.folder / "checkpoint.pt"
+    def __init__(self, folder: Path, settings: TrainSettings, data: str, parts: dict, place: torch.device,
+                 rank: int, processes: int) -> None:
+        self.folder, self.path, self.parts = folder, folder / "checkpoint.pt", parts
+        self.settings, self.data, self.place, self.rank = settings, data, place, rank
+        self.iteration, self.history = 0, []
+        self.seconds = self.cpu_seconds = self.peak = 0.0
         # what must not change between calls; a run can be prolonged, so not `iterations`
-        self.determining = {name: value for name, value in dataclasses.asdict(self.settings).items()
-                            if name not in ("iterations", *NO_NUMBERS)} | {"processes": self.processes}
-
-    @property
-    def kept(self) -> str:
-        """What is left after a failure, in words."""
-        return f"{self.path} is kept" if self.path.exists() else "no checkpoint was written yet"
-
-    def read(self, batches: Iterator[Tensor]) -> Tensor:
-        """The next batch; a file that cannot be read ends the training in one line, after it is saved."""
-        try:
-            return next(batches)
-        except InputError as error:
-            self.save()
-            # a worker's message is its traceback, which ends with the error
-            told = str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()
-            raise InputError(f"{told}. The training up to here is saved; restore the file and the same call "
-                             "resumes (other files are other data)") from None
+        self.determining = {name: value for name, value in dataclasses.asdict(settings).items()
+                            if name not in ("iterations", *NO_NUMBERS)} | {"processes": processes}
+        for orphan in folder.glob(".*.tmp"):  # of a call that was killed while it wrote
+            orphan.unlink(missing_ok=True)
+        if self.path.exists():
+            self.load()
+        self.zero = time.monotonic() - self.seconds, _cpu_seconds() - self.cpu_seconds
 
     def add(self, values: tuple[float, ...]) -> None:
         """Count an iteration with its loss, L_ST, L_CV and learning rate."""
@@ -276,20 +260,15 @@ class _Run:
         state |= {name: getattr(self, name) for name in COUNTERS}
         state |= {"settings": self.determining, "data": self.data,
                   "history": torch.tensor(self.history, dtype=torch.float64)}
+        content = io.BytesIO()  # torch's own errors about a full disk do not say so
+        torch.save(state, content)
         with replacing(self.path) as stream:
-            torch.save(state, stream)
+            stream.write(content.getbuffer())
         with replacing(self.folder / "history.csv") as stream:
             self.table().to_csv(stream, index=False, float_format="%.7g")
 
-    def resume(self) -> None:
-        """Load the checkpoint, if there is one, and start the clocks; InputError if it does not fit."""
-        for orphan in self.folder.glob(".*.tmp"):  # of a call that was killed while it wrote
-            orphan.unlink(missing_ok=True)
-        if self.path.exists():
-            self._load()
-        self.zero = time.monotonic() - self.seconds, _cpu_seconds() - self.cpu_seconds
-
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load the checkpoint; InputError if it does not fit."""
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             # settings that came later had their defaults
@@ -299,19 +278,17 @@ class _Run:
             other = {name: theirs[name] for name, value in ours.items() if theirs[name] != value}
             for name, part in self.parts.items() if not other else ():
                 part.load_state_dict(saved[name])
-            for name in COUNTERS:
-                setattr(self, name, saved[name])
+            vars(self).update({name: saved[name] for name in COUNTERS})
             self.history = [tuple(row) for row in saved["history"].tolist()]
         except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError,
                 ValueError, AttributeError) as error:
             raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to "
                              f"start anew ({type(error).__name__})") from None
+        if self.iteration > self.settings.iterations:
+            other["iterations"] = self.iteration
         if other:
             raise InputError(f"{self.path}: belongs to a run with other settings or data ({other}); give "
                              "another folder, or delete it")
-        if self.iteration > self.settings.iterations:
-            raise InputError(f"{self.path}: has {self.iteration} iterations already, more than "
-                             f"iterations={self.settings.iterations}")
 
 
 def _cpu_seconds() -> float:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dulvos.errors import InputError
 
@@ -32,35 +32,25 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 _EXPECTED = f"a folder of frames ({', '.join(FRAME_SUFFIXES)}) or a video file ({', '.join(VIDEO_SUFFIXES)})"
-_EXIF_ORIENTATION = 0x0112
 # How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
-_open = threading.local()
+_open = threading.local()  # each thread keeps one video file open
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Turn what the system refuses (permissions, loops of links, names too long) into an InputError."""
+def _readable(path: Path | None = None, kinds: type[Exception] = OSError) -> Iterator[None]:
+    """Turn errors of the system, or whatever a decoder of `path` raises, into an InputError."""
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror or error}; expected a readable file or "
-                         "folder") from error
-
-
-@contextmanager
-def _decodable(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into an InputError that names the file."""
-    try:
-        yield
-    except Exception as error:
+    except kinds as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: unreadable frame ({reason}); replace this file") from error
+        raise InputError(f"{path}: unreadable frame ({reason}); replace this file" if path else
+                         f"{error.filename}: {reason}; expected a readable file or folder") from error
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one size under one name; no file is held open, so it can be pickled and sent to workers.
+    """Frames of one size under one name; it holds no open file, so it can be sent to other processes.
 
     Arguments:
         name: name of the folder, or of the file without its suffix.
@@ -88,24 +78,36 @@ class Video:
         """The frames' numbers by their names, in order."""
         return {self.frame_name(index): index for index in range(self.length)}
 
+    @_readable()
     def read(self, index: int) -> np.ndarray:
         """Read one frame, (H, W, 3) uint8 RGB; negative indices count from the end.
 
-        A video file is decoded forwards and never sought, because seeking misses frames in some files. Read
-        in increasing order, it is decoded once; a step back starts again at the first frame.
+        A video file is only decoded forwards, because seeking misses frames in some files: a step back starts
+        again at the first frame.
 
         Raises:
             InputError: the frame cannot be read, is cut short, or has another size than the first one.
             IndexError: there is no such frame.
         """
         index = range(self.length)[index]
-        return self._read(index, None if self.files else _decoder_for(self.path, index))
+        if self.files:
+            return self._read(index, None)
+        decoder = getattr(_open, "decoder", None)
+        if not decoder or decoder.identity != _identity(self.path) or decoder.position > index:
+            decoder = _open.decoder = _Decoder(self.path)
+        return self._read(index, decoder)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         """Frames `start` to the last, each (H, W, 3) uint8 RGB, in one pass; raises as `read` does."""
         decoder = None if self.files else _Decoder(self.path)
         for index in range(start, self.length):
             yield self._read(index, decoder)
+
+    def _read(self, index: int, decoder: _Decoder | None) -> np.ndarray:
+        where = f"{self.path}, frame {index}" if decoder else self.path / self.files[index]
+        frame = decoder.read(index) if decoder else _read_image(where)
+        self.check_size(frame.shape[:2], where)
+        return frame
 
     def check_size(self, size: tuple[int, int], where: object) -> None:
         """Raise an InputError that names `where` unless (H, W) is the size of the video's frames."""
@@ -115,22 +117,11 @@ class Video:
                              "masks of a video must have one size")
 
     def verify(self) -> None:
-        """Check the header and the end of every frame file without decoding it, before hours of work.
-
-        Raises:
-            InputError: names the first frame whose header is unreadable, whose size differs, or that is cut
-                short.
-        """
+        """Raise an InputError that names the first frame file with a bad header, another size or no end."""
         for path in (self.path / file for file in self.files):
             self.check_size(_header_size(path), path)
             if not _is_whole(path):
                 _read_image(path)
-
-    def _read(self, index: int, decoder: _Decoder | None) -> np.ndarray:
-        where = f"{self.path}, frame {index}" if decoder else self.path / self.files[index]
-        frame = decoder.read(index) if decoder else _read_image(where)
-        self.check_size(frame.shape[:2], where)
-        return frame
 
 
 @_readable()
@@ -196,12 +187,11 @@ def shrink(frame: np.ndarray, shorter_side: int) -> np.ndarray:
 
 def _header_size(path: Path) -> tuple[int, int]:
     """(H, W) of a picture after any EXIF rotation, from its header alone; raises InputError if unreadable."""
-    with _decodable(path), Image.open(path) as image:
-        width, height = image.size
+    with _readable(path, Exception), Image.open(path) as image:
         exif = Image.Exif()  # not `getexif`: it also obeys XMP, unlike OpenCV, and decodes a whole PNG
         with suppress(SyntaxError):  # OpenCV ignores broken EXIF data too
             exif.load(image.info.get("exif", b""))
-        return (width, height) if exif.get(_EXIF_ORIENTATION) in (5, 6, 7, 8) else (height, width)
+        return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
 
 
 @_readable()
@@ -213,15 +203,14 @@ def frame_files(folder: Path) -> tuple[str, ...]:
         # A broken link counts, so that reading it is an error; a pipe does not: reading it would never end.
         return entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry)
 
-    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_frame(entry)), key=_natural))
+    def natural(name: str) -> tuple[str, str]:
+        return re.sub("[0-9]+", lambda number: number[0].zfill(20), Path(name).stem), name
 
-
-def _natural(name: str) -> tuple[str, str]:
-    return re.sub("[0-9]+", lambda number: number[0].zfill(20), Path(name).stem), name
+    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_frame(entry)), key=natural))
 
 
 def _read_image(path: Path) -> np.ndarray:
-    with _decodable(path):
+    with _readable(path, Exception):
         if not _is_whole(path):
             with Image.open(path) as image:
                 image.load()  # OpenCV would silently fill the rest of a cut picture with grey
@@ -238,14 +227,22 @@ def _is_whole(path: Path) -> bool:
     return any(head.startswith(start) and tail.endswith(end) for start, end in _ENDINGS.items())
 
 
+def _identity(path: Path) -> tuple[Path, int, int]:
+    """Differs in a forked process, which shares its parent's position in the file, and for a new file."""
+    return path.absolute(), os.getpid(), path.stat().st_mtime_ns
+
+
 class _Decoder:
     """A video file that is decoded forwards; `position` is the frame that was decoded last."""
 
+    @_readable()
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.identity = path, -1, _identity(path)
         source = str(path.absolute())  # FFmpeg would take a relative "12:30.mp4" for a protocol
         if source != source.encode(errors="replace").decode():
             raise InputError(f"{path}: this path is not UTF-8, which crashes OpenCV; rename it")
+        with open(path, "rb"):
+            pass  # an error here says more than OpenCV's
         # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
         self.capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self.capture.isOpened():
@@ -259,20 +256,3 @@ class _Decoder:
         if self.position < index or not decoded:
             raise InputError(f"{self.path}: frame {index} does not decode; re-encode or replace the file")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-
-@_readable()
-def _identity(path: Path) -> tuple[Path, int, int, int, int]:
-    # A forked worker shares its parent's file position, so it must not go on with the parent's decoder (hence
-    # the process); and a file that was replaced must not be read on from the open one.
-    with open(path, "rb") as stream:  # an error here says more than OpenCV's
-        state = os.fstat(stream.fileno())
-    return path, os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size
-
-
-def _decoder_for(path: Path, index: int) -> _Decoder:
-    """The thread's one open decoder if it can read the frame, else a new one: few files stay open."""
-    decoder = getattr(_open, "decoder", None)
-    if decoder is None or decoder.identity != _identity(path) or decoder.position > index:
-        decoder = _open.decoder = _Decoder(path)
-    return decoder
