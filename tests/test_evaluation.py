@@ -19,18 +19,11 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode
 from dulvos.masks import read_mask, write_mask
 from dulvos.metrics import SequenceScores, score_sequence, summarise
-from dulvos.study.evaluation import (
-    evaluate,
-    evaluate_encoders,
-    evaluation_run,
-    object_table,
-    open_split,
-    write_official,
-)
+from dulvos.study.evaluation import evaluate, evaluate_encoders, evaluation_run, object_table, write_official
 from dulvos.study.rows import TRAINING_VERSION, Study
 from dulvos.study.runs import find_features, trained_encoder
 from dulvos.study.selection import draw_sequences, selection_run
-from dulvos.study.youtube_vos import LOCAL
+from dulvos.study.youtube_vos import LOCAL, open_split
 from tests.miniature import FRAMES, STEP, draw_video, write_davis
 
 SETTINGS = SegmentSettings(context=2, radius=3.0)

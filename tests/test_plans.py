@@ -63,8 +63,7 @@ def test_the_davis_study_keeps_the_snapshots_of_its_curve():
     assert {step.parameters["shorter_side"] for step in curve} == {240}
 
 
-@pytest.mark.parametrize(("call", "names"), [
-    (grid_steps, ["large"]), (grid_steps, ["demo", ["N5-0"]]), (davis_steps, ["gpu"])])
-def test_unknown_names_are_refused(call, names):
-    with pytest.raises(InputError):
-        call(*names)
+@pytest.mark.parametrize("names", [["large"], ["demo", ["N5-0"]]])
+def test_unknown_names_are_refused(names):
+    with pytest.raises(InputError, match="large|N5-0"):
+        grid_steps(*names)

@@ -47,13 +47,13 @@ def test_a_row_comes_back_flat_with_its_provenance(study):
     assert study.rows("evaluate").empty and Study("other", study.results).rows().empty
 
 
-def test_rows_of_another_version_are_found_if_asked_for_and_there_is_no_current_one(study):
-    later = {"date": "9999", "version": TRAINING_VERSION - 1}
-    study.write(row("old", "0" * 12, **later, **WANTED))
-    assert study.find("train", WANTED) is None and study.find("train", WANTED, stale=True)["name"] == "old"
-    study.write(row("new", "1" * 12, **WANTED))
-    assert study.find("train", WANTED)["name"] == study.find("train", WANTED, stale=True)["name"] == "new"
-    assert dict(study.rows().set_index("name").current) == {"old": False, "new": True}
+def test_rows_of_another_version_are_neither_current_nor_found(study):
+    study.write(row("old", "0" * 12, version=TRAINING_VERSION - 1, **WANTED))
+    assert study.find("train", WANTED) is None
+    for key, date in (("1" * 12, "2026-02"), ("2" * 12, "2026-01")):
+        study.write(row("new", key, date=date, **WANTED))
+    assert study.find("train", WANTED)["key"] == "1" * 12
+    assert dict(study.rows().groupby("name").current.all()) == {"old": False, "new": True}
 
 
 def test_one_frame_a_clip_has_a_version_of_its_own():

@@ -125,22 +125,18 @@ def png(ids: np.ndarray, palette: bool = True, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-M, N, IDS = NAMES[1], NAMES[-1], np.ones((64, 96), np.uint8)
+M, IDS = NAMES[1], np.ones((64, 96), np.uint8)
 
 
 @pytest.mark.parametrize(("change", "named", "fact"), [
-    ({M: None}, M, "missing$"), ({M: None, N: None}, M, "missing .*1 more"),
-    ({M: None, "Annotations/v1/3.png": png(IDS)}, M, "missing .*1 more"),
+    ({M: None}, M, "missing$"), ({M: None, "Annotations/v1/3.png": png(IDS)}, M, "missing .*1 more"),
     ({"Annotations/v1/00004.png": png(IDS)}, "v1/00004.png", "JPEGImages"),
     ({"v1/00003.png": png(IDS)}, "v1/00003.png", "JPEGImages"),
-    ({"__MACOSX/._v": b""}, "__MACOSX/._v", "JPEGImages"),
-    ({"Annotations/.DS_Store": b""}, ".DS_Store", "JPEGImages"),
-    ({"../v.png": b""}, r"\.\./v.png", "JPEGImages"), ({M: png(IDS[:-1])}, M, "96x63 .* 96x64"),
-    ({M: png(IDS, palette=False)}, M, "PNG of mode L"), ({M: png(PALETTE[IDS], palette=False)}, M, "RGB"),
+    ({"__MACOSX/._v": b""}, "__MACOSX/._v", "JPEGImages"), ({M: png(IDS[:-1])}, M, "96x63 .* 96x64"),
+    ({M: png(IDS, palette=False)}, M, "PNG of mode L"), ({M: png(IDS, kind="GIF")}, M, "GIF"),
     ({M: png(PALETTE[IDS], palette=False, kind="JPEG")}, M, "JPEG"),
-    ({M: png(IDS, kind="GIF")}, M, "GIF"), ({M: png(IDS * 2)}, M, "id 2; .* 0, 1, 5"),
-    ({M: png(IDS * 255)}, M, "id 255"), ({M: png(IDS)[:60]}, M, "complete"),
-], ids="missing two renamed between folder macos store outside size grey colour jpeg gif id void cut".split())
+    ({M: png(IDS * 2)}, M, "id 2; .* 0, 1, 5"), ({M: png(IDS)[:60]}, M, "complete"),
+], ids="missing renamed between folder macos size grey gif jpeg id cut".split())
 def test_what_the_server_rejects_is_found(valid, masks, tmp_path, change, named, fact):
     path = tmp_path / "own.zip"
     entries = {name: (masks / Path(name).relative_to("Annotations")).read_bytes() for name in NAMES} | change

@@ -34,17 +34,11 @@ from dulvos.study import paper, youtube_vos
 from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
 from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
 
-__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "open_split",
-           "write_official"]
+__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "write_official"]
 
 BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
 SUBMISSION = "submission.zip"
 DEFAULT = SegmentSettings()
-
-
-def open_split(data: str, split: str) -> Dataset:
-    """The videos to evaluate on: "valid" and "local" of YouTube-VOS, or a split of what `open_data` takes."""
-    return youtube_vos.open_split(data, split) if split in youtube_vos.SPLITS else open_data(data, split)
 
 
 def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder: Path,
@@ -226,7 +220,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
     scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` with the masks.
 
     Arguments:
-        data, split: as `open_split` takes them, or an open dataset.
+        data, split: as `open_data` takes them, or an open dataset.
         features: as `find_features` takes them; or "selected": what `selection_run` chose in this study.
         device: None chooses a CUDA GPU if there is one.
         seed: of random features.
@@ -238,7 +232,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         InputError: bad input, by name, before anything is propagated.
     """
     plain_name("name", name)
-    dataset = open_split(data, split) if isinstance(data, str) else data
+    dataset = open_data(data, split) if isinstance(data, str) else data
     if features.partition(":")[0] == "selected":
         features, layer, selected = _find_selected(study, features.partition(":")[2] or "trained")
         settings = dataclasses.replace(settings, layer=layer)
@@ -294,7 +288,7 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
 
     Arguments:
         encoders: as `load_encoder` takes them; also "copy" and "colour".
-        data, split: as `open_split` takes them.
+        data, split: as `open_data` takes them.
         study: "encoders" by default.
         device, processes: as `evaluate` takes them; None chooses a CUDA GPU if there is one.
 

@@ -26,8 +26,8 @@ from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
 __all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "flat", "frame", "has",
-           "is_current", "label", "lookup", "newest", "once", "percent", "plain_name", "provenance", "remark",
-           "run_key", "state", "training", "version", "write_json"]
+           "label", "lookup", "newest", "once", "percent", "plain_name", "provenance", "remark", "run_key",
+           "state", "training", "version", "write_json"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "timm", "pandas")
@@ -54,24 +54,14 @@ def version(kind: str, row: dict) -> int:
     return TRAINING_VERSION + one
 
 
-def is_current(row: dict) -> bool:
-    """Whether today's code gives the numbers of this row."""
-    return row["version"] == version(row["kind"], row)
-
-
 @dataclass(frozen=True)
 class Study:
-    """A study and its folder `results/<name>`: rows, scores, history, tables, figures, executed notebooks.
-
-    Its folders runs, masks and logs hold what is made on the way and is not committed.
+    """A study and its folder `results/<name>`, whose folders runs, masks and logs are not committed.
 
     Arguments:
-        name: a plain folder name.
+        name: a plain folder name; otherwise an InputError.
         results: the folder of all studies; by default DULVOS_RESULTS, else `results` in the checkout.
         notebooks: the folder of the notebooks that its steps run.
-
-    Raises:
-        InputError: the name would lead out of the folder.
     """
 
     name: str
@@ -92,24 +82,15 @@ class Study:
         return self.folder / folder / f"{row['name']}-{row['key']}{suffix}"
 
     def rows(self, kind: str = "*") -> pd.DataFrame:
-        """The rows, oldest first, with a column `current`: whether today's code gives the same numbers.
-
-        Raises:
-            InputError: a file that is no row.
-        """
+        """The rows, oldest first, with a column `current`: whether today's code gives the same numbers."""
         return _table((self.folder / "rows").glob(f"{kind}-*.json"))
 
-    def find(self, kind: str, wanted: dict, *, stale: bool = False) -> dict | None:
-        """The newest row of a kind with the wanted fields; a field that it lacks has its default.
-
-        Arguments:
-            stale: a row of an earlier version counts too, if there is no current one.
-        """
+    def find(self, kind: str, wanted: dict) -> dict | None:
+        """The newest row of a kind and of today's version with these fields; one that it lacks is default."""
         rows = map(_read, (self.folder / "rows").glob(f"{kind}-*.json"))
-        fitting = [(is_current(row), row["date"], row) for row in rows if row["kind"] == kind
+        fitting = [row for row in rows if row["kind"] == kind and row["version"] == version(kind, row)
                    and all(lookup(row, name) == value for name, value in wanted.items())]
-        current, _, row = max(fitting, key=lambda found: found[:2], default=(False, "", None))
-        return row if current or stale else None
+        return max(fitting, key=lambda row: row["date"], default=None)
 
     def find_training(self, name: str) -> pd.Series | None:
         """The training of that name or key that counts."""
@@ -275,7 +256,7 @@ def frame(lines: list[dict], columns: list[str]) -> pd.DataFrame:
 def _table(paths: Iterable[Path]) -> pd.DataFrame:
     rows = [dict.fromkeys(COLUMNS) | _read(path) for path in sorted(paths)]
     for row in rows:
-        row["current"] = is_current(row)
+        row["current"] = row["version"] == version(row["kind"], row)
     table = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     return table.sort_values("date", ignore_index=True, kind="stable")
 

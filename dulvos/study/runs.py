@@ -12,10 +12,9 @@ from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.study import cutouts
+from dulvos.study import cutouts, youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, once
-from dulvos.study.youtube_vos import LOCAL, local_split
 from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
 
@@ -40,11 +39,13 @@ def open_data(data: str, split: str) -> Dataset:
     Arguments:
         data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (in the folder DULVOS_DAVIS),
             or a folder in DAVIS's layout. For training also what `open_training` takes.
-        split: "train" or "val".
+        split: "train" or "val"; or "valid" or "local" of YouTube-VOS, as `youtube_vos.open_split` takes it.
 
     Raises:
         InputError: no such data set, or something in it is missing or wrong.
     """
+    if split in youtube_vos.SPLITS:
+        return youtube_vos.open_split(data, split)
     if data == "cutouts":
         return load_davis(cutouts.render(cutouts_folder()), split)
     if data == "davis":
@@ -76,10 +77,10 @@ def open_training(data: str) -> Collection:
     """
     if data == LOCAL_TRAINING:
         whole = open_training("youtube-vos")
-        names = set(local_split(whole.root).train)
+        names = set(youtube_vos.local_split(whole.root).train)
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
-        return dataclasses.replace(whole, name=LOCAL, sequences=sequences, fingerprint=mark)
+        return dataclasses.replace(whole, name=youtube_vos.LOCAL, sequences=sequences, fingerprint=mark)
     if data not in SOURCES:
         return open_collection("", data, _cache() / "indexes")
     base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]

@@ -16,35 +16,13 @@ from dulvos.study.evaluation import DEFAULT, evaluation_run
 from dulvos.study.rows import SUFFIX, Study
 from dulvos.study.runs import open_data, trained_encoder
 
-__all__ = ["draw_sequences", "list_snapshots", "selection_run"]
+__all__ = ["draw_sequences", "selection_run"]
 
 
 def draw_sequences(dataset: Dataset, count: int) -> Dataset:
     """A random choice of `count` sequences, always the same for a data set; all of them if it has no more."""
     chosen = np.random.default_rng(0).permutation(len(dataset.sequences))[:count]
     return dataclasses.replace(dataset, sequences=[dataset.sequences[i] for i in sorted(chosen)])
-
-
-def list_snapshots(study: Study, features: str) -> dict[int, str]:
-    """The encoders that a training kept: {iteration: features, as `find_features` takes them}.
-
-    Arguments:
-        features: "trained" or "trained:KEY".
-
-    Raises:
-        InputError: other features, no such training, or one that kept the last encoder only.
-    """
-    if features.split(":")[0] != "trained" or "@" in features:
-        raise InputError(f"features={features!r}: only a training has snapshots to select; give 'trained' or "
-                         "'trained:KEY'")
-    encoder = trained_encoder(study, features.rpartition(":")[2])
-    key = encoder.parent.name.rpartition("-")[2]
-    numbers = [path.stem.rpartition("-")[2] for path in (encoder.parent / "snapshots").glob("*.safetensors")]
-    if not numbers:
-        raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
-                         "snapshot_every > 0")
-    last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
-    return {i: f"trained:{key}@{i}" for i in sorted(map(int, numbers))} | {last: f"trained:{key}"}
 
 
 def selection_run(study: Study, name: str, data: str, features: str, settings: SegmentSettings = DEFAULT, *,
@@ -65,11 +43,11 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
         the row of the best; J&F in percent of what it was chosen from, by iteration and layer.
 
     Raises:
-        InputError: count below 1, or what `list_snapshots` raises.
+        InputError: count below 1, other features, no such training, or one that kept no snapshots.
     """
     if count < 1:
         raise InputError(f"number of sequences to select on must be >= 1, not {count}")
-    dataset, kept = open_data(data, "val"), list_snapshots(study, features)
+    dataset, kept = open_data(data, "val"), _snapshots(study, features)
     few, name, tried = draw_sequences(dataset, count), name.removesuffix(SUFFIX), []
     for iteration, source in kept.items():
         for layer in paper.SELECTED_LAYERS:
@@ -85,3 +63,18 @@ def selection_run(study: Study, name: str, data: str, features: str, settings: S
                          dataclasses.replace(settings, layer=best.layer), device=device, processes=processes,
                          selected=told)
     return row, table.pivot(index="iteration", columns="layer", values="score").round(1)
+
+
+def _snapshots(study: Study, features: str) -> dict[int, str]:
+    """The encoders that a training kept: {iteration: features}."""
+    if features.split(":")[0] != "trained" or "@" in features:
+        raise InputError(f"features={features!r}: only a training has snapshots to select; give 'trained' or "
+                         "'trained:KEY'")
+    encoder = trained_encoder(study, features.rpartition(":")[2])
+    key = encoder.parent.name.rpartition("-")[2]
+    numbers = [path.stem.rpartition("-")[2] for path in (encoder.parent / "snapshots").glob("*.safetensors")]
+    if not numbers:
+        raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
+                         "snapshot_every > 0")
+    last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
+    return {i: f"trained:{key}@{i}" for i in sorted(map(int, numbers))} | {last: f"trained:{key}"}

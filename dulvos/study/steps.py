@@ -40,14 +40,13 @@ from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
 from dulvos.files import make_folder, replacing
 from dulvos.inference import SegmentSettings
-from dulvos.study import evaluation, runs
-from dulvos.study.rows import ROOT, Study, is_current
+from dulvos.study import runs
+from dulvos.study.rows import ROOT, Study
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["STALE", "Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
+__all__ = ["Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
            "open_client", "run_steps"]
 
-STALE = "done by earlier code"
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
 CONNECT = 10  # seconds to wait for a scheduler
 HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
@@ -85,17 +84,14 @@ class Step:
 
     @property
     def source(self) -> Path:
-        """The notebook."""
         return self.study.notebooks / f"{self.notebook}.ipynb"
 
     @property
-    def copy(self) -> Path:
-        """The executed notebook."""
+    def copy(self) -> Path:  # the executed notebook
         return self.study.folder / "notebooks" / f"{self.full_name}.ipynb"
 
     @property
-    def failure(self) -> Path:
-        """The executed notebook if it failed."""
+    def failure(self) -> Path:  # the same if it failed
         return self.copy.with_suffix(".failed.ipynb")
 
     @cached_property
@@ -129,7 +125,7 @@ def defaults(notebook: Path) -> dict:
 
 
 def find_state(step: Step) -> tuple[str, dict | None]:
-    """The state of a step (done, `STALE`, failed or missing), and the row that it left.
+    """The state of a step (done, failed or missing), and the row that it left.
 
     If the data are on this machine, only a row of the same data counts.
     """
@@ -138,29 +134,28 @@ def find_state(step: Step) -> tuple[str, dict | None]:
 
 
 def _find_row(step: Step) -> tuple[str, dict | None]:
-    given, training = step.given, None
+    given = step.given
     settings = {item.name for item in fields(TrainSettings if step.row == "train" else SegmentSettings)}
     wanted = {f"parameters.{name}": given[name] for name in given.keys() & settings - {*NO_NUMBERS}}
     wanted["name"] = given["name"]
     folders = os.environ.get("DULVOS_DAVIS"), os.environ.get("DULVOS_DATA_DIR")
-    if mark := _mark(step.row, given["data"], given.get("split", ""), *folders):
+    split = "train" if step.row == "train" else given.get("split", "val")
+    if mark := _mark(given["data"], split, *folders):
         wanted["fingerprint"] = mark
     features, _, trained = given.get("features", "").partition(":")
     if features == "trained":
         training = step.study.find_training(trained.partition("@")[0] or "trained")
-        if training is None:
+        if training is None or not training["current"]:
             return "missing", None
         wanted["trained_key"] = training["key"]
     elif features not in ("", "selected"):
         wanted["features"] = given["features"]
-    row = step.study.find(step.row, wanted, stale=True)
-    if row is None:
-        return "missing", None
-    if not is_current(row) or training is not None and not training["current"]:
-        return STALE, row
-    files = is_whole(step.study.folder / row["encoder"]) if step.row == "train" else \
+    row = step.study.find(step.row, wanted)
+    if row is None or not step.files:
+        return "done" if row else "missing", row
+    whole = is_whole(step.study.folder / row["encoder"]) if step.row == "train" else \
         step.study.path(row, "masks").is_dir()
-    return "done" if files or not step.files else "missing", row
+    return "done" if whole else "missing", row
 
 
 def _is_shown(step: Step) -> bool:
@@ -171,14 +166,13 @@ def _is_shown(step: Step) -> bool:
 
 
 @cache
-def _mark(kind: str, data: str, split: str, *folders: str | None) -> str | None:
+def _mark(data: str, split: str, *folders: str | None) -> str | None:
     """Fingerprint of a run's data, None if they are not on this machine; `folders` are where data lie."""
     if data == "cutouts" and not runs.cutouts_folder().is_dir():  # opening it would render it
         return None
     try:
-        if kind == "train":
-            return runs.training_fingerprint(runs.open_data(data, "train"))
-        return runs.dataset_fingerprint(evaluation.open_split(data, split or "val"))
+        dataset = runs.open_data(data, split)
+        return (runs.training_fingerprint if split == "train" else runs.dataset_fingerprint)(dataset)
     except InputError:
         return None
 
@@ -210,14 +204,10 @@ def list_states(steps: Sequence[Step]) -> str:
 
 
 def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, scheduler: str = "") -> int:
-    """Run the steps that are not done, in the order of their needs, and say what failed.
+    """Run the steps that are not done, in the order of their needs: 0, or 1 if one failed or was left out.
 
     Arguments:
-        steps: each after those that it needs.
         workers, threads, scheduler: as `open_client` takes them.
-
-    Returns:
-        exit status: 1 if a step failed or was left out.
 
     Raises:
         InputError: a wrong parameter, a study in use by another process, a scheduler that does not answer.
@@ -330,8 +320,8 @@ def open_client(workers: int, threads: int, scheduler: str, several: bool) -> It
                 raise InputError(f"scheduler={scheduler}: start its workers with one thread (--nthreads 1)")
             yield client, 0
         return
-    fitting = min(CPU_COUNT // (threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY) if several else 1
-    workers = workers or torch.cuda.device_count() or max(1, fitting)
+    fitting = max(1, min(CPU_COUNT // (threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY))
+    workers = workers or torch.cuda.device_count() or (fitting if several else 1)
     # one worker is a thread of this process; no memory limit, because the kernels need the memory;
     # Dask sets variables in this process, too
     with (_environment({}),
