@@ -1,7 +1,7 @@
-"""Correspondence: what features match across frames and views, and what label propagation copies.
+"""Correspondence: what features match across frames, and what label propagation copies.
 
-Features are (T, K, h, w) float, L2-normalised over K; maps of one frame lack T. Positions are [y, x] int64,
-distances are in cells. A value out of range raises an InputError.
+Features are (T, K, h, w) float, L2-normalised over K. Positions are [y, x] int64. A value out of range raises
+an InputError.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from torch import Tensor
 from dulvos.errors import InputError
 from dulvos.propagation import PROTOCOLS, Protocol, entries, most_similar
 
-__all__ = ["Sources", "affinity", "anchor_grid", "best_matches", "cycle_error", "dominant_anchors",
-           "principal_components", "sources", "tracks", "view_matches"]
-
-CHUNK = 2**24  # similarities in memory at once: 64 MB in float32
+__all__ = ["Sources", "affinity", "anchor_grid", "best_matches", "dominant_anchors", "principal_components",
+           "sources"]
 
 
 class Sources(NamedTuple):
@@ -31,8 +29,11 @@ class Sources(NamedTuple):
 
 def affinity(features: Tensor, frame: int, y: int, x: int) -> Tensor:
     """Cosine similarity of the cell (y, x) of a frame with all cells of all frames: (T, h, w) in [-1, 1]."""
-    _check_cells(features, frame, torch.tensor([[y, x]]))
-    return (features[frame, :, y, x] @ features.flatten(2)).view(-1, *features.shape[2:])  # einsum would copy
+    frames, _, height, width = features.shape
+    if not (0 <= frame < frames and 0 <= y < height and 0 <= x < width):
+        raise InputError(f"frame {frame}, cell [y, x] = {[y, x]} is outside the {frames} frames of "
+                         f"{height}x{width} cells")
+    return (features[frame, :, y, x] @ features.flatten(2)).view(frames, height, width)  # einsum would copy
 
 
 def best_matches(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -81,8 +82,8 @@ def dominant_anchors(features: Tensor, anchors: Tensor, tau: float = 0.05) -> tu
 def principal_components(features: Tensor) -> Tensor:
     """The first three principal components of all cells of a video, as colours: similar features look alike.
 
-    Each component is stretched from its 1st to its 99th percentile, with the sign that skews it to the right:
-    the result does not change if channels are reordered or rotated.
+    Each component is stretched from its 1st to its 99th percentile, with the sign that skews it to the right,
+    so that reordering or rotating the channels does not change the colours.
 
     Returns:
         (T, h, w, 3) float in [0, 1].
@@ -96,62 +97,6 @@ def principal_components(features: Tensor) -> Tensor:
                  for share in (0.01, 0.99))
     values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     return values.t().reshape(frames, height, width, 3)
-
-
-def tracks(features: Tensor, points: Tensor, radius: float) -> Tensor:
-    """Points of frame 0, followed by nearest neighbours from frame to frame.
-
-    Arguments:
-        points: (n, 2) positions.
-        radius: exclusive limit of a step from one frame to the next; > 0, may be infinite.
-
-    Returns:
-        (T, n, 2) positions.
-    """
-    if not radius > 0:
-        raise InputError(f"radius must be positive, not {radius}")
-    _check_cells(features, 0, points)
-    cells, found = _cells(features), [points.to(features.device)]
-    for now, later in zip(features, features[1:]):
-        query = now[:, found[-1][:, 0], found[-1][:, 1]]  # [K, n]
-        cosine = query.t() @ later.flatten(1)  # [n, h·w]
-        far = (found[-1][:, None] - cells).float().norm(dim=2) >= radius
-        found.append(cells[cosine.masked_fill(far, -torch.inf).argmax(1)])
-    return torch.stack(found)
-
-
-def cycle_error(a: Tensor, b: Tensor) -> Tensor:
-    """How far from itself a cell of map a ends after a step to its nearest neighbour in b, and one back to a.
-
-    Returns:
-        (h, w) float32; 0 is consistent.
-    """
-    back = _nearest(b.flatten(1)[:, _nearest(a, b)], a)
-    return (_cells(a)[back] - _cells(a)).float().norm(dim=1).view(a.shape[1:])
-
-
-def view_matches(features: Tensor, features_view2: Tensor, theta: Tensor, *,
-                 corrected_stride: int | None = None) -> tuple[Tensor, Tensor]:
-    """Where the cells of view 2 should lie in the main view, and where their nearest neighbours lie.
-
-    Arguments:
-        features, features_view2: (K, h, w), of one frame's two views.
-        theta: (2, 3), 𝒯 from view-2 to main-view coordinates, (x, y) in [-1, 1].
-        corrected_stride: the encoder's stride places cells where they are, None where the release does (see
-            `dulvos.views.warp`).
-
-    Returns:
-        Where 𝒯 leads, (h, w, 2) float, and the most similar cells, (h, w, 2).
-    """
-    _, height, width = features.shape
-    size = torch.tensor([width, height], device=features.device)
-    # the release places cell i at (2i + 1)/n - 1; its centre is at (2i + 1/s)/n - 1, pixel s·i of s·n
-    lead = 1.0 if corrected_stride is None else 1 / corrected_stride
-    place = (2 * _cells(features).flip(1) + lead).double() / size - 1  # [h·w, 2] x, y
-    place = place @ theta[:, :2].double().t() + theta[:, 2].double()
-    expected = ((place + 1) * size - lead).flip(1) / 2
-    found = _cells(features)[_nearest(features_view2, features)]
-    return expected.float().view(height, width, 2), found.view(height, width, 2)
 
 
 def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = PROTOCOLS["crw"], *,
@@ -170,7 +115,7 @@ def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = P
     # a frame stands here as often as it counts
     shown = torch.tensor([*near, *everywhere], device=features.device)  # [n]
     cosine = affinity(features, frame, y, x)[shown].flatten(1)  # [n, h·w]
-    cells = _cells(features)
+    cells = _positions(torch.arange(cosine.shape[1], device=features.device), features.shape[3])
     offset = cells - cells[y * features.shape[3] + x]
     box = protocol.neighbourhood == "box"
     far = (offset.abs() > protocol.radius).any(1) if box else offset.square().sum(1) >= protocol.radius**2
@@ -181,27 +126,6 @@ def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = P
     return Sources(shown[index // len(cells)], cells[index % len(cells)], weight[order])
 
 
-def _check_cells(features: Tensor, frame: int, points: Tensor) -> None:
-    frames, _, height, width = features.shape
-    inside = ((points >= 0) & (points < torch.tensor([height, width], device=points.device))).all()
-    if not inside or not 0 <= frame < frames:
-        raise InputError(f"frame {frame}, cells [y, x] {points.tolist()}: outside {frames} frames of "
-                         f"{height}x{width} cells")
-
-
-def _cells(features: Tensor) -> Tensor:
-    """The positions of all cells of a map (..., h, w), row by row: (h·w, 2)."""
-    height, width = features.shape[-2:]
-    return _positions(torch.arange(height * width, device=features.device), width)
-
-
 def _positions(index: Tensor, width: int) -> Tensor:
     """Flat indices y·w + x (…) as positions (…, 2) [y, x]."""
     return torch.stack([index // width, index % width], -1)
-
-
-def _nearest(queries: Tensor, keys: Tensor) -> Tensor:
-    """For each cell of the queries (K, ...) the index of the most similar one of the keys (K, ...)."""
-    keys = keys.flatten(1)
-    return torch.cat([(part.t() @ keys).argmax(1)
-                      for part in queries.flatten(1).split(max(1, CHUNK // keys.shape[1]), 1)])

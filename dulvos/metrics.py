@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil, hypot, isqrt
+from math import ceil, hypot
 
 import cv2
 import numpy as np
@@ -22,7 +22,6 @@ STATS_COLUMNS = ("J mean", "J recall", "J decay", "F mean", "F recall", "F decay
 SUMMARY_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 BACKGROUND = (0, 255)  # 255: void
 TOLERANCE = 0.008  # of the image diagonal
-PACKET = 4  # frames at once: their truths and predictions fill the 8 bits of a byte
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +74,18 @@ def score_sequence(
         raise InputError(f"{length} frame(s): at least 3 are needed; the first and the last are not scored")
     entry = _entry_frames(truth, first_frame)
     radius = ceil(TOLERANCE * hypot(*size))
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disk = (x**2 + y**2 <= radius**2).astype(np.uint8)
     j, f = np.full((2, len(entry), length - 2), np.nan)
 
-    def score(row: int, object_id: int, frame: int) -> None:
-        stop = min(frame + PACKET, length - 1)
-        planes = _pack(truth[frame:stop], prediction[frame:stop], object_id)
-        j[row, frame - 1 : stop - 1] = _jaccard(planes)[: stop - frame]
-        f[row, frame - 1 : stop - 1] = _boundary_f(planes, radius)[: stop - frame]
+    def score(row: int, object_id: int, t: int) -> None:
+        masks = ((ids[t] == object_id).view(np.uint8) for ids in (truth, prediction))
+        j[row, t - 1], f[row, t - 1] = _compare(*masks, disk)
 
-    packets = [(row, object_id, frame) for row, (object_id, start) in enumerate(entry.items())
-               for frame in range(start + 1, length - 1, PACKET)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter's lock
-        list(pool.map(score, *zip(*packets)))
+    scored = [(row, object_id, t) for row, (object_id, start) in enumerate(entry.items())
+              for t in range(start + 1, length - 1)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV release the interpreter's lock
+        list(pool.map(score, *zip(*scored)))
     return SequenceScores(tuple(entry), j, f)
 
 
@@ -105,62 +104,28 @@ def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
     return dict(zip(SUMMARY_COLUMNS, [(j_mean + f_mean) / 2, *means], strict=True))
 
 
-def _pack(truth: np.ndarray, prediction: np.ndarray, object_id: int) -> np.ndarray:
-    """Masks of an object in n <= PACKET frames, (n, H, W) ids, as the bits of one (h, w) uint8 array.
-
-    Bit i is the truth of frame i, bit PACKET + i its prediction, so that one pass serves all. (h, w) is their
-    bounding box and one pixel around it, which holds all boundaries.
-    """
-    planes = np.zeros(truth.shape[1:], dtype=np.uint8)
-    plane = np.empty_like(planes)  # used again: new memory would take longer than the comparison
-    for first_bit, frames in ((0, truth), (PACKET, prediction)):
-        for bit, ids in enumerate(frames, first_bit):
-            np.equal(ids, object_id, out=plane.view(bool))
-            plane *= np.uint8(1 << bit)
-            planes |= plane
-    x, y, width, height = cv2.boundingRect(planes)
-    return planes[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
+def _compare(truth: np.ndarray, prediction: np.ndarray, disk: np.ndarray) -> tuple[float, float]:
+    """J and F of two masks (H, W), uint8 0 and 1; boundaries match within the disk."""
+    x, y, width, height = cv2.boundingRect(truth | prediction)
+    box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)  # holds all boundaries
+    truth, prediction = truth[box], prediction[box]
+    union = np.count_nonzero(truth | prediction)
+    j = np.count_nonzero(truth & prediction) / union if union else 1.0
+    edge, predicted = _boundary(truth), _boundary(prediction)
+    if not edge.any() and not predicted.any():
+        return j, 1.0
+    recall, precision = (np.count_nonzero(one & cv2.dilate(other, disk)) / max(np.count_nonzero(one), 1)
+                         for one, other in ((edge, predicted), (predicted, edge)))
+    return j, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _count(planes: np.ndarray) -> np.ndarray:
-    """Pixels of each mask: (2, PACKET) int, the truth's and the prediction's."""
-    return np.reshape([np.count_nonzero(planes & (1 << bit)) for bit in range(2 * PACKET)], (2, PACKET))
-
-
-def _jaccard(planes: np.ndarray) -> np.ndarray:
-    intersection, union = _count(planes & (planes >> PACKET))[0], _count(planes | (planes >> PACKET))[0]
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
-
-
-def _boundary_f(planes: np.ndarray, radius: int) -> np.ndarray:
-    boundary = _boundary(planes)
-    near = _dilate(boundary, radius)
-    near_other = near >> PACKET | near * np.uint8(1 << PACKET)  # numpy's `<<` takes several times as long
-    length, matched = _count(boundary), _count(boundary & near_other)
-    recall, precision = matched / np.maximum(length, 1)
-    f = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)  # 0 without a match
-    return np.where(length.any(axis=0), f, 1.0)
-
-
-def _boundary(planes: np.ndarray) -> np.ndarray:
-    """Pixels that differ from a neighbour in the array, right, lower or lower-right: (h, w) uint8."""
-    boundary = np.zeros_like(planes)
-    boundary[:, :-1] = planes[:, :-1] ^ planes[:, 1:]
-    boundary[:-1] |= planes[:-1] ^ planes[1:]
-    boundary[:-1, :-1] |= planes[:-1, :-1] ^ planes[1:, 1:]
+def _boundary(mask: np.ndarray) -> np.ndarray:
+    """Pixels that differ from a neighbour in the array, right, lower or lower-right: (H, W) uint8."""
+    boundary = np.zeros_like(mask)
+    boundary[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
+    boundary[:-1] |= mask[:-1] ^ mask[1:]
+    boundary[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
     return boundary
-
-
-def _dilate(planes: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation with the disk x² + y² <= radius², the union of its columns, from the outer ones inwards."""
-    height, width = planes.shape
-    dilated, column, reach = np.zeros_like(planes), np.pad(planes, radius), 0
-    for x in range(radius, -1, -1):
-        while reach < isqrt(radius**2 - x**2):
-            column, reach = column[:-2] | column[1:-1] | column[2:], reach + 1
-        rows = column[radius - reach :][:height]
-        dilated |= rows[:, radius - x :][:, :width] | rows[:, radius + x :][:, :width]
-    return dilated
 
 
 def _statistics(values: np.ndarray) -> tuple[float, float, float]:

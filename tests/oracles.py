@@ -125,3 +125,29 @@ def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tupl
             references.append(t)
         soft.append(p)
     return torch.stack(soft).view(frames, len(ids), height, width)
+
+
+def score_oracle(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """J and F (objects, T - 2) as the protocol words them: one frame and object at a time, whole masks."""
+    radius = int(np.ceil(0.008 * np.hypot(*truth.shape[1:])))
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disk = (y**2 + x**2 <= radius**2).astype(np.uint8)
+
+    def boundary(mask: np.ndarray) -> np.ndarray:
+        wide = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+        return (mask != wide[:-1, 1:]) | (mask != wide[1:, :-1]) | (mask != wide[1:, 1:])
+
+    ids = [i for i in np.unique(truth[0]) if i not in (0, 255)]
+    j, f = np.ones((2, len(ids), len(truth) - 2))
+    for row, i in enumerate(ids):
+        for t in range(1, len(truth) - 1):
+            a, b = truth[t] == i, prediction[t] == i
+            if union := (a | b).sum():
+                j[row, t - 1] = (a & b).sum() / union
+            edge_a, edge_b = boundary(a), boundary(b)
+            near_a, near_b = (cv2.dilate(edge.astype(np.uint8), disk) > 0 for edge in (edge_a, edge_b))
+            if edge_a.any() or edge_b.any():
+                precision = (edge_b & near_a).sum() / max(edge_b.sum(), 1)
+                recall = (edge_a & near_b).sum() / max(edge_a.sum(), 1)
+                f[row, t - 1] = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    return j, f

@@ -1,4 +1,4 @@
-"""Correspondence: matches by plain search, planted motions, and what propagation copies."""
+"""Correspondence: matches by plain search, and what propagation copies."""
 
 from __future__ import annotations
 
@@ -6,45 +6,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from dulvos import correspondence as c
 from dulvos.errors import InputError
 from dulvos.propagation import PROTOCOLS, propagate
-from dulvos.views import Similarity, warp
 from tests.oracles import blobs, random_features, resize
 
 HEIGHT, WIDTH = 6, 9  # never square, so that (h, w) cannot be swapped unseen
 FEATURES = random_features(0, 3, 8, HEIGHT, WIDTH)
 
 
-def shifted(frames: int, dy: int, dx: int, *, pad: int = 12) -> Tensor:
-    """(T, K, h, w) of one random map whose content moves by (dy, dx) cells a frame; what enters is new."""
-    whole = random_features(5, 16, HEIGHT + 2 * pad, WIDTH + 2 * pad)
-    tops, lefts = (pad - step * torch.arange(frames) for step in (dy, dx))
-    return torch.stack([whole[:, y: y + HEIGHT, x: x + WIDTH] for y, x in zip(tops, lefts)])
-
-
-def theta_of(flip: bool, top: int, left: int, side: int) -> Tensor:
-    """𝒯 (1, 2, 3) of a crop of 64 x 64 pixels."""
-    return Similarity(64, *(torch.tensor([value]) for value in (flip, top, left, side))).theta()
-
-
-def test_affinity_is_the_cosine_with_every_cell() -> None:
+def test_affinity_is_the_cosine_with_every_cell_and_the_best_matches_are_its_greatest() -> None:
     found = c.affinity(FEATURES, 1, 4, 7)
-    assert found.shape == (3, HEIGHT, WIDTH)
-    for t, y, x in ((0, 0, 8), (1, 4, 7), (2, 5, 0)):
-        assert found[t, y, x] == pytest.approx(float(FEATURES[1, :, 4, 7] @ FEATURES[t, :, y, x]))
-    assert found[1, 4, 7] == pytest.approx(1)
-
-
-def test_best_matches_are_the_greatest_of_each_frame_in_order() -> None:
-    maps = torch.randperm(2 * HEIGHT * WIDTH).view(2, HEIGHT, WIDTH).float()
-    positions, values = c.best_matches(maps, 4)
-    assert positions.shape == (2, 4, 2) and positions.dtype == torch.int64
-    for t in range(2):
-        assert values[t].tolist() == sorted(maps[t].flatten().tolist())[:-5:-1]
-        assert torch.equal(maps[t, positions[t, :, 0], positions[t, :, 1]], values[t])
+    torch.testing.assert_close(found, torch.einsum("k,tkhw->thw", FEATURES[1, :, 4, 7], FEATURES))
+    positions, values = c.best_matches(found, 4)
+    assert positions.shape == (3, 4, 2) and positions.dtype == torch.int64
+    for t in range(3):
+        assert values[t].tolist() == sorted(found[t].flatten().tolist())[:-5:-1]
+        assert torch.equal(found[t, positions[t, :, 0], positions[t, :, 1]], values[t])
 
 
 def test_anchor_grid_takes_the_middle_of_each_block() -> None:
@@ -84,53 +63,6 @@ def test_principal_components() -> None:
     again = c.principal_components(features)
     torch.testing.assert_close(again[0], again[2])  # equal features, equal values in any frame
     assert (c.principal_components(torch.ones(1, 4, 2, 2)) == 0).all()  # nothing varies
-
-
-@pytest.mark.parametrize(("radius", "follows"), [(2.3, True), (5**0.5, False), (0.5, False), (np.inf, True)])
-def test_tracks_follow_a_motion_in_steps_below_the_radius(radius: float, follows: bool) -> None:
-    points = torch.tensor([[2, 6], [3, 5]])
-    found = c.tracks(shifted(3, 1, -2), points, radius)
-    expected = points + torch.arange(3)[:, None, None] * torch.tensor([1, -2])
-    assert torch.equal(found, expected) == follows
-    assert radius > 1 or torch.equal(found, points.expand(3, -1, -1))
-
-
-def test_cycle_error_is_zero_for_a_permutation_and_counts_the_way_back() -> None:
-    a = random_features(3, 32, HEIGHT, WIDTH)
-    order = torch.randperm(HEIGHT * WIDTH, generator=torch.Generator().manual_seed(0))
-    assert (c.cycle_error(a, a.flatten(1)[:, order].view_as(a)) == 0).all()
-    # every cell goes to the one cell that b's all are, and comes back to (1, 2)
-    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-    torch.testing.assert_close(c.cycle_error(a, a[:, 1:2, 2:3].expand_as(a)), torch.hypot(y - 1.0, x - 2.0))
-
-
-def test_large_maps_are_matched_in_parts() -> None:
-    a, b = random_features(3, 2, 2, 50, 84)  # 4,200² similarities: two parts
-    similarity = a.flatten(1).T @ b.flatten(1)
-    back = similarity.argmax(0)[similarity.argmax(1)]
-    y, x = (place[back] - place for place in (torch.arange(4200) // 84, torch.arange(4200) % 84))
-    torch.testing.assert_close(c.cycle_error(a, b).flatten(), torch.hypot(y.float(), x.float()))
-
-
-@pytest.mark.parametrize("stride", [None, 8])
-@pytest.mark.parametrize("flip", [False, True])
-def test_where_theta_leads_is_where_warp_samples(flip: bool, stride: int | None) -> None:
-    theta, features = theta_of(flip, 9, 20, 41), random_features(4, 64, 8, 8)
-    warped = warp(features[None, None], theta, corrected_stride=stride)[0, 0]
-    expected, found = c.view_matches(features, warped, theta[0], corrected_stride=stride)
-    # warped features find exactly the cell that the sampling took, at most half a cell away on each axis
-    inside = ((expected >= 0) & (expected <= 7)).all(-1)
-    assert inside.double().mean() > 0.8
-    assert (expected - found)[inside].abs().max() <= 0.5001
-
-
-def test_the_corrected_alignment_leads_pixels_to_pixels() -> None:
-    """A flip of 64 pixels takes pixel 8i to 63 - 8i, 7.875 - i cells in; the release says 7 - i."""
-    features, theta = random_features(4, 64, 8, 8), theta_of(True, 0, 0, 64)[0]
-    for stride, edge in ((8, 7.875), (None, 7)):
-        expected, _ = c.view_matches(features, features, theta, corrected_stride=stride)
-        torch.testing.assert_close(expected[3, :, 1], edge - torch.arange(8.0))
-        torch.testing.assert_close(expected[:, 3, 0], torch.arange(8.0))
 
 
 SOURCES = {  # frames, reference, rules
@@ -181,20 +113,14 @@ def test_only_the_reference_is_looked_at_from_afar() -> None:
 
 
 @pytest.mark.parametrize(("call", "named"), [
-    (lambda: c.affinity(FEATURES, 3, 0, 0), "frame 3"),
-    (lambda: c.affinity(FEATURES, -1, 0, 0), "frame -1"),
-    (lambda: c.affinity(FEATURES, 0, HEIGHT, 0), r"\[6, 0\].*6x9"),
-    (lambda: c.affinity(FEATURES, 0, 0, WIDTH), r"\[0, 9\].*6x9"),
-    (lambda: c.affinity(FEATURES, 0, -1, 0), r"\[-1, 0\].*6x9"),
+    *[(lambda at=at: c.affinity(FEATURES, *at), rf"frame {at[0]}.*\[{at[1]}, {at[2]}\].*6x9")
+      for at in ((3, 0, 0), (-1, 0, 0), (0, HEIGHT, 0), (0, 0, WIDTH), (0, -1, 0))],
     (lambda: c.anchor_grid(6, 9, 7), "7.*6x9"),
     (lambda: c.dominant_anchors(FEATURES, torch.zeros(5, 8), 0), "tau"),
-    (lambda: c.tracks(FEATURES, torch.tensor([[WIDTH - 1, 0]]), 3), r"\[\[8, 0\]\].*6x9"),
-    (lambda: c.tracks(FEATURES, torch.tensor([[0, 0]]), 0), "radius"),
     (lambda: c.sources(FEATURES, 0, 0, 0), "frame 0"),
     (lambda: c.sources(FEATURES, 1, 0, 0, reference=2), "frame 2"),
     (lambda: c.sources(FEATURES, 3, 0, 0), "frame 3"),
-    (lambda: c.sources(FEATURES, 1, 0, 0, context=0), "context=0"),
-])
+    (lambda: c.sources(FEATURES, 1, 0, 0, context=0), "context=0")])
 def test_wrong_inputs_are_named(call, named: str) -> None:
     with pytest.raises(InputError, match=named):
         call()

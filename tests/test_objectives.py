@@ -69,32 +69,21 @@ def two_views(clips: int, frames: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("second_forward", ["train", "eval"])
 def test_two_forwards_with_statistics_of_their_own(second_forward: str) -> None:
-    """B·T + B images, then B·(T - 1); each has its own statistics and updates the running ones."""
+    """B·T + B images, then B·(T - 1) without gradient; each updates the running statistics."""
     net, (frames, frames_view2) = Normed().train(), two_views(3, 4)
     main, view2 = forward_views(net, frames, frames_view2, second_forward=second_forward)
     first, second = torch.cat([frames.flatten(0, 1), frames_view2[:, 0]]), frames_view2[:, 1:].flatten(0, 1)
-    assert [len(batch) for batch in net.batches] == [3 * 4 + 3, 3 * 3]
-    assert torch.equal(net.batches[0], first) and torch.equal(net.batches[1], second)
-
+    assert [torch.equal(a, b) for a, b in zip(net.batches, (first, second), strict=True)] == [True, True]
     twin = nn.BatchNorm2d(3).train()
     key = F.avg_pool2d(twin(first), 8)
     rest = F.avg_pool2d(twin.train(second_forward == "train")(second), 8)
-    for name, value in twin.state_dict().items():
-        torch.testing.assert_close(net.norm.state_dict()[name], value)
+    torch.testing.assert_close(net.norm.state_dict(), twin.state_dict())
     assert net.training and net.norm.training
     torch.testing.assert_close(main, key[:12].unflatten(0, (3, 4)))
     torch.testing.assert_close(view2, torch.cat([key[12:, None], rest.unflatten(0, (3, 3))], 1))
-
-
-def test_the_second_forward_has_no_gradient() -> None:
-    net = Normed().train()
-    features, features_view2 = forward_views(net, *two_views(2, 3))
-
-    def slope(part: Tensor) -> bool:
-        return bool(torch.autograd.grad(part.square().sum(), net.norm.weight, retain_graph=True)[0].any())
-
-    assert slope(features[:, 1:]) and slope(features_view2[:, 0])
-    assert not slope(features_view2[:, 1:])
+    slopes = [torch.autograd.grad(part.square().sum(), net.norm.weight, retain_graph=True)[0].any()
+              for part in (main[:, 1:], view2[:, 0], view2[:, 1:])]
+    assert slopes == [True, True, False]
 
 
 def test_a_single_frame_needs_one_forward_and_evaluation_mode_stays() -> None:
@@ -116,16 +105,20 @@ def moving_textures(count: int, frames: int = 6) -> list[ArrayVideo]:
             for i, picture in enumerate(pictures)]
 
 
+@torch.no_grad()
+def loss_of(net: nn.Module, frames: Tensor, settings: TrainSettings, seed: int = 0, **options: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    return float(training_loss(net, frames, settings, generator, **options).total)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_s_loss_falls(objective: str) -> None:
     settings = dataclasses.replace(TINY, objective=objective)
     clips, parts = make_clips(settings, moving_textures(2)), make_parts(settings, torch.device("cpu"))
     frames = prepare_frames(torch.stack([clips[number] for number in (100, 101)]))
 
-    @torch.no_grad()
     def mean_loss() -> float:  # over four draws of whatever the objective draws
-        return float(np.mean([training_loss(parts["net"], frames, settings,
-                                            torch.Generator().manual_seed(seed)).total for seed in range(4)]))
+        return float(np.mean([loss_of(parts["net"], frames, settings, seed) for seed in range(4)]))
 
     before = mean_loss()
     for iteration in range(15):
@@ -135,61 +128,45 @@ def test_every_objective_s_loss_falls(objective: str) -> None:
 
 
 @pytest.mark.parametrize("objective", BASELINES)
-def test_baselines_take_frames_in_order(objective: str) -> None:
-    ordered, drawn = (make_clips(dataclasses.replace(TINY, **changes), moving_textures(2))
-                      for changes in ({"ordered": True}, {"objective": objective}))
-    assert all(torch.equal(ordered[number], drawn[number]) for number in range(6))
-
-
-@pytest.mark.parametrize("objective", BASELINES)
-def test_draws_are_a_function_of_the_generator_and_the_process(objective: str) -> None:
+def test_baselines_take_frames_in_order_and_draw_from_the_generator(objective: str) -> None:
     """Two processes see what one would, each its own clips; CRW's dropout is drawn by each process."""
     settings = dataclasses.replace(TINY, objective=objective)
+    ordered, drawn = (make_clips(changed, moving_textures(2))
+                      for changed in (dataclasses.replace(TINY, ordered=True), settings))
+    assert all(torch.equal(ordered[number], drawn[number]) for number in range(6))
     frames = torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     net = make_parts(settings, torch.device("cpu"))["net"].eval()
-
-    @torch.no_grad()
-    def loss(seed: int, clips: slice = slice(None), **process: int) -> float:
-        generator = torch.Generator().manual_seed(seed)
-        return float(training_loss(net, frames[clips], settings, generator, **process).total)
-
-    assert loss(0) == loss(0)
-    assert (loss(0) == loss(1)) == (objective == "colorize")  # which draws nothing
+    whole = loss_of(net, frames, settings)
+    assert whole == loss_of(net, frames, settings)
+    assert (whole == loss_of(net, frames, settings, 1)) == (objective == "colorize")  # which draws nothing
     if objective in ("mast", "corrflow", "colorize"):
-        halves = [loss(0, slice(rank, rank + 1), rank=rank, processes=2) for rank in (0, 1)]
-        assert np.mean(halves) == pytest.approx(loss(0), rel=1e-5)
+        halves = [loss_of(net, frames[rank: rank + 1], settings, rank=rank, processes=2) for rank in (0, 1)]
+        assert np.mean(halves) == pytest.approx(whole, rel=1e-5)
 
 
 def test_mast_copies_the_channel_that_the_input_lacks() -> None:
     """On frames where only b varies, the loss is large when b is dropped and small when a is."""
-    settings = dataclasses.replace(TINY, objective="mast")
-    seen = []
+    settings, seen, losses = dataclasses.replace(TINY, objective="mast"), [], {}
 
     class Spy(Encoder):
         def forward(self, images: Tensor, layers: tuple[str, ...], **options: Tensor) -> Features:
-            seen.append(options["factors"].tolist())
+            seen.append(tuple(options["factors"].tolist()))
             return super().forward(images, layers, **options)
 
     net = Spy(settings.dim, colour="lab").train()
     grey = torch.full((1, 3, 3, 32, 32), 128, dtype=torch.uint8)
     grey[:, 1:, 2, 8:] = 77  # less blue moves b, and a hardly
-    losses = {}
     for seed in range(8):
-        output = training_loss(net, prepare_frames(grey), settings, torch.Generator().manual_seed(seed))
-        losses[tuple(seen[-1])] = output.total.item()
+        loss = loss_of(net, prepare_frames(grey), settings, seed)
+        losses[seen[-1]] = loss
     assert set(losses) == {(1.5, 0, 1.5), (1.5, 1.5, 0)}
     assert losses[(1.5, 1.5, 0)] > losses[(1.5, 0, 1.5)]
 
 
 def test_corrflow_passes_more_copies_on_as_training_goes() -> None:
     """A share of 0.1 at first and 0.4 from lr_every on, whatever the length of the run."""
-    settings = dataclasses.replace(TINY, objective="corrflow", frames=3, lr_every=100)
+    settings = dataclasses.replace(TINY, objective="corrflow", lr_every=100)
     frames = torch.randn(64, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     net = make_parts(settings, torch.device("cpu"))["net"].eval()
-
-    @torch.no_grad()
-    def loss(iteration: int) -> float:
-        generator = torch.Generator().manual_seed(0)
-        return float(training_loss(net, frames, settings, generator, iteration=iteration).copied)
-
-    assert loss(0) != loss(50) != loss(100) == loss(10**6)
+    first, half, full, later = (loss_of(net, frames, settings, iteration=i) for i in (0, 50, 100, 10**6))
+    assert first != half != full == later

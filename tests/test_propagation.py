@@ -31,12 +31,6 @@ def correlated(seed: int, *shape: int, change: float = 0.7, dtype: torch.dtype =
     return F.normalize(noise[:1] + change * noise, dim=1).to(dtype)
 
 
-def distinct(soft: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels whose two best channels are more than a rounding error apart: (n, H, W)."""
-    best = resize(soft, *size).topk(2, 1).values
-    return best[:, 0] - best[:, 1] > 1e-5
-
-
 def run(features: Tensor, masks: np.ndarray | dict, **settings) -> Tensor:
     """Soft masks of all frames, (T, M, h, w)."""
     return torch.stack(list(propagate(features, masks, **settings)))
@@ -45,18 +39,18 @@ def run(features: Tensor, masks: np.ndarray | dict, **settings) -> Tensor:
 @every_engine
 @pytest.mark.parametrize("case", ["propagate_small", "propagate_late_objects", "propagate_paper"])
 def test_golden(golden: Path, case: str, engine) -> None:
-    expected = np.load(golden / f"{case}.npz")
+    expected = dict(np.load(golden / f"{case}.npz"))
     late = "annotations" in expected
-    masks = expected["first_mask"] if not late else dict(zip(expected["annotated_frames"].tolist(),
-                                                             expected["annotations"]))
+    masks = (dict(zip(expected["annotated_frames"].tolist(), expected["annotations"])) if late
+             else expected["first_mask"])
     settings = {name: expected[name].item() for name in ("context", "radius", "topk", "tau")}
     ids = object_ids(masks)
-    if late:
-        assert ids == tuple(expected["ids"])
+    assert not late or ids == tuple(expected["ids"])
     soft = run(torch.from_numpy(expected["features"]), masks, engine=engine, **settings)[expected["frames"]]
     theirs = torch.from_numpy(expected["soft"])
     torch.testing.assert_close(soft, theirs, rtol=0, atol=1e-4)
-    clear = distinct(theirs, expected["argmax"].shape[1:])
+    best = resize(theirs, *expected["argmax"].shape[1:]).topk(2, 1).values
+    clear = best[:, 0] - best[:, 1] > 1e-5  # the two best channels are more than a rounding error apart
     assert clear.double().mean() > 0.99
     for frame, labels, pixels in zip(soft, torch.from_numpy(expected["argmax"]).long(), clear):
         assert torch.equal(to_labels(frame, labels.shape, ids)[pixels], labels[pixels])
@@ -82,11 +76,9 @@ def test_golden_dino(golden: Path, case: str, engine) -> None:
 
 BOX = {"neighbourhood": "box"}
 CASES = {  # h, w, T, context, radius, topk, objects annotated at each frame, other settings
-    "short context": (9, 13, 8, 4, 3, 3, {0: (1,)}, {}),
     "smaller than the radius": (5, 7, 25, 20, 12, 10, {0: (1, 2)}, {}),
     "one row": (1, 19, 7, 4, 3, 5, {0: (1,)}, {}),
-    "several tiles, four objects": (20, 35, 4, 2, 12, 10, {0: (1, 2, 3, 4)}, {}),
-    "tiles away from the border": (41, 38, 4, 2, 3.5, 10, {0: (1, 2)}, {}),
+    "tiles, four objects": (41, 35, 4, 2, 12, 10, {0: (1, 2, 3, 4)}, {}),
     "tall, ids with gaps, fractional radius": (33, 6, 6, 3, 4.5, 5, {0: (3, 7)}, {}),
     "radius of one cell": (7, 9, 6, 3, 1, 4, {0: (2,)}, {}),
     "radius below one cell": (6, 9, 5, 2, 0.5, 4, {0: (1,)}, {}),
@@ -97,13 +89,11 @@ CASES = {  # h, w, T, context, radius, topk, objects annotated at each frame, ot
         (18, 17, 25, 20, 5, 10, {0: (1,), 3: (2,), 9: (5, 6)}, {}),
     "references further apart than a context": (8, 9, 16, 4, 3, 5, {0: (1,), 7: (2,), 8: (3,)}, {}),
     "first mask late": (11, 8, 25, 20, 3, 10, {2: (4,), 4: (2, 9)}, {}),
-    "corrections": (8, 11, 14, 20, 12, 10, {0: (1, 2), 4: (1,), 6: (3, 1), 9: (2,)}, {}),
-    "a reference without objects": (8, 11, 8, 4, 12, 10, {0: (1, 2), 3: ()}, {}),
-    "t = 1 to 25, ten objects": (9, 20, 26, 20, 4, 10, {0: tuple(range(1, 11))}, {}),
+    "corrections, and a reference without objects":
+        (8, 11, 14, 20, 12, 10, {0: (1, 2), 3: (), 4: (1,), 6: (3, 1), 9: (2,)}, {}),
     "a disc without end": (6, 9, 5, 20, float("inf"), 10, {0: (1,)}, {}),
     "a box beyond the map": (6, 9, 5, 20, 1e5, 10, {0: (1,)}, BOX),
-    "box": (20, 27, 6, 3, 3, 7, {0: (1, 2)}, BOX),
-    "box, fractional radius": (13, 17, 5, 3, 2.5, 7, {0: (1, 2)}, BOX),
+    "box, fractional radius": (20, 27, 6, 3, 2.5, 7, {0: (1, 2)}, BOX),
     "restricted reference": (13, 17, 6, 3, 4, 7, {0: (1, 2), 3: (3,)}, {"restrict_reference": True}),
     "the reference counts once": (13, 17, 6, 3, 4, 7, {0: (1, 2), 3: (3,)}, {"repeat_reference": False}),
     "DINO's rules": (13, 28, 11, 7, 5, 5, {0: (1, 2), 4: (3, 1)},
@@ -163,8 +153,8 @@ def test_ties_are_all_kept(engine) -> None:
         torch.testing.assert_close(soft, expected)
 
 
-@pytest.mark.parametrize("size", [(480, 854), (30, 53), (17, 5), (1, 1)])
-@pytest.mark.parametrize("new", [(30, 52), (60, 104), (7, 3), (481, 855)])
+@pytest.mark.parametrize("size", [(480, 854), (17, 5), (1, 1)])
+@pytest.mark.parametrize("new", [(30, 52), (7, 3), (481, 855)])
 def test_nearest_takes_the_pixels_that_pil_takes(size: tuple[int, int], new: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     expected = np.asarray(Image.fromarray(picture).resize(new[::-1], Image.NEAREST))
@@ -224,16 +214,6 @@ def test_a_reference_that_carries_nothing_any_more_costs_nothing() -> None:
     assert asked == [0, 0, 0, 1, 0, 1, 0, 2, 0, 2]
 
 
-def tensor_bytes() -> int:
-    """Memory of all tensors alive, each storage once."""
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) is Tensor:
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return sum(storages.values())
-
-
 @every_engine
 def test_streams_a_long_video(engine) -> None:
     """Frames are asked for one by one, none is kept, and memory is that of a context."""
@@ -247,16 +227,18 @@ def test_streams_a_long_video(engine) -> None:
             yield frame
             del frame
 
+    def bytes_of_tensors() -> int:  # each storage once
+        gc.collect()
+        storages = [thing.untyped_storage() for thing in gc.get_objects() if type(thing) is Tensor]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
     masks = {0: blobs(0, (1,), 24, 28), 30: blobs(1, (2,), 24, 28)}
     stream, used = propagate(frames(), masks, context=5, engine=engine), {}
     assert not read
-    for t, soft in enumerate(stream):
-        assert len(read) == t + 1
-        assert sum(frame() is not None for frame in read) <= 2
-        assert soft.shape == (3, 6, 7)
+    for t, _ in enumerate(stream):
+        assert len(read) == t + 1 and sum(frame() is not None for frame in read) <= 2
         if t in (40, 119):
-            used[t] = tensor_bytes()
-    assert len(read) == 120
+            used[t] = bytes_of_tensors()
     assert used[119] <= used[40]
 
 
@@ -270,13 +252,10 @@ def test_a_tensor_and_an_iterator_give_the_same() -> None:
 
 
 CONTINUED = {  # first unknown frame, annotated frames, ended objects
-    "at the first mask": (1, {0: (1, 2)}, {}),
+    "before the first mask": (1, {2: (1,)}, {}),
     "the first mask is kept, the frames between are not": (11, {0: (1, 2)}, {}),
     "a correction at the first unknown frame": (9, {0: (1, 2), 9: (1,)}, {}),
-    "references in the history": (10, {0: (1,), 3: (2,), 8: (3,)}, {}),
-    "first mask late": (8, {2: (1,), 9: (2,)}, {}),
-    "before the first mask": (1, {2: (1,)}, {}),
-    "ended in the history": (9, {0: (1, 2)}, {5: (2,)}),
+    "references in the history, first mask late": (10, {1: (1,), 3: (2,), 8: (3,)}, {}),
     "ended and brought back, in the history and after it":
         (8, {0: (1, 2), 6: (2,), 11: (1,)}, {3: (2,), 9: (1,)}),
     "all is known": (14, {0: (1,)}, {}),
@@ -309,6 +288,8 @@ def test_what_is_known_is_believed() -> None:
 
 
 FRAMES, MASK = random_features(0, 4, 8, 6, 7), blobs(0, (1,), 12, 14)
+NAN = FRAMES.clone()
+NAN[2, 3, 2, 5] = float("nan")
 
 
 @pytest.mark.parametrize(("setting", "value"), [
@@ -317,10 +298,6 @@ FRAMES, MASK = random_features(0, 4, 8, 6, 7), blobs(0, (1,), 12, 14)
 def test_settings_out_of_range(setting: str, value: float | str) -> None:
     with pytest.raises(InputError, match=setting):
         propagate(FRAMES, MASK, **{setting: value})  # at once, before the first frame is asked for
-
-
-NAN = FRAMES.clone()
-NAN[2, 3, 2, 5] = float("nan")
 
 
 @pytest.mark.parametrize(("features", "masks", "settings", "named"), [
