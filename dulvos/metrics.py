@@ -79,8 +79,8 @@ def score_sequence(
     j, f = np.full((2, len(entry), length - 2), np.nan)
 
     def score(row: int, object_id: int, t: int) -> None:
-        masks = ((ids[t] == object_id).view(np.uint8) for ids in (truth, prediction))
-        j[row, t - 1], f[row, t - 1] = _compare(*masks, disk)
+        a, b = ((ids[t] == object_id).view(np.uint8) for ids in (truth, prediction))
+        j[row, t - 1], f[row, t - 1] = _compare(a, b, disk)
 
     scored = [(row, object_id, t) for row, (object_id, start) in enumerate(entry.items())
               for t in range(start + 1, length - 1)]
@@ -114,7 +114,7 @@ def _compare(truth: np.ndarray, prediction: np.ndarray, disk: np.ndarray) -> tup
     edge, predicted = _boundary(truth), _boundary(prediction)
     if not edge.any() and not predicted.any():
         return j, 1.0
-    recall, precision = (np.count_nonzero(one & cv2.dilate(other, disk)) / max(np.count_nonzero(one), 1)
+    recall, precision = (int(np.count_nonzero(one & cv2.dilate(other, disk))) / max(int(one.sum()), 1)
                          for one, other in ((edge, predicted), (predicted, edge)))
     return j, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
