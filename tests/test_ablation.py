@@ -12,7 +12,7 @@ import pytest
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.study import ablation
-from dulvos.study.ablation import EDGES, SCALES, Scale, claims, effects, figure_table, points
+from dulvos.study.ablation import EDGES, SCALES, Scale, claims, effects, points
 from dulvos.study.rows import NOT_RUN, Study, flat, version
 from dulvos.training import TrainSettings
 
@@ -94,8 +94,7 @@ def test_epochs_stay_where_lengths_are_epochs() -> None:
     assert {point.settings.iterations for point in points(SCALES["davis"])} == {400}
 
 
-def test_a_scale_is_found_by_its_name() -> None:
-    assert {ablation.find_scale(name).folder for name in SCALES} == {f"ablation-{name}" for name in SCALES}
+def test_a_scale_of_another_name_is_refused() -> None:
     with pytest.raises(InputError, match="demo, davis, paper"):
         ablation.find_scale("tiny")
 
@@ -147,15 +146,17 @@ def test_verdicts(study: Study) -> None:
     assert set(meaningless["verdict"]) == {"-", "means nothing", NOT_RUN}
 
 
-def test_claims_are_decided_by_their_first_point_or_by_all(study: Study) -> None:
+def test_a_claim_is_decided_by_all_its_points_that_were_run(study: Study) -> None:
     write_scores(study, SCORES)
     table = claims(effects(study, TINY)).set_index("where")
-    assert table.loc["Sec. 3.5", "verdict"].tolist() == [NOT_RUN, "agrees", "differs"]
+    assert table.loc["Sec. 3.5", "verdict"].tolist() == ["agrees", "agrees", "differs"]
     assert "-20.0 ± 1.2" in table.loc["Sec. 3.5", "we see (J&F)"].iloc[0]
     assert table.loc["Sec. 4", "verdict"] == "agrees"
     assert "80 % of the baseline" in table.loc["App. D, Table 1", "we see (J&F)"]
-    write_scores(study, {"tau0.025": [40]})
-    assert claims(effects(study, TINY)).set_index("where").loc["Sec. 4", "verdict"] == "differs"
+    write_scores(study, {"tau0.025": [40], "no-branch": [54]})
+    table = claims(effects(study, TINY)).set_index("where")
+    assert table.loc["Sec. 4", "verdict"] == "differs"
+    assert table.loc["Sec. 3.5", "verdict"].iloc[0] == "within the deviation"
 
 
 def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: Study) -> None:
@@ -176,6 +177,8 @@ def test_a_row_counts_for_its_own_settings_and_data_only(study: Study) -> None:
     assert line(study, "lam0").ours == pytest.approx(-2.5) and line(study, "N4").seeds == 0
     longer = dataclasses.replace(TINY, training={**TINY.training, "iterations": 9})
     assert not effects(study, longer)["seeds"].sum()
+    write_scores(study, {"N4": [48]}, snapshot=4)
+    assert line(study, "N4").seeds == 0
     write_scores(study, {"lam1": [40]}, fingerprint="of other data", date="2026-02-02")
     assert [line(study, name).seeds for name in ("baseline", "lam0", "lam1")] == [0, 0, 1]
 
@@ -189,23 +192,13 @@ def test_a_row_from_before_a_setting_had_its_default_and_one_seed_has_no_deviati
     assert found.verdict == "deviation unknown"
 
 
-def test_a_snapshot_is_no_seed(study: Study) -> None:
-    write_scores(study, {"baseline": [50], "lam0": [48]}, snapshot=4)
-    assert line(study, "lam0").seeds == 0
-
-
-def test_without_rows_nothing_was_run(study: Study) -> None:
-    found = effects(study, TINY)
-    assert set(found["state"]) == {NOT_RUN} and found["ours"].isna().all()
-    assert set(claims(found)["verdict"]) == {NOT_RUN} and set(figure_table(found)["state"]) == {NOT_RUN}
-
-
-def test_tables_are_written(study: Study, tmp_path: Path) -> None:
-    write_scores(study, {**SCORES, "M2": [49.98]})
+def test_tables_are_written_with_rows_and_without(study: Study, tmp_path: Path) -> None:
     made = ablation.write_tables(study, TINY, tmp_path / "out")
+    assert set(made["claims"]["verdict"]) == set(made["fig3"]["state"]) == {NOT_RUN}
+    write_scores(study, {**SCORES, "M2": [49.98]})
+    ablation.write_tables(study, TINY, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "fig3.csv").set_index("setting")
     assert table["J&F"].iloc[0] == 50 and table["state"]["M=8"] == NOT_RUN
     assert table["paper"]["M=2"] == "not stated"
     assert "| M | M=2 | 50.0 | +0.0 |" in (tmp_path / "out" / "fig3.md").read_text()  # without a minus sign
     assert "eight iterations" in (tmp_path / "out" / "claims.md").read_text()
-    assert len(made["claims"]) == 12 and len(figure_table(effects(study, TINY))) == 12

@@ -1,9 +1,8 @@
-"""Figures: what is drawn where, files whole or not at all, and the set-up of a notebook."""
+"""Figures: what is drawn where, what is written, and the set-up of a notebook."""
 
 from __future__ import annotations
 
 import base64
-import errno
 from pathlib import Path
 
 import cv2
@@ -65,10 +64,7 @@ def test_cells_lie_where_their_pixels_are() -> None:
     assert axes[3].get_xlim() == (-0.5, 79.5) and axes[3].get_ylim() == (63.5, -0.5)
     assert np.ptp(axes[3].images[0].get_array(), axis=2).max() == 0
     assert (axes[5].images[0].get_array() == FRAME).all()
-
-
-def test_one_line_of_maps_has_one_scale() -> None:
-    limits = [axis.images[1].get_clim() for axis in MAKERS["maps"]().axes[3:5]]
+    limits = [axis.images[1].get_clim() for axis in axes[3:5]]  # one line of maps has one scale
     assert limits[0] == limits[1] == (VALUES[0].min(), VALUES[1].max() + 3)
 
 
@@ -78,8 +74,8 @@ def test_a_montage_names_rows_and_columns() -> None:
     assert short.get_xlabel() == "one" and short.images[0].get_array().shape == (32, 80, 3)
 
 
-def test_figures_are_written_whole_or_not_at_all(book: figures.Notebook,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_written_drawings_also_as_pdf_and_photographs_with_their_credit(
+        book: figures.Notebook) -> None:
     figure, book.credit = MAKERS["maps"](), "whose"
     assert book.show(figure, "lam-0.1", vector=True) is figure and not figure.texts
     assert sorted(file.name for file in book.figures.iterdir()) == ["lam-0.1.pdf", "lam-0.1.png"]
@@ -88,16 +84,7 @@ def test_figures_are_written_whole_or_not_at_all(book: figures.Notebook,
     assert first.startswith(b"%PDF") and (book.figures / "lam-0.1.pdf").read_bytes() == first
     book.show(figure, "photo")
     assert [text.get_text() for text in figure.texts] == ["whose"]
-    old = (book.figures / "photo.png").read_bytes()
-
-    def fail(stream, **_) -> None:
-        stream.write(b"half")
-        raise OSError(errno.ENOSPC, "disk full")
-
-    monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(InputError, match=r"photo\.png"):
-        book.show(figure, "photo")
-    assert (book.figures / "photo.png").read_bytes() == old and len(list(book.figures.iterdir())) == 3
+    assert len(list(book.figures.iterdir())) == 3
 
 
 def test_a_notebook_checks_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -77,7 +78,7 @@ def test_with_everything_here_every_row_has_steps_that_fit_their_notebooks(whole
             check_parameters(step.source, step.parameters)
             assert set(step.needs) <= {before.full_name for before in steps[:place]}
             # a step that two rows share is the same in both
-            assert every.setdefault((step.study.name, step.full_name), step) == step
+            assert every.setdefault((step.study.name, step.full_name), asdict(step)) == asdict(step)
         layer = RELEASES[row.features].layer if row.features in RELEASES else "res4"
         assert steps[-1].given["layer"] == layer
         assert any(step.name == f"trained{SUFFIX}" for step in steps) == bool(row.collection)

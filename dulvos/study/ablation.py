@@ -9,7 +9,7 @@ A line of `ablation.csv` is a point. Its columns:
     features  "random", or empty for trained features
     paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
     claim, where, says  what the paper claims, where, in which words; lines with one claim test it together
-    expected  what we should see: lower, equal, or empty; the first line of a claim decides about "lower"
+    expected  what we should see: lower, equal, or empty; a claim agrees if all its lines do that were run
 """
 
 from __future__ import annotations
@@ -42,27 +42,17 @@ CONFIDENCE = 0.95  # a difference counts if this share of further seeds would no
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale at which the grid is run, a line of `ablation_scales.csv`.
+    """A scale at which the grid is run, a line of `ablation_scales.csv`."""
 
-    Arguments:
-        name: its rows lie in `results/ablation-<name>`.
-        train, evaluate: data sets, as the notebooks 01_train and 02_evaluate take them.
-        training, inference: settings of the baseline that depart from the defaults.
-        seeds: trainings of the baseline, of each other point of Fig. 3, and of each claim.
-        minutes: of the baseline's training and evaluation on one core, about.
-        lengths: what all points share: "iterations", or "epochs" (then iterations depend on B).
-        words: the scale in words, for captions.
-    """
-
-    name: str
-    train: str
-    evaluate: str
-    training: dict
-    inference: dict
-    seeds: list[int]
-    minutes: list[float]
-    lengths: str
-    words: str
+    name: str  # its rows lie in `results/ablation-<name>`
+    train: str  # data, as notebook 01_train takes it
+    evaluate: str  # data, as notebook 02_evaluate takes it
+    training: dict  # settings of the baseline that depart from the defaults
+    inference: dict  # likewise
+    seeds: list[int]  # trainings of the baseline, of each other point of Fig. 3, and of each claim
+    minutes: list[float]  # of the baseline's training and evaluation on one core, about
+    lengths: str  # what all points share: "iterations", or "epochs" (then iterations depend on B)
+    words: str  # the scale in words, for captions
 
     @property
     def folder(self) -> str:
@@ -104,25 +94,17 @@ def find_scale(name: str) -> Scale:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the grid at one scale: the baseline with one thing changed.
-
-    Arguments:
-        name, varied, label, features: as in `ablation.csv`.
-        training, inference: settings for 01_train (except for the seed) and 02_evaluate.
-        trained: name of the point whose trainings it uses, often its own; "" for random features.
-        seeds: how many are planned.
-        line: the whole line of `ablation.csv`, None for an empty cell.
-    """
+    """A point of the grid at one scale: the baseline with one thing changed."""
 
     name: str
     varied: str
     label: str
-    features: str
-    training: dict
-    inference: dict
-    trained: str
-    seeds: int
-    line: dict
+    features: str  # "random" or "trained"
+    training: dict  # settings for 01_train, but for the seed
+    inference: dict  # settings for 02_evaluate
+    trained: str  # name of the point whose trainings it uses, often its own; "" for random features
+    seeds: int  # how many are planned
+    line: dict  # the whole line of `ablation.csv`, None for an empty cell
 
     @property
     def settings(self) -> TrainSettings:
@@ -278,13 +260,10 @@ def claims(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for claim, group in found[found["varied"] == "claim"].groupby("claim", sort=False):
         tried = group.to_dict("records")
-        verdict = tried[0]["verdict"]
-        if tried[0]["expected"] != "lower":
-            verdicts = {line["verdict"] for line in tried} - {NOT_RUN} or {NOT_RUN}
-            verdict = "differs" if "differs" in verdicts else min(verdicts)
+        verdicts = {line["verdict"] for line in tried} - {NOT_RUN} or {NOT_RUN}
         lines.append({"claim": claim, "where": tried[0]["where"], "the paper says": tried[0]["says"],
                       "we see (J&F)": "; ".join(_seen(line, found["score"].iloc[0]) for line in tried),
-                      "verdict": verdict})
+                      "verdict": max(verdicts)})  # "agrees" comes first in the alphabet
     return frame(lines, ["claim", "where", "the paper says", "we see (J&F)", "verdict"])
 
 

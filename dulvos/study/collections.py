@@ -37,36 +37,21 @@ _DEPTH = 4  # levels of folders that are searched for videos
 
 @dataclass(frozen=True)
 class Source:
-    """A training collection; its masks, boxes and labels are not read.
+    """A training collection; its masks, boxes and labels are not read."""
 
-    Fields:
-        title: its name in tables.
-        origin: where to get it, and under what terms.
-        layout: path of a frame or file, below the collection's folder.
-        places: patterns of its videos' paths; the first one that matches counts.
-        settings: what differs from the defaults of `TrainSettings`.
-        listed: a file with the names of the videos to take; "" takes all.
-        videos, frames: the expected numbers; 0 if no public page states it.
-        about: copies differ, so the numbers are approximate.
-        epochs: length of the paper's training; 0 if the paper did not train on it.
-        decay_epochs: between two decays of the learning rate.
-        released_epochs: until the authors' snapshot.
-        remark: what else a user should know.
-    """
-
-    title: str
-    origin: str
-    layout: str
-    places: list[str]
-    settings: dict[str, Any]
-    listed: str = ""
-    videos: int = 0
-    frames: int = 0
-    about: bool = False
-    epochs: int = 0
-    decay_epochs: int = 0
-    released_epochs: int = 0
-    remark: str = ""
+    title: str  # its name in tables
+    origin: str  # where to get it, and under what terms
+    layout: str  # path of a frame or file, below the collection's folder
+    places: list[str]  # patterns of its videos' paths; the first one that matches counts
+    settings: dict[str, Any]  # what differs from the defaults of `TrainSettings`
+    listed: str = ""  # a file with the names of the videos to take; "" takes all
+    videos: int = 0  # the expected number; 0 if no public page states it
+    frames: int = 0  # likewise
+    about: bool = False  # copies differ, so these numbers are approximate
+    epochs: int = 0  # of the paper's training; 0 if the paper did not train on it
+    decay_epochs: int = 0  # between two decays of the learning rate
+    released_epochs: int = 0  # until the authors' snapshot
+    remark: str = ""  # what else a user should know
 
     def __str__(self) -> str:
         """What to expect and where to get it, in one line."""
@@ -87,18 +72,11 @@ SOURCES = {name: Source(**fields) for name, fields in _TABLES.items()}
 
 @dataclass(frozen=True)
 class Collection(datasets.Dataset):
-    """Videos for training, without masks; each is named by its path below the root.
+    """Videos for training, without masks; each is named by its path below the root."""
 
-    Fields:
-        fingerprint: 16 hex digits for paths, lengths, sizes, frame names, and byte counts of files and first
-            frames; no dates, no absolute paths.
-        miscounted: a line for each count that differs: the copy is incomplete, or holds another split.
-        notes: those lines, and one about videos that cannot be read and are left out.
-    """
-
-    fingerprint: str
-    miscounted: list[str]
-    notes: list[str]
+    fingerprint: str  # of paths, lengths, sizes, frame names and byte counts; no dates, no absolute paths
+    miscounted: list[str]  # a line for each count that differs: the copy is incomplete, or another split
+    notes: list[str]  # those lines, and one about videos that cannot be read and are left out
 
     @property
     def videos(self) -> list[Video]:

@@ -20,20 +20,13 @@ __all__ = ["ARCHIVES", "Archive", "check", "download", "unpack"]
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set as its authors offer it.
-
-    Fields:
-        title: its name and size. year: which DAVIS.
-        url: on the official site.
-        counts: {split: (sequences, frames, objects)}; None is not checked.
-        sha256: of the archive; None if it is not known.
-    """
+    """A data set as its authors offer it."""
 
     title: str
-    year: int
+    year: int  # which DAVIS
     url: str
-    counts: dict[str, tuple[int, int, int | None]]
-    sha256: str | None = None
+    counts: dict[str, tuple[int, int, int | None]]  # {split: (sequences, frames, objects or unchecked)}
+    sha256: str | None = None  # None if it is not known
     licence: str = "CC BY-NC 4.0"
 
 

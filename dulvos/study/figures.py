@@ -169,26 +169,21 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """One line of `cell_maps`.
+    """One line of `cell_maps`. Cell i has its middle at pixel offset + stride·i.
 
     Arguments:
-        title: beside the line.
         maps: for each column (h, w) float on the line's one scale (NaN shows the frame), colours of cells
             (h, w, 3) or with their opacity (h, w, 4), uint8 or in [0, 1], or None for the frame alone.
-        label: of the scale; "" draws no scale.
-        opacity: of the maps, in [0, 1].
         marks: for each column positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
-        limits: of the scale; None takes the least and the greatest value.
-        stride, offset: of the cells in pixels, or (y, x) each; cell i has its middle at offset + stride·i.
     """
 
     title: str
     maps: Sequence[np.ndarray | None]
-    label: str = ""
-    opacity: float = 1.0
+    label: str = ""  # of the scale; "" draws no scale
+    opacity: float = 1.0  # of the maps, in [0, 1]
     marks: Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
-    limits: tuple[float, float] | None = None
-    stride: float | tuple[float, float] = STRIDE
+    limits: tuple[float, float] | None = None  # of the scale; None takes the least and the greatest value
+    stride: float | tuple[float, float] = STRIDE  # of the cells in pixels, or (y, x)
     offset: float | tuple[float, float] = 0.0
 
 

@@ -39,23 +39,15 @@ MINUTES = {1: 4, 2: 120}  # of an evaluation on a GPU, about
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of Table 1 (DAVIS-2017 val) or Table 2 (YouTube-VOS 2018 val, scored by its server).
+    """A row of Table 1 (DAVIS-2017 val) or Table 2 (YouTube-VOS 2018 val, scored by its server)."""
 
-    Arguments:
-        name: as given to `--rows`.
-        words, needs: what it is, and what must lie in the data folder for it, in words.
-        features: "random", "imagenet", the name of a release, or "trained".
-        collection: the training data, a key of `SOURCES`; None if it is not trained here.
-        layer: the layer that label propagation compares.
-    """
-
-    name: str
+    name: str  # as given to `--rows`
     table: int
-    words: str
-    needs: str
-    features: str
-    collection: str | None
-    layer: str
+    words: str  # what it is
+    needs: str  # what must lie in the data folder, in words
+    features: str  # "random", "imagenet", the name of a release, or "trained"
+    collection: str | None  # the training data, a key of `SOURCES`; None if it is not trained here
+    layer: str  # the layer that label propagation compares
 
 
 ROWS = {line["name"]: PaperRow(**line) for line in paper.read_csv("paper_rows.csv").to_dict("records")}
@@ -63,24 +55,15 @@ ROWS = {line["name"]: PaperRow(**line) for line in paper.read_csv("paper_rows.cs
 
 @dataclass(frozen=True)
 class Here:
-    """The data and the options of one call.
+    """The data and the options of one call."""
 
-    Arguments:
-        data: folder that holds davis-2017, youtube-vos, oxuva, trackingnet, kinetics-400 and weights.
-        device: as `find_device` takes it.
-        released: train as long as the authors' snapshots were trained, instead of the whole schedule.
-        selected: besides the last checkpoint, evaluate the one chosen on five sequences, as the paper did.
-        incomplete: accept data that lack videos or frames; tables keep such rows apart.
-        training, inference: settings that differ from the paper's, for a trial: such rows fill no table.
-    """
-
-    data: Path
+    data: Path  # folder that holds davis-2017, youtube-vos, oxuva, trackingnet, kinetics-400 and weights
     device: str | None = None
-    released: bool = False
-    selected: bool = False
-    incomplete: bool = False
-    training: dict = field(default_factory=dict, hash=False)
-    inference: dict = field(default_factory=dict, hash=False)
+    released: bool = False  # train as long as the authors' snapshots, not to the end of the schedule
+    selected: bool = False  # also evaluate the checkpoint that five sequences select, as the paper did
+    incomplete: bool = False  # accept data that lack videos or frames; tables keep such rows apart
+    training: dict = field(default_factory=dict, hash=False)  # settings unlike the paper's, for a trial:
+    inference: dict = field(default_factory=dict, hash=False)  # such rows fill no line of a table
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", Path(self.data).resolve())
@@ -136,20 +119,12 @@ def open_collection(here: Here, name: str) -> Collection:
 
 @cache
 def probe(here: Here, name: str) -> dict:
-    """Train for a few iterations at a row's own settings: seconds an iteration and peak memory.
-
-    Raises:
-        InputError: the device has too little memory.
-    """
+    """Train for a few iterations at a row's own settings: seconds an iteration and peak memory."""
     settings, collection = here.settings(name), open_collection(here, name)
     device = devices.find_device(here.device)
     short = dataclasses.replace(settings, iterations=PROBED, snapshot_every=0)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            outcome = train(short, collection.videos, folder, device=str(device), data=collection.fingerprint)
-        except torch.OutOfMemoryError:
-            raise InputError(f"{device}: too little memory for B={settings.batch}, T={settings.frames}, "
-                             f"crop={settings.crop}; the paper's runs took 12 GB (Table 3)") from None
+        outcome = train(short, collection.videos, folder, device=str(device), data=collection.fingerprint)
         seconds = pd.read_csv(Path(folder, "history.csv"))["seconds"].diff()
     torch.cuda.empty_cache()  # the notebooks' processes need the memory
     return {"seconds": seconds.iloc[-1], "peak_memory_mb": outcome["peak_memory_mb"]}
