@@ -92,7 +92,9 @@ GREYS, IMAGE = np.repeat(GREY[..., None], 3, 2), Image.fromarray(COLOUR)
 ANIMATED = {"save_all": True, "append_images": [Image.fromarray(picture(1))]}
 HALF = np.where(np.arange(64) < 32, 255, 0).astype(np.uint8)[None].repeat(48, 0)
 HOLED, BLACK_AND_WHITE = np.dstack([COLOUR, HALF]), Image.fromarray(GREY > 120)  # half transparent; 1 bit
-EXIF = b"Exif\0\0no exif data"
+EXIF, MAKER = b"Exif\0\0no exif data", Image.Exif()
+MAKER[0x010F] = "maker"
+XMP = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
 
 # kinds of pictures: 8-bit RGB comes out, alpha is ignored, the first picture of an animation counts
 for name, files, expected, error in (
@@ -114,9 +116,11 @@ for name, files, expected, error in (
         ("animated png", plain(IMAGE, **ANIMATED), COLOUR, 0),
         ("jpeg called png", {"0.png": encoded(COLOUR, "jpg", quality=97)}, COLOUR, 3),
         ("gif called png", {"0.png": encoded(IMAGE.quantize(200), "gif")}, COLOUR, 4),
+        ("an orientation in XMP", plain(COLOUR, "jpg", quality=97, xmp=XMP, exif=MAKER), COLOUR, 3),
         ("broken EXIF data", plain(COLOUR, "jpg", quality=97, exif=EXIF), COLOUR, 3),
         ("1 x 1", plain(COLOUR[:1, :1]), COLOUR[:1, :1], 0), ("one frame", plain(COLOUR), COLOUR, 0),
-        ("hidden files, a folder called 1.png", {"0.png": PNG, "._0.png": b"x", "1.png/x": b"x"}, COLOUR, 0)):
+        ("hidden and other files, a folder called 1.png",
+         {"0.png": PNG, "._0.png": b"x", "Thumbs.db": b"x", "1.png/x": b"x"}, COLOUR, 0)):
     frames(name, files, like(expected, error=error))
 bmp = bytearray(encoded(COLOUR[::-1], "bmp"))
 bmp[22:26] = struct.pack("<i", -48)  # a negative height: rows from the top
@@ -133,7 +137,7 @@ for orientation in range(1, 9):
 frames("8K", plain(picture(0, 4320, 7680), "jpg"), lambda found: found[0].shape == (4320, 7680, 3), slow=True)
 frames("frames that change size", {"0.png": PNG, "1.png": encoded(picture(1, 32, 40))},
        r"1\.png is 40x32 .*64x48.*one size")
-frames("gaps in numbering", {f"f{n}.png": encoded(picture(n)) for n in (1, 2, 9, 10, 100)},
+frames("gaps in numbering", {f"f{n}.PNG": encoded(picture(n)) for n in (1, 2, 9, 10, 100)},
        like(*(picture(n) for n in (1, 2, 9, 10, 100))))
 frames("two frames of one name", {"0.png": PNG, **plain(COLOUR, "jpg")}, "2 frames are called '0'")
 frames("no frames", {"notes.txt": b"none"}, r"no frames in this folder.*\.jpg")

@@ -114,9 +114,14 @@ def test_an_object_ends_where_it_is_erased_or_said_to_end_until_it_is_painted_ag
     finish(session)
     assert [1 in session.labels(t) for t in (5, 6, 7)] == [False, True, True]
     assert 4 not in session.labels(7)
+    session.paint(2, session.labels(2) + block(3, 30, 30))  # an earlier correction keeps the end
+    finish(session)
+    assert session.ended == {3: (1,)}
     session.paint(7, session.labels(7), ended=[4, 99])  # 99 is nowhere
     assert session.ended == {3: (1,), 7: (4,)} and finish(session) == [7, 8]
     assert same(session, fresh(video, session.given, session.ended))
+    again = Session(video, Counted(), SETTINGS, session.given, session.ended)
+    assert finish(again) == [*range(LENGTH)] and same(again, fresh(video, session.given, session.ended))
 
 
 def test_taking_a_correction_back_makes_the_masks_valid_again(video):
@@ -148,18 +153,6 @@ def test_a_second_correction_of_a_frame_keeps_the_first(video):
     ids[40:44, 4:8] = 2
     session.paint(5, ids)
     assert np.array_equal(session.given[5], np.where(np.isin(ids, [1, 2]), ids, 0))
-
-
-def test_an_end_is_kept_when_its_session_is_opened_again_or_an_earlier_frame_is_corrected(video):
-    given, ended = {0: block(1) + block(2, 60)}, {5: [1]}
-    session = Session(video, Counted(), SETTINGS, given, ended)
-    assert finish(session) == [*range(LENGTH)] and same(session, fresh(video, given, ended))
-    session.paint(2, session.labels(2) + block(3, 30, 30))
-    finish(session)
-    session.paint(5, session.labels(5) + block(4, 4, 30))
-    assert session.ended == {5: (1,)} and session.given.keys() == {0, 2, 5}
-    finish(session)
-    assert [1 in session.labels(t) for t in (4, 5, 8)] == [True, False, False]
 
 
 def test_features_are_those_of_the_encoder_and_an_interrupted_run_goes_on(video):

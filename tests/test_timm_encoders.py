@@ -11,13 +11,10 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from dulvos.__main__ import main
 from dulvos.checkpoints import encoder_file, load_encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, encode, segment
-from dulvos.masks import read_mask, write_mask
 
 SIZE = (61, 83)
 EXACT = SegmentSettings(precision="fp32")
@@ -150,14 +147,3 @@ def test_a_video_is_encoded_in_smaller_batches_if_memory_is_short(frames):
     expected = list(encode(lambda images: images[:, :, ::8, ::8], many, batch=1))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert max(sizes[2:]) == 2
-
-
-def test_the_segment_command_takes_the_same_names(frames, mask, tmp_path):
-    (tmp_path / "clip").mkdir()
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(tmp_path / "clip" / f"{t}.png")
-    write_mask(tmp_path / "mask.png", mask)
-    where = [str(tmp_path / name) for name in ("clip", "mask.png", "out")]
-    more = ["--checkpoint", "timm:vit_tiny_patch16_224=random", "--no-mp4", "--protocol", "dino"]
-    assert main(["segment", *where, *more, "--shorter-side", "64"]) == 0
-    assert read_mask(tmp_path / "out" / "2.png").shape == SIZE

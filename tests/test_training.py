@@ -5,12 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +20,6 @@ from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
 from dulvos.losses import sample_grid
 from dulvos.objectives import TrainSettings
-from dulvos.study.rows import ROOT
 from dulvos.training import clip_numbers, make_clips, make_parts, parameter_groups, train, training_step
 from dulvos.videos import Video
 from dulvos.views import Similarity, sample_similarity
@@ -167,33 +161,6 @@ def test_history_and_encoder(whole: Path) -> None:
     assert trained["backbone.bn1.num_batches_tracked"] == 2 * SMALL.iterations
 
 
-CHILD = """
-import pathlib, sys
-from tests.oracles import open_videos
-from tests.test_training import SMALL, train
-train(SMALL, open_videos(pathlib.Path(sys.argv[1])), sys.argv[2], device="cpu")
-"""
-
-
-def test_a_run_that_was_killed_goes_on_to_the_bit(videos: list, whole: Path, tmp_path: Path) -> None:
-    """Weights, Adam's moments, schedule, clips, 𝒯 and grids: if one were lost, the numbers would part."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with open(tmp_path / "log", "w") as log:
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(videos[0].path.parent), str(tmp_path)],
-                                 env=environment, stdout=log, stderr=log)
-        while not (tmp_path / "checkpoint.pt").exists() and child.poll() is None:
-            time.sleep(0.01)
-        child.kill()
-        assert child.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"]
-    assert 0 < reached < SMALL.iterations and not (tmp_path / "encoder.safetensors").exists()
-
-    torch.manual_seed(reached)  # the run does not use it
-    train(dataclasses.replace(SMALL, checkpoint_minutes=60), videos, tmp_path, device="cpu")
-    pd.testing.assert_frame_equal(history(tmp_path)[NUMBERS], history(whole)[NUMBERS], check_exact=True)
-    assert weights(tmp_path) == weights(whole)
-
-
 @pytest.mark.parametrize(("objective", "colour"), [("corrflow", "rgb"), ("mast", "lab"), ("crw", "rgb")])
 def test_baselines_resume_to_the_bit(videos: list, tmp_path: Path, objective: str, colour: str) -> None:
     settings = dataclasses.replace(SMALL, objective=objective, iterations=3, batch=2, frames=3, crop=32,
@@ -209,19 +176,13 @@ def test_baselines_resume_to_the_bit(videos: list, tmp_path: Path, objective: st
     assert (loaded.stride, loaded.colour) == (4, colour)
 
 
-def test_a_finished_run_is_left_as_it_is(videos: list, whole: Path) -> None:
+def test_a_finished_run_is_left_as_it_is_and_cannot_be_shortened(videos: list, whole: Path) -> None:
     before = weights(whole), history(whole)
     assert train(SMALL, videos, whole, device="cpu")["iterations"] == SMALL.iterations
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*iterations.*12"):
+        train(dataclasses.replace(SMALL, iterations=1), videos, whole, device="cpu")
     assert weights(whole) == before[0]
     pd.testing.assert_frame_equal(history(whole), before[1])
-
-
-def test_a_run_can_be_prolonged_but_not_shortened(videos: list, whole: Path, tmp_path: Path) -> None:
-    for iterations in (1, 2):
-        train(dataclasses.replace(SMALL, iterations=iterations), videos, tmp_path, device="cpu")
-    assert history(tmp_path).loss.tolist() == history(whole).loss[:2].tolist()
-    with pytest.raises(InputError, match=r"checkpoint\.pt: .*iterations.*2"):
-        train(dataclasses.replace(SMALL, iterations=1), videos, tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("spoil", [0, 10, 100_000, -1000, [1, 2], {"net": {}}, "text"], ids=str)
@@ -241,15 +202,12 @@ def test_a_checkpoint_that_is_cut_or_none(videos: list, spoilt: Path, spoil: obj
                                     {"stride": 4}, {"processes": 4}])
 def test_a_checkpoint_of_another_run(videos: list, spoilt: Path, change: dict) -> None:
     """Each of several processes had its own BatchNorm statistics, which one process cannot continue."""
+    with pytest.raises(InputError, match=r"checkpoint\.pt: .*data"):
+        train(SMALL, videos[:3], spoilt, device="cpu")
     state = torch.load(spoilt / "checkpoint.pt", weights_only=True)
     torch.save(state | {"settings": state["settings"] | change}, spoilt / "checkpoint.pt")
     with pytest.raises(InputError, match=rf"checkpoint\.pt: .*{next(iter(change))}"):
         train(SMALL, videos, spoilt, device="cpu")
-
-
-def test_other_data_are_told_apart(videos: list, spoilt: Path) -> None:
-    with pytest.raises(InputError, match=r"checkpoint\.pt: .*data"):
-        train(SMALL, videos[:3], spoilt, device="cpu")
 
 
 def test_a_checkpoint_from_before_a_setting_came_is_resumed(videos: list, whole: Path, spoilt: Path) -> None:

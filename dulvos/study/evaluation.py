@@ -83,17 +83,24 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
             for sequence in todo:
                 bar.set_postfix_str(sequence.name, refresh=False)
                 carry(sequence, device, bar.update)
-    finished = [json.loads(_finished(folder, sequence).read_text()) for sequence in dataset.sequences]
-    scores = [SequenceScores(tuple(item["ids"]), np.array(item["j"], float), np.array(item["f"], float))
-              for item in finished]
+    finished, scores = zip(*(_read(_finished(folder, sequence)) for sequence in dataset.sequences))
     outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
     outcome |= {name: max(item[name] for item in finished) for name in ("channels", "peak_memory_mb")}
-    return scores, {**outcome, "device": device}
+    return list(scores), {**outcome, "device": device}
 
 
 def _finished(folder: Path, sequence: Sequence) -> Path:
     """The file with the scores of a sequence, written when it is finished."""
     return folder / f"{sequence.name}.json"
+
+
+def _read(path: Path) -> tuple[dict, SequenceScores]:
+    try:
+        item = json.loads(path.read_text())
+        scores = np.array(item["j"], float), np.array(item["f"], float)
+        return item, SequenceScores(tuple(item["ids"]), *scores)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(f"{path}: damaged scores; delete this file to evaluate the sequence again") from None
 
 
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
