@@ -6,12 +6,11 @@ import os
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.study.cutouts import SIZE, list_videos, motorcycle, rail, render, render_video
+from dulvos.study.cutouts import SIZE, list_videos, rail, render, render_video
 
 LENGTHS = {"train": 1, "val": 2}
 VIDEOS = list_videos()
@@ -73,20 +72,6 @@ def test_no_object_jumps_further_than_propagation_looks_and_one_is_covered():
     assert min(least) < 0.7
 
 
-def test_the_rail_leads_from_the_left_photograph_to_the_right_one():
-    """Near things move further than far ones, in the direction of the true pair."""
-    left, right, _ = skimage.data.stereo_motorcycle()
-    disparity, near = motorcycle()
-    ends = np.dstack([left, 255 * np.uint8(near)]), np.dstack([right, 0 * left[..., :1]])
-    start, end = (rail(*ends, disparity, share) for share in (0.0, 1.0))
-    assert np.abs(start[..., :3].astype(int) - left).mean() < 2
-    still, moved = (np.abs(image[..., :3].astype(int) - right).mean() for image in (start, end))
-    assert moved < 0.35 * still
-    shift = np.argwhere(near)[:, 1].mean() - np.argwhere(end[..., 3] > 127)[:, 1].mean()
-    assert shift == pytest.approx(disparity[near].mean(), abs=4)
-    assert disparity[near].mean() > disparity[~near].mean() + 10
-
-
 def test_the_rail_draws_the_near_before_the_far():
     """A block of disparity 20 in front of a wall of disparity 4, seen from halfway."""
     columns, wall = np.arange(120), 40 + np.arange(140)  # the wall's grey tells its place
@@ -109,12 +94,11 @@ def test_a_benchmark_that_is_there_is_taken_as_it_is(benchmark):
     assert render(benchmark) == benchmark and file.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("content", ["", '["something"]', '{"name": "mine"}',
-                                     '{"name": "cutouts", "version": 1}'])
+@pytest.mark.parametrize("content", [None, b"\xff", b'{"name": "cutouts", "version": 1}'])
 def test_a_folder_of_something_else_is_left_alone(tmp_path, content):
     (tmp_path / "photo.txt").write_text("mine")
     if content:
-        (tmp_path / "benchmark.json").write_text(content)
+        (tmp_path / "benchmark.json").write_bytes(content)
     with pytest.raises(InputError, match=str(tmp_path)):
         render(tmp_path)
     assert (tmp_path / "photo.txt").read_text() == "mine"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dulvos.files import replacing
 from tests import corpus
 
 __all__ = ["Counts", "faults_table", "main"]
@@ -61,7 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the tests and the corpus, and put both tables into tests/README.md; 1 unless all is survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
     parser.add_argument("--slow", action="store_true", help="twenty kills each, more damaged files")
-    parser.add_argument("--print", action="store_true", help="leave tests/README.md as it is")
     options = parser.parse_args(arguments)
     counts, slow = Counts(), ["--slow"] * options.slow
     chosen = [str(FOLDER / f"test_{name}.py") for name in MODULES]
@@ -69,14 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     inputs = corpus.counts(200 if options.slow else 20)
     tables = f"{faults_table(counts)}\n{corpus.table(inputs)}\n"
     print(tables)
-    if not options.print:
-        command = ["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-        head, _, rest = README.read_text().partition("<!-- counts -->\n")
-        tail = rest.partition("<!-- /counts -->\n")[2]
-        made = f"`{' '.join(['python -m tests.trust', *slow])}`, after commit {commit}:\n\n{tables}"
-        with replacing(README) as stream:
-            stream.write(f"{head}<!-- counts -->\n{made}<!-- /counts -->\n{tail}".encode())
+    command = ["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    head, _, rest = README.read_text().partition("<!-- counts -->\n")
+    tail = rest.partition("<!-- /counts -->\n")[2]
+    made = f"`{' '.join(['python -m tests.trust', *slow])}`, after commit {commit}:\n\n{tables}"
+    README.write_text(f"{head}<!-- counts -->\n{made}<!-- /counts -->\n{tail}")
     return int(status != 0 or any(line["crashes"] or line["wrong"] for line in inputs))
 
 

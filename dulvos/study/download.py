@@ -77,10 +77,9 @@ def _fetch(archive: Archive, folder: Path) -> Path:
     """The archive's file in a folder, where it appears once it is complete and has its checksum."""
     file = folder / archive.url.rpartition("/")[2]
     pooch.get_logger().setLevel("WARNING")
-    source = pooch.create(folder, "", retry_if_failed=3, urls={file.name: archive.url},
-                          registry={file.name: archive.sha256})
     try:
-        source.fetch(file.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
+        pooch.retrieve(archive.url, archive.sha256, file.name, folder,
+                       downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

@@ -1,4 +1,4 @@
-"""Figures that several notebooks draw, in one style, and the set-up of every notebook."""
+"""Figures that several notebooks draw, in one style, and the set-up of each notebook."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["COLOURS", "LINES", "WIDTH", "Maps", "Notebook", "NotebookFigure", "a
 WIDTH = 7.0  # inches, across a page
 COLOURS = [f"#{bytes(colour).hex()}" for colour in OBJECT_COLOURS]
 VERMILLION, _, _, GREEN, _, BLUE, _ = COLOURS
-LINES = ((BLUE, "-"), (VERMILLION, "--"), ("0.45", ":"), (GREEN, "-."))  # dashes for those who see no colours
+LINES = ((BLUE, "-"), (VERMILLION, "--"), ("0.45", ":"), (GREEN, "-."))  # told apart without colours, too
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2,
          "legend.frameon": False, "figure.dpi": 110, "figure.constrained_layout.use": True,
@@ -211,7 +211,7 @@ def cell_maps(frames: Sequence[np.ndarray], lines: Sequence[Maps], titles: Seque
         for axis, mark in zip(axes, line.marks):
             if mark is not None:
                 y, x = (np.reshape(mark[0], (-1, 2)) * line.stride + line.offset).T
-                for colour, rim in (("black", 1.4), ("white", 0.7)):  # seen on any ground
+                for colour, rim in (("black", 1.4), ("white", 0.7)):  # visible on any background
                     axis.scatter(x, y, s=30 if len(x) < 10 else 9, c=mark[1], edgecolor=colour,
                                  linewidth=rim, zorder=3, clip_on=False)
         axes[0].set_ylabel(line.title)

@@ -37,7 +37,7 @@ PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSet
             if field.name not in ("precision", "protocol")}
 FREE = ("seed", "precision", *NO_NUMBERS)
 
-# The line of features that were not trained here: method, data, and what sets it apart from the paper's line.
+# The lines of features that were not trained here: method, data, and how they differ from the paper's line.
 LINES = {"random": (RANDOM, None, ""), "imagenet": (IMAGENET, "ImageNet", ""),
          **{name: (release.method, release.data, WEIGHTS) for name, release in RELEASES.items()}}
 

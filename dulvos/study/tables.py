@@ -1,7 +1,7 @@
 """The tables of a study as DataFrames, Markdown and CSV, made from its rows.
 
-Scores are percentages, differences points. None means that a number does not apply or is not known. What was
-not run says "not run", and † marks rows of an earlier version.
+Scores are percentages, differences are points. None means that a number does not apply or is not known. "not
+run" marks what is missing, and † marks rows of an earlier version.
 """
 
 from __future__ import annotations
