@@ -198,7 +198,7 @@ def _source(name: str) -> Source:
 
 
 def _miscounted(source: Source, videos: list[Video]) -> list[str]:
-    """A line for each count that differs from what is expected; an approximate one may lack a tenth."""
+    """A line for each count that differs from what is expected; an approximate count may lack a tenth."""
     lines, found = [], {"videos": len(videos), "frames": sum(map(len, videos))}
     for what, expected in source.counts.items():
         said = f"{source.title}: {found[what]:,} {what} found, {'about ' * source.about}{expected:,} expected"

@@ -270,7 +270,7 @@ def render(root: str | os.PathLike, frames: tuple[int, int] = (LENGTH, LENGTH)) 
         InputError: the folder holds something else, or cannot be written.
     """
     root = Path(root)
-    part = root.with_name(f".{root.name}.{os.getpid()}")  # renamed in the end, so root is never half full
+    part = root.with_name(f".{root.name}.{os.getpid()}")  # renamed in the end, so root is never half filled
     try:
         if not _is_there(root):
             (part / "ImageSets/2017").mkdir(parents=True)

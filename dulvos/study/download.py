@@ -97,7 +97,7 @@ def check(folder: str | os.PathLike[str], archive: Archive) -> None:
     for split, expected in archive.counts.items():
         sequences = load_davis(folder, split, archive.year).sequences
         frames, masks = sum(len(s.video) for s in sequences), sum(len(s.masks) for s in sequences)
-        objects = sum(int(s.mask(0).max()) for s in sequences) if expected[2] is not None else None
+        objects = None if expected[2] is None else sum(int(s.mask(0).max()) for s in sequences)
         found = len(sequences), frames, objects
         if found != expected or masks != frames:
             raise InputError(f"{folder}: sequences, frames and objects of {split} are {found}, with {masks} "

@@ -124,7 +124,7 @@ class Notebook:
         display(Markdown(f"*{text}*"))
 
     def table(self, table: pd.DataFrame) -> None:
-        """Show a table as it is printed everywhere."""
+        """Show a table in Markdown."""
         display(Markdown(to_markdown(table)))
 
 

@@ -22,7 +22,7 @@ BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, results: Path = ROOT / "results") -> str:
-    """A text in which what stands between `<!-- table: NAME -->` and `<!-- end -->` is that table."""
+    """Put the table NAME between each `<!-- table: NAME -->` and `<!-- end -->` of a text."""
     return BLOCK.sub(lambda found: f"{found[1]}{_table(found[2], results)}\n{found[3]}", text)
 
 
