@@ -15,7 +15,7 @@ import torchvision
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.released import RELEASES, load_weights, locate, read_released, read_weights
+from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_weights
 
 if TYPE_CHECKING:
     from dulvos.timm_encoders import TimmEncoder
@@ -60,9 +60,15 @@ def is_whole(path: Path) -> bool:
 
 def encoder_file(name: str) -> Path:
     """The file of a name of `load_encoder`, or the name itself; InputError if released weights are absent."""
-    if name.startswith("timm:"):
-        name = name.partition("=")[2] or name
-    return WEIGHTS / f"{name}.safetensors" if name == "davis2016" else Path(locate(name))
+    if name == "davis2016":
+        return WEIGHTS / "davis2016.safetensors"
+    if name not in RELEASES:
+        return Path(name.partition("=")[2] or name) if name.startswith("timm:") else Path(name)
+    path = Path(os.environ.get(FOLDER, f"${FOLDER}")) / RELEASES[name].file
+    if not path.is_file():
+        raise InputError(f"{name!r} needs {path}; download it from {RELEASES[name].source}, and set {FOLDER} "
+                         "to its folder")
+    return path
 
 
 def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder | TimmEncoder:

@@ -13,8 +13,7 @@ from torch import distributed
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "computed_in", "find_device", "free_memory", "joined_processes", "peak_memory",
-           "reading_processes"]
+__all__ = ["autocast", "computed_in", "find_device", "joined_processes", "peak_memory", "reading_processes"]
 
 
 def find_device(device: str | None = None) -> torch.device:
@@ -92,11 +91,6 @@ def reading_processes(device: torch.device) -> int:
     """How many worker processes should read clips: none on a CPU, which is busy anyway, else 1 to 8 a GPU."""
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     return 0 if device.type == "cpu" else min(8, max(1, ((os.cpu_count() or 2) - 1) // sharing))
-
-
-def free_memory(device: torch.device) -> int:
-    """Free memory of the GPU, or of this machine, in bytes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def peak_memory(device: torch.device) -> float:

@@ -9,11 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dulvos.devices import autocast, free_memory
+from dulvos.devices import autocast
 from dulvos.encoder import IMAGE_MEAN, IMAGE_STD, LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_choices, check_types
 from dulvos.propagation import PROTOCOLS, Protocol, object_ids, propagate, to_labels
@@ -219,7 +220,8 @@ def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: C
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks
     # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder
     needed = 7 * kept * cells * channels + 4 * height * width * _BYTES_A_PIXEL
-    free = free_memory(_device(encoder))
+    place = _device(encoder)
+    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with "
                          f"a context of {settings.context}, and {free / 2**30:.0f} GB are free; give "

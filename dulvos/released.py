@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 
-__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "locate", "read_released", "read_weights"]
+__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "read_released", "read_weights"]
 
 FOLDER = "DULVOS_WEIGHTS"
 
@@ -60,18 +60,6 @@ class _Absent(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         raise InputError(self.message)
-
-
-def locate(name: str) -> str:
-    """The path of a release; other names come back as they are. InputError if the release is not there."""
-    release = RELEASES.get(name)
-    if release is None:
-        return name
-    path = Path(os.environ.get(FOLDER, f"${FOLDER}")) / release.file
-    if not path.is_file():
-        raise InputError(f"{name!r} needs {path}; download it from {release.source} and set {FOLDER} to its "
-                         "folder")
-    return str(path)
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:

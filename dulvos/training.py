@@ -116,10 +116,8 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     `encoder.safetensors` at the end and, with `snapshot_every`, `snapshots/encoder-<iteration>.safetensors`.
     A resumed run equals an uninterrupted one: to the bit on the CPU at a fixed number of threads.
 
-    Under torchrun, each process takes its share of every batch, and the loss is that of the whole batch:
-    anchors and cross-view features are gathered from all processes. BatchNorm normalises by each process's
-    clips; process 0 saves its running statistics, with which all resume (they matter for
-    second_forward="eval").
+    Under torchrun, each process takes its share of every batch; the loss is that of the whole batch, but
+    BatchNorm normalises each share by itself. Process 0 writes, and all resume with its running statistics.
 
     Arguments:
         videos: those with fewer than T frames are left out, with a line each.
@@ -200,13 +198,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
 
 
 class _Run:
-    """The state of a training, which `checkpoint.pt` in its folder saves.
-
-    It needs no generator, since draws follow from seed and iteration.
-
-    Fields:
-        iteration: iterations done. seconds, cpu_seconds: the time they took. peak: peak memory in MB.
-        history: a tuple an iteration, in the order of `COLUMNS`.
+    """What `checkpoint.pt` saves of a training: no generator, since draws follow from seed and iteration.
 
     Raises:
         InputError: the checkpoint is damaged or belongs to another run.
@@ -216,8 +208,8 @@ class _Run:
                  rank: int, processes: int) -> None:
         self.folder, self.path, self.parts = folder, folder / "checkpoint.pt", parts
         self.settings, self.data, self.place, self.rank = settings, data, place, rank
-        self.iteration, self.history = 0, []
-        self.seconds = self.cpu_seconds = self.peak = 0.0
+        self.iteration, self.history = 0, []  # iterations done, and a tuple of `COLUMNS` for each
+        self.seconds = self.cpu_seconds = self.peak = 0.0  # time that they took, peak memory in MB
         # what must not change between calls; a run can be prolonged, so not `iterations`
         self.determining = {name: value for name, value in dataclasses.asdict(settings).items()
                             if name not in ("iterations", *NO_NUMBERS)} | {"processes": processes}
@@ -228,7 +220,7 @@ class _Run:
         self.zero = time.monotonic() - self.seconds, _cpu_seconds() - self.cpu_seconds
 
     def add(self, values: tuple[float, ...]) -> None:
-        """Count an iteration with its loss, L_ST, L_CV and learning rate."""
+        """Count an iteration that returned these values of `training_step`."""
         self.iteration += 1
         self.seconds = time.monotonic() - self.zero[0]
         self.history.append((self.iteration, *values, self.seconds))

@@ -18,8 +18,8 @@ from typing import Any
 
 from dulvos.errors import InputError
 
-__all__ = ["Case", "Target", "add", "add_target", "all_cases", "all_targets", "counts", "damaged", "judge",
-           "prepare", "put", "table"]
+__all__ = ["Case", "Target", "add", "add_target", "all_cases", "all_targets", "counts", "damages", "judge",
+           "put", "table"]
 
 OUTCOMES = ("results", "errors", "crashes", "wrong")
 COUNTED = ("tried", *OUTCOMES)
@@ -118,32 +118,23 @@ def judge(case: Case, folder: Path) -> tuple[str, str]:
     return "results" if right else "wrong", f"{result!r:.200}"
 
 
-def damaged(data: bytes, cut: float, edits: list[tuple[float, int]], added: bytes = b"") -> bytes:
-    """A file's bytes cut at a share of its length, some replaced at shares of the rest, and some added."""
-    kept = bytearray(data[: round(len(data) * cut)])
-    for place, value in edits if kept else ():
-        kept[min(int(place * len(kept)), len(kept) - 1)] = value
-    return bytes(kept) + added
+def damages(target: Target, folder: Path, examples: int, generator: random.Random) -> Iterator[Case]:
+    """Write the file and damage it again and again: cut it, change bytes, add some.
 
-
-def prepare(target: Target, folder: Path) -> tuple[Path, Case]:
-    """Write the intact file; and a case that passes any error of one line, and any result unless guarded."""
+    Each case passes an error of one line, and a result too, unless the format has checksums and it differs.
+    """
     path = target.make(folder)
     before = repr(target.read(folder)) if target.guarded else ""
-    return path, Case(target.part, target.part, target.read,
-                      lambda after: not target.guarded or repr(after) == before, either=True)
-
-
-def _all_damages(target: Target, folder: Path, examples: int, generator: random.Random) -> Iterator[Case]:
-    path, case = prepare(target, folder)
+    case = Case(target.part, target.part, target.read,
+                lambda after: not target.guarded or repr(after) == before, either=True)
     whole = path.read_bytes()
     for _ in range(examples):
+        data = bytearray(whole[: round(len(whole) * generator.choice((1.0, 1.0, generator.random())))])
         # where heads are short, most damage would fall on what is hardly looked at
-        reach = generator.choice((1.0, 1.0, min(1.0, 600 / len(whole))))
-        edits = [(generator.random() * reach, generator.randrange(256))
-                 for _ in range(generator.choice((0, 1, 3, 30)))]
-        path.write_bytes(damaged(whole, generator.choice((1.0, 1.0, generator.random())), edits,
-                                 generator.randbytes(generator.choice((0, 0, 20)))))
+        reach = generator.choice((len(data), len(data), min(len(data), 600)))
+        for _ in range(generator.choice((0, 1, 3, 30)) if data else 0):
+            data[generator.randrange(reach)] = generator.randrange(256)
+        path.write_bytes(data + generator.randbytes(generator.choice((0, 0, 20))))
         yield case
 
 
@@ -152,7 +143,7 @@ def counts(examples: int = 200) -> list[dict]:
     lines: dict[str, dict] = {}
     generator = random.Random(0)
     inputs = [lambda folder, case=case: [case] for case in all_cases()]
-    inputs += [lambda folder, target=target: _all_damages(target, folder, examples, generator)
+    inputs += [lambda folder, target=target: damages(target, folder, examples, generator)
                for target in all_targets()]
     for make in inputs:
         with tempfile.TemporaryDirectory() as folder:

@@ -96,7 +96,9 @@ def infinite(folder: Path) -> Any:
 refuse(INFER, lambda given: carry(Path(), **given), {
     "topk": ["10", 2.5, True, -1, 49, 10**30], "context": [2.5, None, 0, 10**12],
     "radius": [NAN, INF, "12", 0], "tau": [NAN, 1e-300, 10**400, None], "layer": [None, "res9"],
-    "precision": [[], "fp8"], "shorter_side": [NAN, 24.5, -24, True]})
+    "precision": [[], "fp8"], "shorter_side": [NAN, 24.5, -24, True, 4]})
+refuse(INFER, lambda given: SegmentSettings(**given), {
+    "frames": ["davis"], "protocol": ["mast", "dino"]})  # it alone would leave the values of the other one
 for values in ({"radius": 1e9}, {"radius": 1}, {"tau": 1e-6}, {"tau": 10**9}, {"shorter_side": 24},
                {"context": 10**4}, {"topk": 48}):
     add(INFER, short(values), ids_of, partial(carry, **values))

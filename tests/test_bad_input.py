@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings
-from tests.corpus import Case, Target, all_cases, all_targets, damaged, judge, prepare
+from tests.corpus import Case, Target, all_cases, all_targets, damages, judge
 from tests.corpus_files import put_encoder, put_row, rows_of
 from tests.corpus_frames import picture
 from tests.corpus_masks import command, make_clip, write_davis
@@ -67,30 +68,11 @@ def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
     assert str(InputError("a\nb\x1b[31m\udcff\u2028é 视")) == r"a\nb\x1b[31m\udcff\u2028é 视"
 
 
-# files damaged at random
-@functools.cache
-def prepared(target: Target) -> tuple[Path, Path, bytes, Case]:
-    folder = Path(tempfile.mkdtemp(prefix="dulvos-"))
-    path, case = prepare(target, folder)
-    return folder, path, path.read_bytes(), case
-
-
-def survive(act: Any, case: Case = Case("", "", Path, lambda result: True, either=True)) -> None:
-    outcome, said = judge(dataclasses.replace(case, act=lambda folder: act()), Path())
-    assert outcome in ("results", "errors"), said
-
-
-SHARE, BYTE = st.floats(0, 1), st.integers(0, 255)
-EDITS = (st.lists(st.tuples(SHARE, BYTE), max_size=20)
-         | st.lists(st.tuples(SHARE.map(lambda x: x / 20), BYTE), max_size=4))
-
-
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.part)
-@given(cut=st.sampled_from([0.0, 1.0]) | SHARE, edits=EDITS, added=st.just(b"") | st.binary(max_size=300))
-def test_damage_gives_a_result_or_one_line(target: Target, cut: float, edits: list, added: bytes) -> None:
-    folder, path, whole, case = prepared(target)
-    path.write_bytes(damaged(whole, cut, edits, added))
-    survive(lambda: target.read(folder), case)
+def test_damage_gives_a_result_or_one_line(target: Target, tmp_path: Path, slow: bool) -> None:
+    for case in damages(target, tmp_path, 500 if slow else 20, random.Random(None if slow else 0)):
+        outcome, said = judge(case, tmp_path)
+        assert outcome in ("results", "errors"), said
 
 
 # JSON of any content where some content is expected
@@ -179,14 +161,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"
 @given(data=st.data())
 def test_any_content_gives_a_result_or_one_line(act: Any, contents: st.SearchStrategy, data: Any) -> None:
     content = data.draw(contents)
-    survive(lambda: act(content))
+    case = Case("", "", lambda folder: act(content), lambda result: True, either=True)
+    outcome, said = judge(case, Path())
+    assert outcome in ("results", "errors"), said
 
 
 # masks
 MASKS = st.builds(
     lambda mask, kind: mask.astype(kind),
     arrays.arrays(np.uint8, st.tuples(st.sampled_from([16, 16, 15]), st.just(24)),
-                  elements=st.integers(0, 1) | BYTE),
+                  elements=st.integers(0, 1) | st.integers(0, 255)),
     st.sampled_from([np.uint8, np.uint8, np.int64, bool, np.float32]))
 
 

@@ -173,7 +173,7 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.parametrize(("target", "full", "room"), [
     (training, "size=150m", "size=1g"), (evaluation, "size=1m,nr_inodes=12", "nr_inodes=1000")])
 def test_a_full_disk(target, full, room, tiny, disk, undisturbed, record_property):
-    """One line tells it; with room the same call continues."""
+    """With room the same call continues."""
     record_property("fault", f"disk full: {target.__name__}")
     place = disk(full)
     with pytest.raises(InputError, match=str(place)):

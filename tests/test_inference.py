@@ -73,14 +73,6 @@ def test_given_masks_come_back_exactly_and_ids_keep_their_gaps(frames):
     assert set(np.unique(masks[4])) <= {0, 4, 9}
 
 
-@pytest.mark.parametrize("wrong", [
-    {"shorter_side": 4}, {"frames": "davis"}, {"protocol": "mast"}, {"protocol": "dino"}])
-def test_settings_name_what_is_wrong(wrong):
-    """`protocol` alone would leave the values of the other one; the corpus has more cases."""
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        SegmentSettings(**wrong)
-
-
 def test_a_protocol_sets_its_values_and_each_can_be_changed():
     dino = SegmentSettings.of("dino")
     assert SegmentSettings.of() == SegmentSettings.of("crw") == SegmentSettings()

@@ -136,7 +136,6 @@ def test_releases_are_found_by_name(encoder, tmp_path, monkeypatch):
         load_encoder("crw")
     save(snapshot(encoder), tmp_path / "ytvos_e060_res4.pth")
     assert torch.equal(load_encoder("araslanov-youtube-vos").head[3].weight, encoder.head[3].weight)
-    assert released.locate("random") == "random"
 
 
 def test_releases_belong_to_rows_of_the_papers_table():
