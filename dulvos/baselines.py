@@ -22,7 +22,6 @@ __all__ = ["AB_CLASSES", "LAB_CLASSES", "ColourOutput", "WalkOutput", "channel_f
            "colour_classes", "contrast_loss", "copy_colours", "corrflow_loss", "cut_patches", "mast_loss",
            "one_hot_cells", "patch_boxes", "rgb_to_lab", "scale_lab", "walk_loss"]
 
-BORDERS = ("zero", "exclude")
 RADIUS = 6  # cells; MAST and CorrFlow compare squares of 13x13 in training
 GRID = 7  # CRW's patches a side
 # Centres of colour classes: k-means over 208,000 random pixels of DAVIS-2016's training frames, rounded.
@@ -46,6 +45,7 @@ class ColourOutput(NamedTuple):
     Fields:
         copied: scalar, compares the colours copied from each frame to the next with the true ones.
         rest: scalar, the other terms, weighted: CorrFlow's cycle, ContrastCorr's terms over the batch.
+        total: their sum.
     """
 
     copied: Tensor
@@ -53,7 +53,6 @@ class ColourOutput(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The loss."""
         return self.copied + self.rest
 
 
@@ -99,7 +98,8 @@ def patch_boxes(frames: int, size: int, generator: torch.Generator) -> Tensor:
     aspect ratio between 3/4 and 4/3 that fits into it.
 
     Arguments:
-        frames: number of frames n. size: their side S in pixels. generator: a CPU generator.
+        frames, size: number n of frames, and their side S in pixels.
+        generator: a CPU generator.
 
     Returns:
         (n, 49, 4) float32 boxes (left, top, right, bottom) in pixels.
@@ -157,14 +157,14 @@ def copy_colours(reference_features: Tensor, target_features: Tensor, reference_
     Raises:
         InputError: shapes that do not fit, a negative radius, an unknown border.
     """
-    shapes = tuple(tuple(x.shape) for x in (reference_features, target_features, reference_colours))
-    reference, target, colours = shapes
-    fitting = reference[:2] + reference[3:]
-    if len(reference) != 5 or target != reference[1:] or colours[:2] + colours[3:] != fitting:
+    given = reference_features, target_features, reference_colours
+    reference, target, colours = (tuple(x.shape) for x in given)
+    fitting = (*reference[:2], *colours[2:3], *reference[3:])
+    if len(reference) != 5 or target != reference[1:] or colours != fitting:
         raise InputError("features and colours must be (R, B, K, h, w), (B, K, h, w) and (R, B, C, h, w), "
                          f"not {reference}, {target} and {colours}")
-    if border not in BORDERS or radius is not None and radius < 0:
-        raise InputError(f"border must be one of {BORDERS} and radius >= 0 or None, not {border!r}, {radius}")
+    if border not in ("zero", "exclude") or radius is not None and radius < 0:
+        raise InputError(f"border must be zero or exclude, radius >= 0 or None, not {border!r}, {radius}")
     return _copy(reference_colours, _copy_weights(reference_features, target_features, radius, border))
 
 
@@ -177,13 +177,11 @@ def _copy(colours: Tensor, weights: Tensor) -> Tensor:
 def _copy_next(features: Tensor, colours: Tensor, radius: int | None = None,
                border: str = "exclude") -> Tensor:
     """Colours (B, T, C, h, w) of each frame copied to the next: (B·(T-1), C, h, w)."""
-    pairs = (features[:, :-1], features[:, 1:], colours[:, :-1])
-    reference, target, colours = (x.flatten(0, 1) for x in pairs)
-    return copy_colours(reference[None], target, colours[None], radius=radius, border=border)
+    reference, target, known = (x.flatten(0, 1) for x in (features[:, :-1], features[:, 1:], colours[:, :-1]))
+    return copy_colours(reference[None], target, known[None], radius=radius, border=border)
 
 
 def _enlarge(copied: Tensor, like: Tensor) -> Tensor:
-    """Resize bilinearly to the height and width of another map."""
     return F.interpolate(copied, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -331,11 +329,8 @@ def channel_factors(generator: torch.Generator, droppable: tuple[int, ...] = (0,
                     probability: float = 0.7) -> Tensor:
     """Factors (3,) of the input's channels: 0 for those that are dropped, 3 / (3 - dropped) for the others.
 
-    The defaults are CorrFlow's and ContrastCorr's; MAST drops one of the channels 1 and 2, always.
-
-    Arguments:
-        droppable: the channels to choose from. most: how many are dropped at most.
-        probability: of dropping any.
+    `most` of the `droppable` channels are dropped at most, any with this probability. The defaults are
+    CorrFlow's and ContrastCorr's; MAST drops one of the channels 1 and 2, always.
     """
     chance, count = torch.rand(2, generator=generator).tolist()
     order = torch.randperm(len(droppable), generator=generator).tolist()

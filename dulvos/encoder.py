@@ -24,17 +24,11 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Features:
-    """Dense features of n images, each cell with L2 norm 1 over its channels; None for layers not asked for.
+    """Dense features of n images, each cell with L2 norm 1 over its channels; only the layers asked for."""
 
-    Fields:
-        res3: (n, 256, h, w), output of `layer3`.
-        res4: (n, 512, h, w), output of `layer4`, which label propagation uses.
-        key: (n, dim, h, w), output of the head, which the losses use.
-    """
-
-    res3: Tensor | None = None
-    res4: Tensor | None = None
-    key: Tensor | None = None
+    res3: Tensor | None = None  # (n, 256, h, w), output of `layer3`
+    res4: Tensor | None = None  # (n, 512, h, w), output of `layer4`, which label propagation uses
+    key: Tensor | None = None  # (n, dim, h, w), output of the head, which the losses use
 
 
 class Encoder(nn.Module):
@@ -101,26 +95,24 @@ class Encoder(nn.Module):
         if "key" in layers:
             features["key"] = self.head(x.mean((2, 3), keepdim=True) if pool else x)
         # in float32, because norms in bf16 would change which cells are among the top k
-        found = {name: features[name].float() for name in layers}
-        return Features(**{name: F.normalize(x, dim=1) if normalise else x for name, x in found.items()})
+        chosen = {name: features[name].float() for name in layers}
+        return Features(**{name: F.normalize(x, dim=1) if normalise else x for name, x in chosen.items()})
 
 
 def prepare_frames(frames: Tensor, mean: tuple[float, ...] = IMAGE_MEAN,
                    std: tuple[float, ...] = IMAGE_STD) -> Tensor:
     """(..., 3, H, W) uint8 RGB to float32, normalised by a mean and a deviation of RGB in [0, 1]."""
-    centre, scale = _statistics(frames, mean, std)
-    return (frames.float() / 255 - centre) / scale
+    return (frames.float() / 255 - _channels(mean, frames)) / _channels(std, frames)
 
 
 def restore_rgb(images: Tensor) -> Tensor:
     """The inverse of `prepare_frames`: (..., 3, H, W) float to RGB in [0, 1]."""
-    mean, std = _statistics(images)
-    return (images * std + mean).clamp(0, 1)
+    return (images * _channels(IMAGE_STD, images) + _channels(IMAGE_MEAN, images)).clamp(0, 1)
 
 
-def _statistics(images: Tensor, *values: tuple[float, ...]) -> list[Tensor]:
-    return [images.new_tensor(value, dtype=torch.float32)[:, None, None]
-            for value in values or (IMAGE_MEAN, IMAGE_STD)]
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """(3, 1, 1) float32 on the device of another tensor."""
+    return like.new_tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _seen(images: Tensor, colour: str) -> Tensor:
@@ -130,6 +122,5 @@ def _seen(images: Tensor, colour: str) -> Tensor:
     rgb = restore_rgb(images)
     if colour == "lab":
         return scale_lab(rgb_to_lab(rgb))
-    mean, std = _statistics(images)
-    weights = rgb.new_tensor([0.299, 0.587, 0.114])[:, None, None]
-    return ((rgb * weights).sum(-3, keepdim=True) - mean) / std
+    grey = (rgb * _channels((0.299, 0.587, 0.114), rgb)).sum(-3, keepdim=True)
+    return (grey - _channels(IMAGE_MEAN, rgb)) / _channels(IMAGE_STD, rgb)

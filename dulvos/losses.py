@@ -20,19 +20,13 @@ CHUNK = 2**22  # logits in memory at once: 16 MB in float32, which caches hold i
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Result of `dense_loss`.
+    """Result of `dense_loss`."""
 
-    Fields:
-        total: scalar, L = L_ST + λ·L_CV (Eq. 6).
-        space_time: scalar, L_ST (Eq. 3).
-        cross_view: scalar, L_CV (Eq. 5).
-        pseudo_labels: (B, T, h, w) int64, û of every view-2 cell (Eq. 2): b·N² + n, anchor n of its own clip
-            b; with several processes b counts the clips of all.
-    """
-
-    total: Tensor
-    space_time: Tensor
-    cross_view: Tensor
+    total: Tensor  # scalar, L = L_ST + λ·L_CV (Eq. 6)
+    space_time: Tensor  # scalar, L_ST (Eq. 3)
+    cross_view: Tensor  # scalar, L_CV (Eq. 5)
+    # (B, T, h, w) int64, û of every view-2 cell (Eq. 2): b·N² + n, anchor n of its own clip b; with several
+    # processes b counts the clips of all
     pseudo_labels: Tensor
 
 
@@ -62,8 +56,8 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
         raise InputError(f"a grid of {n} does not divide the {height}x{width} feature map; choose one of "
                          f"{allowed}")
     stride_y, stride_x = height // n, width // n
-    shape = {"common": (batch, 1, 1), "independent": (batch, n, n), "none": (batch, 1, 1)}[jitter]
-    draw = torch.rand(2, *shape, generator=generator, dtype=torch.float64)
+    side = n if jitter == "independent" else 1
+    draw = torch.rand(2, batch, side, side, generator=generator, dtype=torch.float64)
     if jitter == "none":
         draw = torch.zeros_like(draw)
     y = torch.arange(n)[:, None] * stride_y + (draw[0] * stride_y).long()
@@ -81,15 +75,14 @@ def gather_cells(features: Tensor, index: Tensor) -> Tensor:
 class _AnchorCrossEntropy(torch.autograd.Function):
     """Mean of -log softmax(k·qᵀ/τ)[û] over cells, with its gradient from the same pass.
 
-    The logits of a chunk of cells give the loss and both gradients, and are dropped; memory never holds all
-    cells x anchors.
+    The logits of a chunk of cells give the loss and both gradients and are then dropped, so that memory never
+    holds all cells x anchors.
     """
 
     @staticmethod
     def forward(ctx, cells: Tensor, anchors: Tensor, labels: Tensor, tau: float) -> Tensor:
         # cells [n, K], anchors [B·N², K], labels [n]
-        grad_cells = torch.empty_like(cells) if ctx.needs_input_grad[0] else None
-        grad_anchors = torch.zeros_like(anchors) if ctx.needs_input_grad[1] else None
+        grads = (torch.empty_like(cells), torch.zeros_like(anchors)) if any(ctx.needs_input_grad) else ()
         loss = cells.new_zeros(())
         step = max(1, CHUNK // len(anchors))
         for start in range(0, len(cells), step):
@@ -100,33 +93,27 @@ class _AnchorCrossEntropy(torch.autograd.Function):
             slope = logits.sub_(top).exp_()  # in place: a pass over the logits costs as much as the product
             total = slope.sum(1, keepdim=True)
             loss += (total.log() + top - chosen).sum()
-            if any(ctx.needs_input_grad[:2]):
+            if grads:
                 scale = tau * len(cells)
                 slope.div_(total.mul_(scale))  # softmax / scale
                 slope.scatter_add_(1, target, slope.new_full((1, 1), -1 / scale).expand_as(target))
-                if grad_cells is not None:
-                    torch.mm(slope, anchors, out=grad_cells[part])
-                if grad_anchors is not None:
-                    grad_anchors.addmm_(slope.t(), cells[part])
-        ctx.save_for_backward(grad_cells, grad_anchors)
+                torch.mm(slope, anchors, out=grads[0][part])
+                grads[1].addmm_(slope.t(), cells[part])
+        ctx.save_for_backward(*grads)
         return loss / len(cells)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        grad_cells, grad_anchors = ctx.saved_tensors
-        return (None if grad_cells is None else grad_cells * grad,
-                None if grad_anchors is None else grad_anchors * grad, None, None)
+        return *(slope * grad for slope in ctx.saved_tensors), None, None
 
 
 def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
     """û of every view-2 cell (Eq. 2), b·N² + n: the anchor of its own clip that is most similar."""
-    batch, frames, channels, height, width = features_view2.shape
-    count = anchors.shape[1]
     labels = []
-    for b in range(batch):
-        affinity = anchors[b] @ features_view2[b].flatten(2)  # [T, N², h·w]
-        labels.append(affinity.argmax(1) + b * count)
-    return torch.stack(labels).view(batch, frames, height, width)
+    for b, queries in enumerate(features_view2.flatten(3)):  # [T, K, h·w]
+        affinity = anchors[b] @ queries  # [T, N², h·w]
+        labels.append(affinity.argmax(1) + b * anchors.shape[1])
+    return torch.stack(labels).unflatten(2, features_view2.shape[3:])
 
 
 def gather_processes(rows: Tensor) -> tuple[Tensor, int]:

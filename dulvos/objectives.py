@@ -147,7 +147,7 @@ def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, secon
 
 @dataclass(frozen=True)
 class _Iteration:
-    """What the loss of an iteration is computed from; see `training_loss`."""
+    """The arguments of `training_loss`, and what several objectives make of them."""
 
     net: nn.Module
     frames: Tensor
@@ -164,13 +164,16 @@ class _Iteration:
 
     @property
     def own(self) -> slice:
-        """This process's clips in the whole batch."""
         return slice(self.rank * len(self.frames), (self.rank + 1) * len(self.frames))
 
     def encode(self, **options: object) -> Tensor:
         """The "key" features (B, T, K, h, w) of all frames."""
         key = _key(self.net, self.frames.flatten(0, 1), self.settings.precision, **options)
         return key.unflatten(0, self.frames.shape[:2])
+
+    def encode_some_channels(self) -> Tensor:
+        """The same, not normalised, of frames without some channels, as in CorrFlow and ContrastCorr."""
+        return self.encode(factors=baselines.channel_factors(self.generator), normalise=False)
 
     def lab(self) -> Tensor:
         """The frames' true colours, (B, T, 3, S, S) Lab."""
@@ -227,7 +230,7 @@ def _mast(it: _Iteration) -> baselines.ColourOutput:
 
 
 def _corrflow(it: _Iteration) -> baselines.ColourOutput:
-    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
+    features = it.encode_some_channels()
     low, high = KEPT_COPIES  # over lr_every, since the length of a run may change when it is prolonged
     share = low + (high - low) * min(1, it.number / it.settings.lr_every)
     keep = torch.rand(it.batch, it.settings.frames, generator=it.generator)[it.own] < share
@@ -239,19 +242,12 @@ def _colorize(it: _Iteration) -> baselines.ColourOutput:
 
 
 def _contrastcorr(it: _Iteration) -> baselines.ColourOutput:
-    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
-    return baselines.contrast_loss(features, baselines.scale_lab(it.lab()))
+    return baselines.contrast_loss(it.encode_some_channels(), baselines.scale_lab(it.lab()))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What training with an objective needs.
-
-    Fields:
-        loss: of an iteration.
-        frames: the least number of frames a clip.
-        colour: what the encoder sees; see `dulvos.encoder.Encoder`.
-    """
+    """What training needs of an objective: its loss, the least frames a clip, and what the encoder sees."""
 
     loss: Callable[[_Iteration], Output]
     frames: int = 2

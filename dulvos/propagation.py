@@ -11,24 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dulvos.errors import InputError
+from dulvos.errors import InputError, check_choices
 from dulvos.tiled import Preselected, Window, windows
 
 __all__ = ["PROTOCOLS", "Plain", "Protocol", "entries", "most_similar", "nearest", "object_ids", "propagate",
            "to_labels"]
 
 Masks = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
-CHOICES = {"neighbourhood": ("disc", "box"), "shrink": ("bilinear", "nearest"),
-           "enlarge": ("bilinear", "normalised")}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of label propagation; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
-
-    Raises:
-        InputError: a value out of range or an unknown choice.
-    """
+    """The rules of label propagation; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C)."""
 
     context: int = 20  # recent frames to copy from; the reference comes on top
     radius: float = 12.0  # of the neighbourhood in recent frames, in cells
@@ -47,9 +41,8 @@ class Protocol:
             raise InputError("context and topk must be >= 1, radius > 0 and tau >= 1e-6, not "
                              f"context={self.context}, topk={self.topk}, radius={self.radius}, "
                              f"tau={self.tau}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        check_choices(self, neighbourhood=("disc", "box"), shrink=("bilinear", "nearest"),
+                      enlarge=("bilinear", "normalised"))
 
 
 PROTOCOLS = {
@@ -120,23 +113,17 @@ def most_similar(similarity: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor
 
 
 def entries(t: int, reference: int, protocol: Protocol) -> tuple[list[int], list[int]]:
-    """The frames that frame t copies from: those within the neighbourhood, and those without a limit.
-
-    Arguments:
-        reference: the annotated frame t₀ < t.
-    """
+    """The frames that frame t > reference copies from: within the neighbourhood, and without a limit."""
     recent = range(t - protocol.context, t)
     near = [max(j, reference) for j in recent if protocol.repeat_reference or j > reference]
     return ([reference, *near], []) if protocol.restrict_reference else (near, [reference])
 
 
 def object_ids(first_mask: Masks) -> tuple[int, ...]:
-    """Ids of the channels that `propagate` yields: 0 (background), then the objects' ids in ascending order.
+    """Ids of the channels that `propagate` yields: 0 (background), then the objects' ids, ascending.
 
-    Soft masks of C channels have the ids 0 ... C - 1.
-
-    Raises:
-        InputError: no mask, masks of another kind or of different sizes, negative ids.
+    Soft masks of C channels have the ids 0 ... C - 1. Masks of another kind, of different sizes or with
+    negative ids, or none at all, raise an InputError.
     """
     return _read(first_mask)[1]
 
@@ -158,12 +145,6 @@ def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
     if ids[0] < 0:
         raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
     return masks, ids
-
-
-def _channels(mask: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A mask as (M, H, W) float, and which channels it annotates, (M,) bool."""
-    maps = mask if mask.ndim == 3 else torch.stack([mask == i for i in ids]).float()
-    return maps, maps.flatten(1).any(1)
 
 
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -205,30 +186,27 @@ def propagate(features: Iterable[Tensor | None], first_mask: Masks, protocol: Pr
               engine: Callable[[Tensor, int, int], Any] | None = None, **changes: Any) -> Iterator[Tensor]:
     """Carry masks through a video; yields soft masks frame by frame, those of annotated frames included.
 
-    Each cell of frame t is compared with every cell of the reference frame t₀, and with the cells at
-    distance d < radius in the frames max(j, t₀), j = t - context … t - 1; before t₀ + context, the
-    reference counts more than once. The cell's mask is the convex combination of the masks at the topk most
-    similar cells, weighted by softmax(cosine / τ) over those (Eqs. 7, 8). Other protocols change these
-    rules.
+    Each cell of frame t is compared with every cell of the reference frame t₀, and with the cells at distance
+    d < radius in the frames max(j, t₀), j = t - context … t - 1, so that t₀ counts several times at first.
+    The cell's mask is the mean of the masks at the topk most similar cells, weighted by softmax(cosine / τ)
+    over those (Eqs. 7, 8). Other protocols change these rules.
     Each annotated frame is a reference with a context of its own. The newest reference that annotates a
     channel carries it, the first one carries the background, and all contexts remember the merged mask.
-
     Memory holds `context` frames and the references, however long the video is.
 
     Arguments:
         features: (T, K, h, w) float, L2-normalised over K; or an iterable of (K, h, w) frames.
-        first_mask: the mask of frame 0, or a mapping from frame numbers to masks, each with the objects
-            that are new (or corrected) in that frame. A mask is (H, W) integer ids, with or without gaps, 0
-            being background; or (C, H, W) float soft masks of any C channels. If soft masks are given for
-            several frames, channel 0 is the background, and a channel that is 0 everywhere is not
-            annotated. Frames before the first mask are background.
+        first_mask: the mask of frame 0, or a mapping from frame numbers to masks, each with the objects that
+            are new (or corrected) in that frame. A mask is (H, W) integer ids, with or without gaps, 0 being
+            background; or (C, H, W) float soft masks of any C channels. In a mapping of soft masks, channel 0
+            is the background, and a channel that is 0 everywhere is not annotated. Frames before the first
+            mask are background.
         protocol: the rules, such as `PROTOCOLS["dino"]`.
-        history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are neither
-            computed nor yielded again, and the later frames equal those of the uninterrupted run to the bit.
-            `features` still begins with frame 0, but may give None for frames of the history that are neither
-            annotated nor among its last `context`.
-        ended: frame number -> ids of the objects that are gone from that frame on. Their mask moves to the
-            background until an annotation, of that frame or a later one, brings them back.
+        history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are not
+            yielded again, and later frames equal those of an uninterrupted run to the bit. `features` may
+            give None for frames of the history that are neither annotated nor among its last `context`.
+        ended: frame number -> ids of the objects that are gone from that frame on: background, until a later
+            annotation, or one of that frame, brings them back.
         engine: compares the cells, `Plain` or `dulvos.tiled.Preselected`, with the same result; None takes
             the faster one.
         changes: fields of the protocol to replace, such as `topk=5`.
@@ -294,16 +272,12 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
                     soft[:, 0] += soft[:, channel]
                     soft[:, channel] = 0
             if t in masks:
-                maps, held = _channels(masks[t], ids)
+                mask = masks[t]  # channels, or ids
+                maps = mask if mask.ndim == 3 else torch.stack([mask == i for i in ids]).float()  # [M, H, W]
+                held = maps.flatten(1).any(1)  # the channels that it annotates
                 held[0] = t == start
                 if t >= known:
-                    annotated = _shrink(maps, size, protocol).flatten(1).t().to(soft)  # [h·w, M]
-                    if t > start:
-                        annotated[:, 0] = 0
-                        soft[:, held] = 0  # a correction replaces what older references carried
-                        s = annotated.sum(1, keepdim=True)
-                        annotated = (1 - s) * soft + s * annotated
-                    soft = annotated
+                    soft = _annotated(soft, maps, size, held, protocol)
                 gone -= set(held.nonzero()[:, 0].tolist())
                 owner[held] = t
             if t >= start:
@@ -332,13 +306,6 @@ def _checked(frame: Tensor, t: int, shape: torch.Size, protocol: Protocol) -> Te
     return keys
 
 
-def _shrink(maps: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
-    """Masks (M, H, W) at the cells of a feature map, (M, h, w)."""
-    if protocol.shrink == "nearest":
-        return nearest(maps, size)
-    return F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0]
-
-
 def _mix(found: Iterable[tuple[Tensor, Tensor]], tiles: Sequence[Window], table: Tensor,
          size: tuple[int, int], protocol: Protocol) -> Tensor:
     """Eq. 8: each cell's mask, mixed from the masks (S, h·w, M) of the most similar cells: (h·w, M)."""
@@ -349,6 +316,19 @@ def _mix(found: Iterable[tuple[Tensor, Tensor]], tiles: Sequence[Window], table:
         tile.copy_(F.embedding_bag(cells[index], table.flatten(0, 1), per_sample_weights=weight.float(),
                                    mode="sum").view(tile.shape))
     return mixed.flatten(0, 1)
+
+
+def _annotated(soft: Tensor, maps: Tensor, size: tuple[int, int], held: Tensor, protocol: Protocol) -> Tensor:
+    """Carried masks p (h·w, M) after an annotation m (M, H, W): (1 - s)·p + s·m, where s sums m's objects."""
+    small = (nearest(maps, size) if protocol.shrink == "nearest" else
+             F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0])
+    m = small.flatten(1).t().to(soft)
+    if held[0]:  # the first annotation, which gives the background, too
+        return m
+    m[:, 0] = 0
+    soft[:, held] = 0  # a correction replaces what older references carried
+    s = m.sum(1, keepdim=True)
+    return (1 - s) * soft + s * m
 
 
 def _fastest(first: Tensor, slots: int, topk: int) -> Plain | Preselected:

@@ -59,12 +59,11 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
 class Preselected:
     """Compares cells as `dulvos.propagation.Plain` does, but leaves out most that no query can choose.
 
-    Cells are first compared coarsely, in bfloat16 where the processor multiplies it fast. To keep its
-    rounding errors small, the mean μ is taken out of keys and queries:
-    q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last term is the same for all keys of a query. The second is
-    one number for each key; it takes two more channels, one of them for its rounding error. A bound on the
-    error then shows which cells cannot be among the topk of any query of the tile. The others are compared
-    exactly.
+    Cells are first compared coarsely, in bfloat16 where the processor multiplies it fast. The mean μ is taken
+    out of keys and queries to keep rounding errors small: q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last
+    term is the same for all keys of a query. The second is one number for each key, held in two more channels
+    (one for its rounding error). A bound on the error then shows which cells cannot be among the topk of any
+    query of the tile; the others are compared exactly.
 
     Arguments:
         first: (h, w, K) float, the first frame to be remembered.

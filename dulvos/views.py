@@ -31,7 +31,6 @@ class Similarity:
     side: Tensor
 
     def __getitem__(self, clips: slice) -> Similarity:
-        """The transforms of these clips."""
         return Similarity(self.size, self.flip[clips], self.top[clips], self.left[clips], self.side[clips])
 
     def theta(self) -> Tensor:
@@ -48,13 +47,9 @@ class Similarity:
         return torch.stack([torch.stack([f * s, zero, f * dx], 1), torch.stack([zero, s, dy], 1)], 1).float()
 
     def frames(self, frames: Tensor) -> Tensor:
-        """View 2 of the main view's frames.
+        """View 2 of the main view's frames, (B, T, C, S, S) float; every frame of a clip is treated alike.
 
-        Arguments:
-            frames: (B, T, C, S, S) float, the main view; every frame of a clip gets the same transform.
-
-        Returns:
-            (B, T, C, S, S), resized by bilinear interpolation (align_corners=False).
+        Resizing is bilinear (align_corners=False).
         """
         views = []
         draws = zip(frames, self.flip, self.top, self.left, self.side, strict=True)

@@ -1,4 +1,4 @@
-"""Notebooks in a real JupyterLab: a server on loopback, headless Chromium, and a second client of the kernel.
+"""Notebooks in a real JupyterLab: a server on loopback, and headless Chromium.
 
 What a page requests from beyond loopback is refused, and then stands among its errors.
 """
@@ -10,10 +10,10 @@ import contextlib
 import functools
 import json
 import os
-import queue
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,22 +22,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import nbformat
-from jupyter_client import BlockingKernelClient
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from dulvos.study.rows import ROOT
 
-__all__ = ["Lab", "Notebook", "find_browser", "lacking", "serve"]
+__all__ = ["FLAGS", "SIZE", "Lab", "Notebook", "find_browser", "lacking", "of_cells", "serve"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
 SIZE = {"width": 1280, "height": 1080}  # of the window, in CSS pixels
 SESSION = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
+EVALUATE = f"""async ([code, seconds]) => {{
+  const options = {{code: "", silent: true, user_expressions: {{value: code}}}};
+  const reply = {SESSION}.session.kernel.requestExecute(options).done;
+  const late = new Promise((_, refuse) => setTimeout(refuse, 1000 * seconds, Error("the kernel is busy")));
+  return (await Promise.race([reply, late])).content.user_expressions.value; }}"""
+RUN = """() => {
+  window.ended = false;
+  window.jupyterapp.commands.execute("notebook:run-all-cells").then(() => { window.ended = true; }); }"""
 
 
 @functools.cache
@@ -59,6 +67,12 @@ def lacking() -> str | None:
     return None if find_browser() else f"no browser ({', '.join(BROWSERS)}); as root: apt install chromium"
 
 
+def of_cells(*cells: str) -> nbformat.NotebookNode:
+    """A notebook of code cells."""
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return new_notebook(cells=[*map(new_code_cell, cells)], metadata=kernel)
+
+
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[Lab]:
     """JupyterLab and a browser in an empty folder, with settings, runtime files and results of their own.
@@ -67,33 +81,32 @@ def serve(folder: Path) -> Iterator[Lab]:
     """
     from playwright.sync_api import sync_playwright
 
-    (folder / "notebooks").mkdir(parents=True)
-    config, runtime, log = folder / "config", folder / "runtime", folder / "server.log"
-    (config / "labconfig").mkdir(parents=True)
+    config, log, token = folder / "config", folder / "server.log", secrets.token_hex()
+    for new in (folder / "notebooks", config / "labconfig"):
+        new.mkdir(parents=True)
     # asks the network for news and puts a notice over the page
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (config / "labconfig" / "page_config.json").write_text(json.dumps(news))
-    token = secrets.token_hex()
-    environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(config),
-                   "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTERLAB_SETTINGS_DIR": str(config),
-                   "JUPYTERLAB_WORKSPACES_DIR": str(config / "workspaces"),
-                   "IPYTHONDIR": str(config), "DULVOS_RESULTS": str(folder / "results"),
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR",
+           "JUPYTER_RUNTIME_DIR")
+    environment = {**os.environ, **dict.fromkeys(own, str(config)), "JUPYTER_TOKEN": token,
+                   "DULVOS_RESULTS": str(folder / "results"),
                    "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1",
-               "--expose-app-in-browser"]
-    if os.getuid() == 0:
-        command.append("--allow-root")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+               "--expose-app-in-browser", *(["--allow-root"] if os.getuid() == 0 else [])]
     with open(log, "w") as stream:
         server = subprocess.Popen(command, cwd=folder / "notebooks", env=environment, stdout=stream,
                                   stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        url = _wait_for_server(server, runtime, token, log)
+        _wait(server, f"http://127.0.0.1:{port}/api", log)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
             context = browser.new_context(viewport=SIZE)  # of all pages: they load the scripts once
             context.route(lambda address: urlsplit(address).hostname not in ("127.0.0.1", None),
                           lambda route: route.abort())
-            yield Lab(folder, url, token, context)
+            yield Lab(folder, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}", context)
             browser.close()
     finally:
         server.terminate()  # which ends its kernels, too
@@ -103,33 +116,22 @@ def serve(folder: Path) -> Iterator[Lab]:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait_for_server(server: subprocess.Popen, runtime: Path, token: str, log: Path,
-                     seconds: float = 90) -> str:
+def _wait(server: subprocess.Popen, url: str, log: Path, seconds: float = 90) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            # the server takes the first free port, and this file says which
-            url = json.loads((runtime / f"jpserver-{server.pid}.json").read_text())["url"]
-            _get(f"{url}api", token)
-            return url
+        with contextlib.suppress(OSError):
+            return direct.open(url, timeout=10).close()
         time.sleep(0.2)
     raise RuntimeError(f"JupyterLab did not answer within {seconds:.0f} s:\n{log.read_text()[-2000:]}")
 
 
-def _get(url: str, token: str):
-    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
-    with direct.open(request, timeout=10) as answer:
-        return json.load(answer)
-
-
 @dataclass
 class Lab:
-    """A running JupyterLab: its folder (notebooks/, results/), address, token, and playwright's context."""
+    """A running JupyterLab: its folder (notebooks/, results/), a notebook's address, playwright's context."""
 
     folder: Path
-    url: str
-    token: str
+    address: str
     context: object
 
     @contextlib.contextmanager
@@ -140,52 +142,36 @@ class Lab:
         node = load_notebook_node(str(source)) if isinstance(source, Path) else source
         nbformat.write(parameterize_notebook(node, parameters) if parameters else node, path)
         page = self.context.new_page()
-        notebook = Notebook(self, path, page)
+        notebook = Notebook(path, page)
         page.on("pageerror", lambda error: notebook.console.append(str(error)))
         page.on("console", lambda message: message.type == "error" and notebook.console.append(
             f"{message.text} ({message.location.get('url', '')})"))
         try:
             # "doc" is the single-document mode: no file browser beside the notebook
-            page.goto(f"{self.url}doc/tree/{quote(path.name)}?token={self.token}", timeout=60_000)
+            page.goto(self.address.format(path.name), timeout=60_000)
             page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
             yield notebook
         finally:
-            notebook.close()
+            page.evaluate(f"{SESSION}?.shutdown()")  # so that the next notebook has the memory
+            page.close()
 
 
 @dataclass
 class Notebook:
-    """A notebook open in the browser.
+    """A notebook open in the browser: its file, playwright's page, and all errors, none of which is harmless.
 
-    Arguments:
-        lab: the server.
-        path: of the copy that is open.
-        page: playwright's page.
-        console: errors in the browser's console and errors that no script caught; none is harmless.
+    `console` holds the errors in the browser's console and those that no script caught.
     """
 
-    lab: Lab
     path: Path
     page: object
     console: list[str] = field(default_factory=list)
-    _client: BlockingKernelClient | None = None
 
-    def run(self, seconds: float, start: str | None = None) -> None:
-        """Run all cells, or those from the first that contains `start`; wait for the last one, and save.
-
-        Raises:
-            playwright.sync_api.TimeoutError: they take longer.
-        """
+    def run(self, seconds: float) -> None:
+        """Run all cells within this time, and save."""
         connected = f"{SESSION}?.session?.kernel?.connectionStatus === 'connected'"
         self.page.wait_for_function(connected, timeout=60_000)
-        self.page.evaluate("""start => {
-          window.ended = false;
-          const notebook = window.jupyterapp.shell.currentWidget.content;
-          const has = cell => cell.model.sharedModel.source.includes(start);
-          if (start) notebook.activeCellIndex = notebook.widgets.findIndex(has);
-          const command = start ? "notebook:run-all-below" : "notebook:run-all-cells";
-          window.jupyterapp.commands.execute(command).then(() => { window.ended = true; });
-        }""", start)
+        self.page.evaluate(RUN)
         self.page.wait_for_function("window.ended", timeout=seconds * 1000)
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
@@ -203,27 +189,10 @@ class Notebook:
     def evaluate(self, expression: str, seconds: float = 60):
         """Value of an expression in the notebook's kernel, through JSON; arrays come as nested lists.
 
-        Raises:
-            RuntimeError: the expression raised.
-            TimeoutError: the kernel is busy for longer.
+        Raises RuntimeError if the expression raised, playwright's Error if the kernel is busy for longer.
         """
-        if self._client is None:
-            sessions = _get(f"{self.lab.url}api/sessions", self.lab.token)
-            mine = next(session for session in sessions if session["path"].endswith(self.path.name))
-            file = self.lab.folder / "runtime" / f"kernel-{mine['kernel']['id']}.json"
-            self._client = BlockingKernelClient(connection_file=str(file))
-            self._client.load_connection_file()
-            self._client.start_channels()
         wrapped = f"__import__('json').dumps({expression}, default=lambda value: value.tolist())"
-        message = self._client.execute("", silent=True, user_expressions={"value": wrapped})
-        deadline = time.monotonic() + seconds
-        reply = {"parent_header": {}}
-        while reply["parent_header"].get("msg_id") != message:
-            try:
-                reply = self._client.get_shell_msg(timeout=max(0.1, deadline - time.monotonic()))
-            except queue.Empty:
-                raise TimeoutError(f"{expression}: the kernel did not answer within {seconds:g} s") from None
-        value = reply["content"]["user_expressions"]["value"]
+        value = self.page.evaluate(EVALUATE, [wrapped, seconds])
         if value["status"] != "ok":
             raise RuntimeError(f"{expression}: {value['ename']}: {value['evalue']}")
         return json.loads(ast.literal_eval(value["data"]["text/plain"]))
@@ -234,10 +203,3 @@ class Notebook:
         while not (value := self.evaluate(expression)) and time.monotonic() < deadline:
             self.page.wait_for_timeout(50)  # lets the page work, as time.sleep would not
         return value
-
-    def close(self) -> None:
-        """End the kernel, so that the next notebook has the memory, and close the page."""
-        if self._client is not None:
-            self._client.stop_channels()
-        self.page.evaluate(f"{SESSION}?.shutdown()")
-        self.page.close()

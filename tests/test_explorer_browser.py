@@ -201,23 +201,20 @@ def test_everything_can_be_done_with_the_keyboard(saved):
     assert not saved.state(playing=False)["playing"]
 
 
-PHONE = {"has_touch": True, "viewport": {"width": 400, "height": 800}}
+PHONE = {"has_touch": True, "viewport": {"width": 400, "height": 800}, "color_scheme": "dark"}
 
 
-@pytest.mark.parametrize("saved", [PHONE], indirect=True)
-def test_a_finger_asks_and_a_narrow_window_suffices(saved):
-    saved.page.touchscreen.tap(*saved.place(3, 2, 10, (8, 12)))
-    state = saved.state(frame=3, y=2, x=10)
-    assert (state["frame"], state["y"], state["x"], state["pinned"]) == (3, 2, 10, False)
-    assert saved.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
-
-@pytest.mark.parametrize("saved", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True)
-def test_text_can_be_read_in_light_and_dark(saved):
+@pytest.mark.parametrize("saved", [PHONE, {"color_scheme": "light"}], indirect=True)
+def test_a_narrow_window_a_finger_and_either_theme_suffice(saved):
     style = f"getComputedStyle({ELEMENT}.firstChild)"
     colour, dark = saved.page.evaluate(f"[{style}.color, matchMedia('(prefers-color-scheme: dark)').matches]")
     light = sum(map(float, colour.removeprefix("rgb(").rstrip(")").split(",")))
     assert light > 600 if dark else light < 150
+    if dark:
+        saved.page.touchscreen.tap(*saved.place(3, 2, 10, (8, 12)))
+        state = saved.state(frame=3, y=2, x=10)
+        assert (state["frame"], state["y"], state["x"], state["pinned"]) == (3, 2, 10, False)
+        assert saved.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="results/explorer.html is not here")

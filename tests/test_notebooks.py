@@ -12,14 +12,10 @@ import pytest
 from dulvos.study.rows import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("results")
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each
 def test_source_notebooks_are_clean(path: Path) -> None:
     """A title, one cell of parameters that papermill understands line by line, short cells, no outputs."""
     notebook = nbformat.read(path, as_version=4)
@@ -34,7 +30,12 @@ def test_source_notebooks_are_clean(path: Path) -> None:
     assert all("#" in parameters.splitlines()[number - 1] or name == "seed" for name, number in lines.items())
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@each
 def test_notebooks_run_from_top_to_bottom(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With their default parameters, in order, in one empty results folder, as if opened from notebooks/."""
     monkeypatch.setenv("DULVOS_RESULTS", str(folder))

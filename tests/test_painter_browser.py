@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from dulvos.masks import read_mask, write_mask
@@ -86,9 +85,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def opened(lab):
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    cells = [new_code_cell(CELL), new_code_cell(SEARCH)]
-    with lab.open(new_notebook(cells=cells, metadata=kernel), "painting") as notebook:
+    with lab.open(browser.of_cells(CELL, SEARCH), "painting") as notebook:
         yield notebook
 
 
@@ -106,9 +103,8 @@ def page(opened):
 def disk(points, radius, name):
     """Ids of the pixels within a radius of a line through points [x, y]."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    ends = zip(points, points[1:] or points)
-    steps = [a + (b - a) * s for a, b in ((np.array(a, float), np.array(b, float)) for a, b in ends)
-             for s in np.linspace(0, 1, 400)]
+    ends = zip(np.array(points, float), np.array(points[1:] or points, float))
+    steps = [a + (b - a) * s for a, b in ends for s in np.linspace(0, 1, 400)]
     near = np.min([np.hypot(x - px, y - py) for px, py in steps], 0) <= radius
     return np.where(near, name, 0).astype(np.uint8)
 
@@ -142,7 +138,7 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
     assert page.page.locator(".jp-Cell").count() == 2, "keys are the painter's: in JupyterLab, B adds a cell"
 
 
-def test_a_polygon_closes_on_its_first_corner_and_a_fill_stops_at_edges(page):
+def test_polygons_close_fills_stop_at_edges_and_pngs_are_saved_and_loaded(page, tmp_path):
     page.click(5, 5)
     page.press("Control+z", "p", "4")
     for corner in ((20, 10), (60, 10), (60, 40), (20, 40), (20, 10)):
@@ -155,30 +151,25 @@ def test_a_polygon_closes_on_its_first_corner_and_a_fill_stops_at_edges(page):
     page.click(3, 3)
     page.click(9, 3)
     page.press("Escape", "Enter")  # no polygon is left to be closed
-    assert np.array_equal(page.ids(), np.where(drawn, 7, 0)) and page.reaches_the_kernel(0, page.ids())
+    filled = np.where(drawn, 7, 0)
+    assert np.array_equal(page.ids(), filled) and page.reaches_the_kernel(0, filled)
 
-
-def test_pngs_are_loaded_saved_and_refused_in_words(page, tmp_path):
-    def load(path):
-        with page.page.expect_file_chooser() as chooser:
-            page.button("Load PNG")
-        chooser.value.set_files(path)
-
-    mask = block(1) + block(200, 60)
-    write_mask(tmp_path / "mask.png", mask)
-    load(tmp_path / "mask.png")
-    assert page.reaches_the_kernel(0, mask) and np.array_equal(page.ids(), mask)
     with page.page.expect_download() as download:
         page.button("Save PNG")
-    assert np.array_equal(read_mask(download.value.path()), mask)
+    assert np.array_equal(read_mask(download.value.path()), filled)
     assert download.value.suggested_filename == "00000.png" and Image.open(download.value.path()).mode == "P"
+    mask = block(1) + block(200, 60)
+    write_mask(tmp_path / "mask.png", mask)
     (tmp_path / "<b>.png").write_bytes(b"no picture")
-    load(tmp_path / "<b>.png")
+    for name in ("mask.png", "<b>.png"):
+        with page.page.expect_file_chooser() as chooser:
+            page.button("Load PNG")
+        chooser.value.set_files(tmp_path / name)
+        assert page.reaches_the_kernel(0, mask) and np.array_equal(page.ids(), mask)
     page.page.get_by_text("unreadable mask").wait_for(timeout=10_000)
     assert "<b>.png" in page.page.locator(".dulvos-painter [role=status]").inner_text()
-    assert np.array_equal(page.ids(), mask)
     page.press("Control+z")
-    assert not page.ids().any() and page.reaches_the_kernel(0, page.ids())
+    assert np.array_equal(page.ids(), filled) and page.reaches_the_kernel(0, filled)
 
 
 def test_zoomed_in_the_mouse_and_fingers_paint_where_they_are(page):

@@ -276,17 +276,6 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one_to_the_bit(case: str, en
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(rest, whole[known:]))
 
 
-def test_what_is_known_is_believed() -> None:
-    """Later frames depend on the history that is given, and on all `context` frames of it."""
-    features, mask = correlated(0, 7, 16, 9, 12, dtype=torch.float32), blobs(0, (1, 2), 72, 96)
-    whole = run(features, mask, context=3)
-    for t in range(2, 6):
-        other = whole[:6].clone()
-        other[t] = other[t].flip(0)
-        changed = next(propagate(features, mask, context=3, history=other)) - whole[6]
-        assert (changed.abs().max() > 0.01) == (t >= 3)
-
-
 FRAMES, MASK = random_features(0, 4, 8, 6, 7), blobs(0, (1,), 12, 14)
 NAN = FRAMES.clone()
 NAN[2, 3, 2, 5] = float("nan")
