@@ -133,27 +133,22 @@ def test_processes_that_cannot_be_joined_are_refused(started: int, device: str, 
     assert not distributed.is_initialized()
 
 
-def test_a_run_of_two_processes_writes_once(folder: Path, seen: list[dict]) -> None:
+def test_a_run_of_two_processes_writes_once_and_goes_on_to_the_bit(folder: Path, seen: list[dict]) -> None:
     files = ["checkpoint.pt", "encoder.json", "encoder.safetensors", "history.csv"]
     for run in ("whole", "part"):
         assert sorted(path.name for path in (folder / run).iterdir()) == files
         assert pd.read_csv(folder / run / "history.csv").iteration.tolist() == [1, 2]
-    assert [process["whole"] for process in seen] == [PROCESSES] * PROCESSES
+    columns = ["iteration", "loss", "loss_st", "loss_cv", "lr"]  # part was cut off after its first iteration
+    whole, part = (pd.read_csv(folder / run / "history.csv")[columns] for run in ("whole", "part"))
+    pd.testing.assert_frame_equal(part, whole, check_exact=True)
+    weights = [(folder / run / "encoder.safetensors").read_bytes() for run in ("whole", "part")]
+    assert weights[0] == weights[1] and [process["whole"] for process in seen] == [PROCESSES] * PROCESSES
     written = pd.read_csv(folder / "crw" / "history.csv").loss[0]
     assert [process["crw"] for process in seen] == [pytest.approx(written)] * PROCESSES
     assert load_encoder(folder / "whole" / "encoder.safetensors").config["dim"] == SETTINGS.dim
     state = torch.load(folder / "whole" / "checkpoint.pt", weights_only=True)
     assert state["settings"]["processes"] == PROCESSES
     assert all("batch=3" in process["refusal"] and "2 processes" in process["refusal"] for process in seen)
-
-
-def test_it_goes_on_to_the_bit(folder: Path) -> None:
-    """Cut off after the first of two iterations, as `tests.test_training` does with one process."""
-    columns = ["iteration", "loss", "loss_st", "loss_cv", "lr"]
-    whole, part = (pd.read_csv(folder / run / "history.csv")[columns] for run in ("whole", "part"))
-    pd.testing.assert_frame_equal(part, whole, check_exact=True)
-    weights = [(folder / run / "encoder.safetensors").read_bytes() for run in ("whole", "part")]
-    assert weights[0] == weights[1]
 
 
 def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
