@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from dulvos.errors import InputError
@@ -84,10 +87,11 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)
         raise InputError(f"'timm:{architecture}': timm has no such network; did you mean one of {near}?")
     try:
-        try:
-            network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
-        except TypeError:  # a network without position embeddings
-            network = timm.create_model(architecture, pretrained, num_classes=0)
+        with _one_try(pretrained):
+            try:
+                network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
+            except TypeError:  # a network without position embeddings
+                network = timm.create_model(architecture, pretrained, num_classes=0)
     except OSError as error:
         raise InputError(f"'timm:{architecture}': its weights cannot be downloaded ({_line(error)}); fetch "
                          f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
@@ -98,6 +102,21 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
     if not hasattr(network, "forward_intermediates"):
         raise InputError(f"'timm:{architecture}' gives no feature maps; {_ADVICE}")
     return network
+
+
+@contextmanager
+def _one_try(pretrained: bool) -> Iterator[None]:
+    """If the hub does not answer, take files on the disk only: its client would retry for a minute."""
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if pretrained:
+            get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of the HTTP library that this version of the hub's client uses
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _load(network: nn.Module, path: Path) -> None:
