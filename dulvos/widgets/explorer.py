@@ -115,27 +115,27 @@ def clip_indices(length: int, frames: int, start: int, gap: int) -> tuple[int, .
 
 
 class Explorer(anywidget.AnyWidget):
-    """Point at a cell of a clip and see where else its features are found; a notebook cell's last line.
+    """A clip in a notebook: point at a cell, and see where else its features are found.
 
         Explorer("clip.mp4")
 
-    The browser receives frames and features once and computes the rest (explorer.js). The fields below follow
-    what the user does, and may be set.
+    The browser receives frames and features once and computes the rest (explorer.js). The fields follow what
+    the user does, and may be set.
 
     Arguments:
         video: a folder of frames, a video file, or a `Video`.
         encoders: one or two, each a name that `dulvos.load_encoder` takes, or what `dulvos.encode` takes.
         others: videos whose first frames give the anchors of other clips.
-        frames: T. start: first frame. gap: between frames.
+        frames, start, gap: number of frames T, the first one, the step between them (see `clip_indices`).
         shorter_side: to which frames are reduced for the encoder; 0 keeps them.
         channels: see `pack`.
-        device: None takes a CUDA GPU where there is one. seed: of random features.
+        device, seed: None takes a CUDA GPU where there is one; the seed is of random features.
         view: initial values of the fields.
 
     Fields:
         frame, y, x: the cell; `frame` counts in the clip, y and x are cells of the first encoder.
         time: the frame shown large, in the clip.
-        layer: res3, res4 or key, where an encoder has a choice. tau: τ. n: N.
+        layer, tau, n: res3, res4 or key, where an encoder has a choice; τ; N.
         show: "affinity" (cosine with the cell), "share" (of the cell's anchor, in every cell, Eq. 1) or
             "dominant" (every cell's dominant anchor, Eq. 2).
         clips: whose anchors compete: "own" (N²), or "all" (B·N², as in Eq. 3).
@@ -207,9 +207,7 @@ class Explorer(anywidget.AnyWidget):
     def save_html(self, path: str | os.PathLike, layers: Sequence[str] = ()) -> Path:
         """Write one HTML file that does all of this without kernel, server or network.
 
-        Arguments:
-            path: of the file.
-            layers: those that the file holds; () takes the one that is shown.
+        It holds the features of these layers; () takes the one that is shown.
         """
         layers = list(layers) or [self.layer]
         messages = [message for want in ("clip", *layers) for message in self._messages(want)]
