@@ -129,7 +129,7 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
         only: evaluations to run, by their names in the list, such as N4-0.
     """
     if davis and study == "demo":
-        raise InputError("the grid 'demo' renders its own videos; --davis belongs to --study davis or paper")
+        raise InputError("the grid 'demo' has videos of its own; --davis belongs to --study davis or paper")
     if davis or run and study != "demo":
         _use_davis(davis)
     steps = plans.grid_steps(study, only)

@@ -12,33 +12,25 @@ from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.files import replacing
-from dulvos.study import cutouts, youtube_vos
+from dulvos.study import youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, once
 from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
 
-__all__ = ["cutouts_folder", "dataset_fingerprint", "find_features", "open_data", "open_training",
-           "trained_encoder", "training_fingerprint", "training_run"]
+__all__ = ["dataset_fingerprint", "find_features", "open_data", "open_training", "trained_encoder",
+           "training_fingerprint", "training_run"]
 
 LOCAL_TRAINING = "youtube-vos-local"
-
-
-def cutouts_folder() -> Path:
-    """Where the embedded benchmark is rendered: in the folder DULVOS_CACHE, or in the checkout's `data`."""
-    return _cache() / "cutouts"
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("DULVOS_CACHE", ROOT / "data"))
+CUTOUTS = Path(__file__).with_name("cutouts")
 
 
 def open_data(data: str, split: str) -> Dataset:
     """A split of a data set.
 
     Arguments:
-        data: "cutouts" (the embedded benchmark, rendered on first use), "davis" (in the folder DULVOS_DAVIS),
-            or a folder in DAVIS's layout. For training also what `open_training` takes.
+        data: "cutouts" (the embedded videos), "davis" (in the folder DULVOS_DAVIS), or a folder in DAVIS's
+            layout. For training also what `open_training` takes.
         split: "train" or "val"; or "valid" or "local" of YouTube-VOS, as `youtube_vos.open_split` takes it.
 
     Raises:
@@ -47,7 +39,7 @@ def open_data(data: str, split: str) -> Dataset:
     if split in youtube_vos.SPLITS:
         return youtube_vos.open_split(data, split)
     if data == "cutouts":
-        return load_davis(cutouts.render(cutouts_folder()), split)
+        return load_davis(CUTOUTS, split)
     if data == "davis":
         folder = os.environ.get("DULVOS_DAVIS")
         if not folder:
@@ -81,13 +73,14 @@ def open_training(data: str) -> Collection:
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
         return dataclasses.replace(whole, name=youtube_vos.LOCAL, sequences=sequences, fingerprint=mark)
+    cache = Path(os.environ.get("DULVOS_CACHE", ROOT / "data")) / "indexes"
     if data not in SOURCES:
-        return open_collection("", data, _cache() / "indexes")
+        return open_collection("", data, cache)
     base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
     if not base:
         raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
                          f"has {data}/{source.layout} (from {source.origin})")
-    return open_collection(data, Path(base) / data, _cache() / "indexes")
+    return open_collection(data, Path(base) / data, cache)
 
 
 def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,

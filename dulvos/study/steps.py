@@ -168,8 +168,6 @@ def _is_shown(step: Step) -> bool:
 @cache
 def _mark(data: str, split: str, *folders: str | None) -> str | None:
     """Fingerprint of a run's data, None if they are not on this machine; `folders` are where data lie."""
-    if data == "cutouts" and not runs.cutouts_folder().is_dir():  # opening it would render it
-        return None
     try:
         dataset = runs.open_data(data, split)
         return (runs.training_fingerprint if split == "train" else runs.dataset_fingerprint)(dataset)
