@@ -43,8 +43,9 @@ EVALUATE = f"""async ([code, seconds]) => {{
   const reply = {SESSION}.session.kernel.requestExecute(options).done;
   const late = new Promise((_, refuse) => setTimeout(refuse, 1000 * seconds, Error("the kernel is busy")));
   return (await Promise.race([reply, late])).content.user_expressions.value; }}"""
-RUN = """() => {
+RUN = """async () => {
   window.ended = false;
+  await window.jupyterapp.commands.execute("notebook:clear-all-cell-outputs");  // no widget of an earlier run
   window.jupyterapp.commands.execute("notebook:run-all-cells").then(() => { window.ended = true; }); }"""
 
 

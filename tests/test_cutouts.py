@@ -29,7 +29,7 @@ def test_they_have_davis_2017_s_layout_and_objects_start_in_sight(split, mark):
 
 @pytest.mark.parametrize("name", ["garage", "riders", "herd", "galaxies"])
 def test_the_script_makes_these_videos(name):
-    """Another processor may round single pixels differently; JPEG smooths the noise of all by 4 on average."""
+    """Another processor may round single pixels differently; JPEG smooths the noise, by 4 on average."""
     frames, masks = render_video(name, 2)
     sequence = next(s for data in SPLITS.values() for s in data.sequences if s.name == name)
     for t in range(2):

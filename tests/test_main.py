@@ -163,7 +163,8 @@ def test_stopped_in_the_middle_it_leaves_whole_masks_and_the_same_command_ends_w
         os.link(clip / "clip" / f"{index % LENGTH:05d}.jpg", clip / "long" / f"{index:05d}.jpg")
     words = ["segment", *(str(clip / name) for name in ("long", "mask.png", "out")), "--checkpoint", "random"]
     process = subprocess.Popen([sys.executable, "-m", "dulvos", *words], cwd=ROOT, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL)
+                               stdout=subprocess.DEVNULL,  # a job in the background ignores SIGINT
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (clip / "out" / "00001.png").exists():
         assert process.poll() is None
         time.sleep(0.02)

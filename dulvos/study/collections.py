@@ -143,7 +143,8 @@ def open_collection(name: str, folder: str | os.PathLike[str], cache: str | os.P
             return str(error)
 
     with ThreadPool(_THREADS) as pool:
-        looks = tqdm(pool.imap(look, paths), "indexing", len(paths), unit=" videos", mininterval=5)
+        looks = tqdm(pool.imap(look, paths), "indexing", len(paths), unit=" videos", mininterval=5,
+                     disable=not paths)
         found = dict(zip(paths, looks))
     faults = [fault for fault in found.values() if isinstance(fault, str)]
     entries = {path: entry for path, entry in found.items() if not isinstance(entry, str)}
