@@ -60,23 +60,24 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
         minutes = MINUTES["evaluate"]
         steps.append(evaluate_step(study, name, data, features, minutes, needs, **inference, **more))
 
+    evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
     for seed in range(seeds):
         runs = {f"{method['key']}-{seed}": method for method in methods()}
         needs = {}
+        for layer in LAYERS:
+            evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
         for run, method in runs.items():
             settings = {**training, **method["settings"], "objective": method["objective"], "seed": seed}
             steps.append(train_step(study, run, data, settings, MINUTES["train"]))
             needs[run] = (steps[-1].full_name,)
             for layer in FIRST:
                 evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
-        for layer in LAYERS:
-            evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
         for run in runs:  # what says less comes later
-            for layer in set(LAYERS) - set(FIRST):
-                evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
+            for layer in LAYERS:
+                if layer not in FIRST:
+                    evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
             for iteration in snapshots if seed == 0 else ():
                 evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs[run], layer=MAIN)
-    evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
     return [*count_by_rows(steps), Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 
