@@ -155,16 +155,18 @@ GRID = """
 import json, psutil
 from dulvos.study import steps
 if __name__ == '__main__':
-    with steps.open_client(2, 1, '', True) as (client, threads):
-        client.wait_for_workers(2)
+    with steps.open_client({0}, 1, '', True) as (client, threads):
+        client.wait_for_workers({0})
         own = [psutil.Process(), *psutil.Process().children(recursive=True)]
         sockets = [c for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']
         print(json.dumps([socket.laddr.ip for socket in sockets]))
 """
 
 
-def test_the_grid_listens_on_this_machine_alone() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_runner_listens_on_this_machine_alone(workers) -> None:
     """Dask runs whatever it is sent."""
-    done = subprocess.run([sys.executable, "-c", GRID], cwd=ROOT, capture_output=True, text=True)
+    script = GRID.format(workers)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     addresses = json.loads(done.stdout.splitlines()[-1])
-    assert len(addresses) >= 2 and set(addresses) <= {"127.0.0.1", "::1"}
+    assert len(addresses) >= workers and set(addresses) <= {"127.0.0.1", "::1"}

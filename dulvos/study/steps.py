@@ -324,7 +324,8 @@ def open_client(workers: int, threads: int, scheduler: str, several: bool) -> It
     # Dask sets variables in this process, too
     with (_environment({}),
           LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
-                       host=HOST if workers > 1 else None, dashboard_address=None,
+                       host=HOST if workers > 1 else None, dashboard_address=f"{HOST}:0",
+                       worker_dashboard_address=f"{HOST}:0",
                        silence_logs=logging.CRITICAL) as cluster,
           Client(cluster) as client):
         yield client, threads or max(1, CPU_COUNT // workers)
