@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from nbformat.v4 import new_code_cell, new_notebook
 
 from benchmarks.measure import report
-from tests.browser import serve
+from tests.browser import of_cells, serve
 
 SIZES = ((720, 1280), (2160, 3840))  # (H, W)
 CELL = """import numpy as np
@@ -61,11 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moves", type=int, default=200)
     moves = parser.parse_args().moves
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     with tempfile.TemporaryDirectory() as root, serve(Path(root) / "lab") as lab:
         for height, width in SIZES:
-            cell = new_code_cell(CELL.format(height=height, width=width))
-            with lab.open(new_notebook(cells=[cell], metadata=kernel), f"painter-{height}") as notebook:
+            cell = CELL.format(height=height, width=width)
+            with lab.open(of_cells(cell), f"painter-{height}") as notebook:
                 notebook.run(120)
                 assert notebook.red_cells() == [], notebook.red_cells()
                 page = notebook.page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,5 +52,6 @@ def make_folder(path: Path) -> Path:
 
 def cannot_write(path: Path, number: int | None) -> InputError:
     """The error for a file or folder that cannot be written, from the system's error number."""
-    return InputError(f"{path}: cannot be written ({os.strerror(number or 5)}); make room or give another "
-                      "folder, and the same call continues")
+    reason = os.strerror(number or errno.EIO)
+    return InputError(f"{path}: cannot be written ({reason}); make room or give another folder, and the same "
+                      "call continues")

@@ -85,7 +85,8 @@ class TimmEncoder(nn.Module):
 def _create(architecture: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-        raise InputError(f"'timm:{architecture}': timm has no such network; did you mean one of {near}?")
+        raise InputError(f"'timm:{architecture}': timm has no such network; similar names: "
+                         f"{', '.join(near) or 'none, see timm.list_models()'}")
     try:
         with _one_try(pretrained):
             try:
@@ -97,8 +98,8 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
                          f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
     except RuntimeError as error:
         known = timm.list_pretrained(f"{architecture.partition('.')[0]}.*")
-        raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has {known}; "
-                         "give =FILE or =random for others") from None
+        raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has "
+                         f"{', '.join(known) or 'none'}; give =FILE or =random for others") from None
     if not hasattr(network, "forward_intermediates"):
         raise InputError(f"'timm:{architecture}' gives no feature maps; {_ADVICE}")
     return network

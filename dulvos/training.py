@@ -176,7 +176,8 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         raise FloatingPointError(f"{error} at iteration {run.iteration}, clips of {', '.join(sorted(names))}"
                                  f"; lr={settings.lr} may be too high: start again with a lower one, in "
                                  f"another folder ({run.path} is kept)") from None
-    except InputError as error:  # a worker's message is its traceback, which ends with the error
+    except InputError as error:  # a frame cannot be read; a worker's message is its traceback, which ends so
+        run.save()
         raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
     except RuntimeError as error:  # may come in the middle of a step, so nothing is saved
         if "DataLoader worker" not in str(error):

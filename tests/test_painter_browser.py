@@ -261,7 +261,7 @@ def test_a_search_that_a_cell_awaits_stops_and_goes_on_and_is_played(page):
     """The kernel answers the painter while the cell runs."""
     page.kernel("(setattr(count, 'pause', 0.3), None)[1]")
     page.click(12, 20)
-    # comms and cells reach the kernel on channels of their own, so the cell could come first
+    # the search must not begin before the paint is there
     assert page.notebook.wait_for("bool(session.given)")
     page.page.evaluate("""() => {
       window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1;

@@ -107,6 +107,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how(tmp_path, 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="timm:vit_tiny_patch16_224=FILE"):
         load_encoder("timm:vit_tiny_patch16_224")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE  # only meanwhile
 
 
 @pytest.mark.parametrize(("name", "size"), [

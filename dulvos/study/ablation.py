@@ -9,7 +9,7 @@ A line of `ablation.csv` is a point. Its columns:
     features  "random", or empty for trained features
     paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
     claim, where, says  what the paper claims, where, in which words; lines with one claim test it together
-    expected  what we should see: lower, equal, or empty; a claim agrees if all its lines do that were run
+    expected  what we should see: lower, equal, or empty
 """
 
 from __future__ import annotations
@@ -260,10 +260,10 @@ def claims(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for claim, group in found[found["varied"] == "claim"].groupby("claim", sort=False):
         tried = group.to_dict("records")
-        verdicts = {line["verdict"] for line in tried} - {NOT_RUN} or {NOT_RUN}
+        verdicts = dict.fromkeys(line["verdict"] for line in tried if line["verdict"] != NOT_RUN)
         lines.append({"claim": claim, "where": tried[0]["where"], "the paper says": tried[0]["says"],
                       "we see (J&F)": "; ".join(_seen(line, found["score"].iloc[0]) for line in tried),
-                      "verdict": max(verdicts)})  # "agrees" comes first in the alphabet
+                      "verdict": ", ".join(verdicts) or NOT_RUN})
     return frame(lines, ["claim", "where", "the paper says", "we see (J&F)", "verdict"])
 
 

@@ -104,6 +104,9 @@ def comparison_table(study: Study) -> pd.DataFrame:
             line |= {**means.loc[best], "±": round(100 * own["J&F_m"].std(), 1), "layer": best,
                      f"J&F_m at {MAIN}": means["J&F_m"].get(MAIN), "seeds": len(own),
                      "state": max(state(row, rows) for _, row in own.iterrows())}  # † sorts last
+            layers = [MAIN] if method["key"] == "colour" else LAYERS
+            missing = [layer for layer in layers if layer not in means.index]
+            line["state"] += f"; {NOT_RUN}: {', '.join(missing)}" * bool(missing)
             if len(made):
                 seen = made["iterations"] * made["parameters.batch"] * made["parameters.frames"]
                 line |= {"frames seen": int(seen.iloc[-1]),

@@ -14,7 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import current_process, get_context
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import pandas as pd
@@ -106,15 +105,14 @@ def _read(path: Path) -> tuple[dict, SequenceScores]:
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
     spawn, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // processes)
-    with (spawn.Manager() as manager,
-          ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (threads,)) as pool):
-        frames = manager.Queue()  # a note of each frame that a process has done
+    frames = spawn.Value("q", 0)  # done by all processes
+    with ProcessPoolExecutor(processes, spawn, _begin, (threads, frames)) as pool:
         todo = sorted(todo, key=lambda sequence: -len(sequence.video))
-        pending = {pool.submit(_work, carry, sequence, device, frames) for sequence in todo}
+        pending = {pool.submit(_work, carry, sequence, device) for sequence in todo}
         try:
             while pending:
                 done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                bar.update(frames.qsize() - bar.n)
+                bar.update(frames.value - bar.n)
                 for future in done:
                     future.result()
         except BrokenProcessPool:
@@ -124,11 +122,23 @@ def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, b
             pool.shutdown(cancel_futures=True)
 
 
-def _work(carry: Callable, sequence: Sequence, device: str, frames: Queue) -> None:
+_counter: list = []  # in a process that shares the work: the frames done by all of them
+
+
+def _begin(threads: int, frames: object) -> None:
+    torch.set_num_threads(threads)
+    _counter.append(frames)
+
+
+def _work(carry: Callable, sequence: Sequence, device: str) -> None:
+    def tell() -> None:
+        with _counter[0].get_lock():
+            _counter[0].value += 1
+
     if torch.device(device).type == "cuda":
         number = int(current_process().name.rpartition("-")[2])  # of consecutive ones
         device = f"cuda:{number % torch.cuda.device_count()}"
-    carry(sequence, device, partial(frames.put, None))
+    carry(sequence, device, tell)
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
