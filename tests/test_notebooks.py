@@ -37,9 +37,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @each
 def test_notebooks_run_from_top_to_bottom(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their default parameters, in order, in one empty results folder, as if opened from notebooks/."""
+    """With their default parameters, in order, in one empty results folder, as if opened from notebooks/.
+
+    Then the first cells run again, as if a parameter had been changed: they find what the others left behind.
+    """
     monkeypatch.setenv("DULVOS_RESULTS", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    out = folder / path.name
-    papermill.execute_notebook(path, out, cwd=str(path.parent), kernel_name="python3", progress_bar=False)
+    notebook = nbformat.read(path, as_version=4)
+    first = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    notebook.cells += [nbformat.v4.new_code_cell(cell.source) for cell in first]
+    twice, out = folder / f"twice-{path.name}", folder / path.name
+    nbformat.write(notebook, twice)
+    papermill.execute_notebook(twice, out, cwd=str(path.parent), kernel_name="python3", progress_bar=False)
     assert out.stat().st_size < 2_000_000
+    ran = [cell for cell in nbformat.read(out, as_version=4).cells if cell.cell_type == "code"]
+    once, again = (["".join(output.get("text", "") or str(output.data) for output in cell.outputs)
+                    for cell in cells] for cells in (ran[:2], ran[-2:]))
+    assert once == again
