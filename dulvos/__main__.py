@@ -258,7 +258,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     first, ended = masks.given_masks(opened, named), masks.read_ended(opened, named)
     opened.verify()
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
-    check_memory(opened, len(first), chosen, encoder)
+    check_memory(opened, first, chosen, encoder)
     folder = masks.check_folder(out, opened, named)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, np.setdiff1d(ids, 0)))}")

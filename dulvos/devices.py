@@ -5,15 +5,19 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import psutil
 import torch
+from dask.system import CPU_COUNT
 from torch import distributed
 
 from dulvos.errors import InputError
 
-__all__ = ["autocast", "computed_in", "find_device", "joined_processes", "peak_memory", "reading_processes"]
+__all__ = ["CPU_COUNT", "autocast", "computed_in", "find_device", "fitting_processes", "free_memory",
+           "joined_processes", "peak_memory", "reading_processes"]
 
 
 def find_device(device: str | None = None) -> torch.device:
@@ -28,9 +32,11 @@ def find_device(device: str | None = None) -> torch.device:
         found = torch.device(device)
         torch.zeros(1, device=found).item()  # fails on "meta", whose tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} is not available ({reason}); use 'cpu', or omit it to choose "
-                         "automatically") from None
+        line = str(error).splitlines()[0]
+        reason = f"device {device!r} is not available ({line})"
+        if line.startswith("Expected one of"):
+            reason = f"device {device!r} is unknown; a GPU is called 'cuda', or 'mps' on a Mac"
+        raise InputError(f"{reason}; use 'cpu', or omit it to choose automatically") from None
     return found
 
 
@@ -90,7 +96,7 @@ def computed_in(kind: str, precision: str) -> str:
 def reading_processes(device: torch.device) -> int:
     """How many worker processes should read clips: none on a CPU, which is busy anyway, else 1 to 8 a GPU."""
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
-    return 0 if device.type == "cpu" else min(8, max(1, ((os.cpu_count() or 2) - 1) // sharing))
+    return 0 if device.type == "cpu" else min(8, max(1, (CPU_COUNT - 1) // sharing))
 
 
 def peak_memory(device: torch.device) -> float:
@@ -101,3 +107,32 @@ def peak_memory(device: torch.device) -> float:
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def fitting_processes(wanted: int, size: int, shared: str = "/dev/shm") -> int:
+    """How many processes can read batches of so many bytes: containers often have 64 MB of shared memory."""
+    with suppress(OSError):  # not on every system
+        free = psutil.disk_usage(shared).free
+        fitting = free // (3 * size)  # two wait while one is read
+        if fitting < wanted:
+            print(f"note: {shared} has {free / 2**20:.0f} MB free, so {fitting} and not {wanted} processes "
+                  "read; give it more (docker run --shm-size=2g)", flush=True)
+            return fitting
+    return wanted
+
+
+def free_memory(device: torch.device, system: Path = Path("/")) -> int:
+    """Bytes that are free: on the GPU, or on the machine and in the containers around this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free, named = [psutil.virtual_memory().available], system / "proc/self/cgroup"
+    for line in named.read_text().splitlines() if named.exists() else ():
+        _, kind, name = line.split(":", 2)
+        for group in (system / "sys/fs/cgroup" / kind / name[1:] / "x").parents:
+            for limit, used in (("memory.max", "memory.current"),  # version 2, and 1
+                                ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+                with suppress(OSError, ValueError):  # no such group, or "max"
+                    left = int((group / limit).read_text()) - int((group / used).read_text())
+                    stat = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
+                    free.append(left + int(stat.get("total_inactive_file", stat["inactive_file"])))  # cache
+    return max(0, min(free))

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, also if the program is killed or the disk is full."""
+"""Paths, locks, and files that are written whole or not at all, also if the program is killed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from dulvos.errors import InputError
 
-__all__ = ["cannot_write", "make_folder", "replacing"]
+__all__ = ["cannot_write", "expand", "locked", "make_folder", "replacing"]
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path; a leading ~ is the user's folder."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -48,6 +55,26 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise cannot_write(path, error.errno) from None
     return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder, made if it is missing, from other processes, if its file system has locks.
+
+    Raises:
+        InputError: it is in use by another process, or cannot be written to.
+    """
+    lock = FileLock(make_folder(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: in use by another process; wait for it, or stop it") from None
+    except (OSError, NotImplementedError) as error:  # the latter from older versions of filelock
+        print(f"note: {folder}: this file system has no locks ({error}); run one process at a time there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cannot_write(path: Path, number: int | None) -> InputError:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dulvos.devices import autocast
+from dulvos.devices import autocast, free_memory
 from dulvos.encoder import IMAGE_MEAN, IMAGE_STD, LAYERS, STRIDE, Encoder, prepare_frames
 from dulvos.errors import InputError, check_choices, check_types
 from dulvos.propagation import PROTOCOLS, Protocol, object_ids, propagate, to_labels
@@ -213,16 +213,19 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
         yield soft, np.where(given > 0, given, 0 if t == start else labels).astype(np.uint8)
 
 
-def check_memory(video: Video, masks: int, settings: SegmentSettings, encoder: Callable) -> None:
-    """Raise an InputError if carrying that many masks through a video needs more memory than is free."""
+def check_memory(video: Video, masks: Mapping[int, np.ndarray], settings: SegmentSettings,
+                 encoder: Callable) -> None:
+    """Raise an InputError if carrying these masks, and one more, needs more memory than is free."""
     height, width = seen_size(tuple(video.size), settings)
     channels = getattr(encoder, "channels", 512)  # of res4, the layer with most
-    cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 1 + masks
-    # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder
-    needed = 7 * kept * cells * channels + 4 * height * width * _BYTES_A_PIXEL
-    place = _device(encoder)
-    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else psutil.virtual_memory().available
+    cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 2 + len(masks)
+    objects = len({0, 1}.union(*map(np.unique, masks.values())))  # and the background
+    # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder;
+    # for each object, soft masks of the kept frames, and 8 bytes a pixel at full size
+    needed = (7 * channels + 4 * objects) * kept * cells + 4 * height * width * _BYTES_A_PIXEL \
+        + 8 * objects * math.prod(video.size)
+    free = free_memory(_device(encoder))
     if needed > free:
         raise InputError(f"{video.path}: frames of {width}x{height} need about {needed / 2**30:.0f} GB with "
-                         f"a context of {settings.context}, and {free / 2**30:.0f} GB are free; give "
-                         "shorter_side=480, or less")
+                         f"a context of {settings.context} and {objects - 1} objects, and "
+                         f"{free / 2**30:.0f} GB are free; give shorter_side=480, or fewer objects at once")

@@ -152,8 +152,10 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     model = parts["net"] if processes == 1 else DistributedDataParallel(parts["net"], broadcast_buffers=False)
     own = [clip_numbers(settings, i, rank=rank, processes=processes)
            for i in range(run.iteration, settings.iterations)]
-    batches = iter(DataLoader(dataset, batch_sampler=own, num_workers=settings.workers,
-                              multiprocessing_context="spawn" if settings.workers else None))
+    share = settings.batch // processes
+    workers = devices.fitting_processes(settings.workers, share * settings.frames * 3 * settings.crop**2)
+    batches = iter(DataLoader(dataset, batch_sampler=own, num_workers=workers,
+                              multiprocessing_context="spawn" if workers else None))
     saved = time.monotonic()
     bar = tqdm(total=settings.iterations, initial=run.iteration, desc="training", unit="it", mininterval=5.0,
                disable=rank > 0)

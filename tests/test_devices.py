@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dulvos import devices
+from tests.corpus import put
 
 IMAGE = torch.ones(1, 1, 3, 3)
 
@@ -39,9 +42,41 @@ def test_the_default_device_is_a_cuda_gpu_or_the_cpu(monkeypatch: pytest.MonkeyP
 
 
 def test_the_gpus_of_a_machine_share_the_processes_that_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.os, "cpu_count", lambda: 17)
+    monkeypatch.setattr(devices, "CPU_COUNT", 17)
     assert devices.reading_processes(torch.device("cpu")) == 0
     assert devices.reading_processes(torch.device("cuda")) == 8
     for gpus, each in (("4", 4), ("40", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", gpus)
         assert devices.reading_processes(torch.device("cuda")) == each
+
+
+NEW = {"memory.max": "{limit}", "memory.current": "900", "memory.stat": "anon 600\ninactive_file 300\n"}
+OLD = {"memory.limit_in_bytes": "{limit}", "memory.usage_in_bytes": "900",
+       "memory.stat": "inactive_file 0\ntotal_inactive_file 300\n"}
+
+
+@pytest.mark.parametrize(("limits", "left"), [
+    ({}, None), ({"a/b": "max"}, None), ({"a/b": "1000"}, 400), ({"a": "1000"}, 400), ({"": "1000"}, 400),
+    ({"a/b": "5000", "a": "2000"}, 1400), ({"a/b": "500"}, 0)])
+@pytest.mark.parametrize(("kind", "files"), [("", NEW), ("memory", OLD)])
+def test_a_container_leaves_less_memory_than_the_machine(
+    tmp_path: Path, limits: dict[str, str], left: int | None, kind: str, files: dict[str, str]
+) -> None:
+    """Its limit may be that of a group above, and what was read from files counts as free."""
+    put(tmp_path / "proc/self/cgroup", f"9:cpu:/other\n4:{kind}:/a/b\n")
+    for group, limit in limits.items():
+        for name, text in files.items():
+            put(tmp_path / "sys/fs/cgroup" / kind / group / name, text.format(limit=limit))
+    free = devices.free_memory(torch.device("cpu"), tmp_path)
+    assert free == left if left is not None else free > 2**20
+
+
+def test_a_system_without_containers_has_its_own_memory(tmp_path: Path) -> None:
+    assert devices.free_memory(torch.device("cpu"), tmp_path) > 2**20
+
+
+def test_processes_that_read_fit_into_shared_memory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert devices.fitting_processes(8, 2**20, str(tmp_path)) == 8
+    assert devices.fitting_processes(8, 2**20, str(tmp_path / "absent")) == 8 and not capsys.readouterr().out
+    assert devices.fitting_processes(8, 2**60, str(tmp_path)) == 0
+    assert str(tmp_path) in capsys.readouterr().out

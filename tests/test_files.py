@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import locked, replacing
 
 
 @pytest.fixture
@@ -49,3 +50,21 @@ def test_other_errors_pass_as_they_are(path: Path, error: BaseException) -> None
             raise error
     assert caught.value is error
     assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_folder_is_locked_where_locks_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Some network file systems have none: that is not another process."""
+    with locked(tmp_path / "a"):
+        with pytest.raises(InputError, match="in use"), locked(tmp_path / "a"):
+            pass
+    for number in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        monkeypatch.setattr(fcntl, "flock", lambda *_: fail(OSError(number, os.strerror(number))))  # noqa: B023
+        with locked(tmp_path / str(number)):
+            pass
+    assert capsys.readouterr().out.count("no locks") >= 2
+
+
+def fail(error: OSError) -> None:
+    raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -195,5 +196,9 @@ def test_frames_that_would_not_fit_are_refused_before_the_first(tmp_path):
     """A system short of memory kills without a word, after some frames."""
     needs = videos.Video("large", tmp_path, 9, (2**16, 2**16), ("0.png",) * 9)
     with pytest.raises(InputError, match=r"65536x65536 need about \d+ GB with a context of 20.*shorter_side"):
-        check_memory(needs, 1, SegmentSettings(), Encoder())
-    check_memory(needs, 1, SegmentSettings(shorter_side=48), Encoder())
+        check_memory(needs, {}, SegmentSettings(), Encoder())
+    few, many = {0: np.eye(2, dtype=np.uint8)}, {0: np.eye(2, dtype=np.uint8), 3: np.arange(250)[None]}
+    small, needs = SegmentSettings(shorter_side=48), replace(needs, size=(2**13, 2**13))
+    check_memory(needs, few, small, Encoder())
+    with pytest.raises(InputError, match="249 objects"):  # their masks have the frames' size
+        check_memory(needs, many, small, Encoder())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import time
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from dulvos import devices
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
+from dulvos.devices import CPU_COUNT
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
@@ -104,7 +104,7 @@ def _read(path: Path) -> tuple[dict, SequenceScores]:
 
 def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
-    spawn, threads = get_context("spawn"), max(1, (os.cpu_count() or 1) // processes)
+    spawn, threads = get_context("spawn"), max(1, CPU_COUNT // processes)
     frames = spawn.Value("q", 0)  # done by all processes
     with ProcessPoolExecutor(processes, spawn, _begin, (threads, frames)) as pool:
         todo = sorted(todo, key=lambda sequence: -len(sequence.video))

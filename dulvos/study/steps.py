@@ -34,11 +34,13 @@ import torch
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, get_worker, wait
 from distributed.system import MEMORY_LIMIT
-from filelock import FileLock, Timeout
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 
 from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
-from dulvos.files import make_folder, replacing
+from dulvos.files import locked, make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
 from dulvos.study.rows import ROOT, Study
@@ -216,11 +218,7 @@ def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, sche
         raise InputError(f"workers and threads must be >= 0, not {workers} and {threads}")
     with contextlib.ExitStack() as stack:
         for study in dict.fromkeys(step.study for step in steps):
-            folder = make_folder(study.folder)
-            try:
-                stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
-            except Timeout:
-                raise InputError(f"{folder}: in use by another process; wait for it, or stop it") from None
+            stack.enter_context(locked(study.folder))
         print(list_states(steps), flush=True)
         todo = [step for step in steps if find_state(step)[0] != "done"]
         troubles = _carry_all(todo, workers, threads, scheduler) if todo else {}
@@ -331,6 +329,12 @@ def open_client(workers: int, threads: int, scheduler: str, several: bool) -> It
         yield client, threads or max(1, CPU_COUNT // workers)
 
 
+class _Kernel(AsyncKernelManager):
+    """A kernel of this Python: the user's kernel called python3 may be another one."""
+
+    kernel_spec = KernelSpec(**get_kernel_dict())
+
+
 def execute(step: Step, stream: TextIO | None = None) -> str:
     """Run one notebook: "" if it ran to its end, else what went wrong. A failed copy ends in .failed.ipynb.
 
@@ -350,6 +354,7 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
         try:
             papermill.execute_notebook(
                 str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
+                kernel_manager_class=_Kernel,
                 parameters={"study": step.study.name, **step.parameters}, stderr_file=stream,
                 extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # one state of a bar
             minutes = (time.monotonic() - started) / 60
