@@ -9,7 +9,7 @@ usage() {
   cat <<'EOF'
 usage: bash run_all.sh [COMMAND] [OPTIONS]
 
-  (none)             the study at demo scale, then the ablation grid at the same scale; needs no data
+  (none)             the study at demo scale, on videos that come with it
   davis --davis DIR  the study on DAVIS; DIR holds JPEGImages, Annotations and ImageSets
   test               the tests; options go to pytest, as in: bash run_all.sh test -k losses
   COMMAND --help     the options of demo, davis, grid, paper, train, evaluate, segment, index or download
@@ -63,5 +63,8 @@ for candidate in "${DULVOS_PYTHON:-python}" python3 "$venv/bin/python"; do
 done
 if [[ -z $python ]]; then make_venv; python=$venv/bin/python; fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-if [[ $command == test ]]; then cd "$root"; exec "$python" -m pytest -q "${@:2}"; fi
-exec "$python" -m dulvos "${@:-demo}" $([[ $# -gt 0 ]] || echo --grid)
+if [[ $command == test ]]; then # two processes or more share the test files, one thread each
+  cd "$root"
+  OMP_NUM_THREADS=1 exec "$python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile "${@:2}"
+fi
+exec "$python" -m dulvos "${@:-demo}"

@@ -27,7 +27,9 @@ from dulvos.study import collections, comparison, paper_plan, plans, runs
 from dulvos.study.download import download
 from dulvos.study.evaluation import evaluate_encoders
 from dulvos.study.rows import Study, all_rows
-from dulvos.study.steps import Step, list_states, run_steps
+from dulvos.study.runner import run_steps
+from dulvos.study.site import write_site
+from dulvos.study.steps import Step, list_states
 from dulvos.study.tables import summary, to_text
 from dulvos.training import TrainSettings
 
@@ -86,13 +88,11 @@ class _Segment(SegmentSettings):
         """Checked by the command, whose errors take one line."""
 
 
-def demo_command(*, grid: bool = False, run: Run = Workers()) -> int:
-    """Train, carry masks and score on small rendered videos: about twelve minutes on two cores, without data.
-
-    Args:
-        grid: then run the ablation grid at the same scale: eight more minutes.
-    """
-    return _study(plans.demo_steps(), "demo" if grid else "", run)
+def demo_command(*, run: Run = Workers()) -> int:
+    """Train, carry masks and score on small rendered videos: a few minutes on two cores, without data."""
+    if not (run.workers or run.scheduler or torch.cuda.is_available()):
+        run = dataclasses.replace(run, workers=2)  # one trains, the other does what needs no training
+    return _study(plans.demo_steps(), False, run)
 
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
@@ -109,13 +109,15 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     _use_davis(davis)
     if compare:
         return run_steps(comparison.comparison_steps(), **dataclasses.asdict(run))
-    return _study(plans.davis_steps(setting), "davis" if grid else "", run)
+    return _study(plans.davis_steps(setting), grid, run)
 
 
-def _study(steps: list[Step], grid: str, run: Workers) -> int:
-    status = run_steps(steps, **dataclasses.asdict(run))
-    print("\n" + summary(steps[0].study))
-    return max(status, run_steps(plans.grid_steps(grid), **dataclasses.asdict(run)) if grid else 0)
+def _study(steps: list[Step], grid: bool, run: Workers) -> int:
+    study, status = steps[0].study, run_steps(steps, **dataclasses.asdict(run))
+    if grid:
+        status = max(status, run_steps(plans.grid_steps("davis"), **dataclasses.asdict(run)))
+    print(f"\n{summary(study)}\n\nopen {os.path.relpath(write_site(study))} in a browser")
+    return status
 
 
 def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool = False,

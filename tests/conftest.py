@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import nbformat
 import pytest
 from hypothesis import HealthCheck
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -132,3 +133,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
     with browser.serve(tmp_path_factory.mktemp("lab") / "served") as served:
         yield served
+
+
+@pytest.fixture
+def make_study(tmp_path):
+    """Makes a study whose notebooks are {name: source of their one cell}; each knows `study` and `word`."""
+    def make(**sources: str) -> Study:
+        study = Study("study", tmp_path / "results", tmp_path / "notebooks")
+        study.notebooks.mkdir(exist_ok=True)
+        for name, source in sources.items():
+            head = nbformat.v4.new_code_cell('study: str = ""\nword: str = "x"  # a word\ncount: int = 1',
+                                             metadata={"tags": ["parameters"]})
+            notebook = nbformat.v4.new_notebook(cells=[head, nbformat.v4.new_code_cell(source)])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+            nbformat.write(notebook, study.notebooks / f"{name}.ipynb")
+        return study
+    return make

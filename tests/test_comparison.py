@@ -8,7 +8,7 @@ from dulvos.objectives import OBJECTIVES, TrainSettings
 from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, curves, methods
 from dulvos.study.paper import TABLE1
 from dulvos.study.rows import NOT_RUN, Study
-from dulvos.study.steps import run_steps
+from dulvos.study.runner import run_steps
 from tests.conftest import SCORES
 
 TINY = {"iterations": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,

@@ -135,7 +135,7 @@ def test_words_that_are_no_command_or_option_end_with_status_2(arguments, capsys
 
 
 @pytest.mark.parametrize(("command", "words"), [
-    ("demo", "--grid"), ("davis", "--davis --setting --compare"), ("grid", "--run --scheduler"),
+    ("davis", "--davis --setting --compare"), ("grid", "--run --scheduler"),
     ("paper", "--dry-run --selected"), ("train", "--lam 0.1 --study"), ("index", "--data"),
     ("evaluate", "--encoder timm:MODEL --processes --topk"),
     ("segment", "--tau 0.05 --shorter-side FRAME=PNG"), ("download", "davis2016 --to")])

@@ -27,11 +27,11 @@ def committed(monkeypatch):
 @pytest.mark.parametrize("plan", PLANS)
 def test_parameters_are_known_and_needs_come_first(plan):
     steps = PLANS[plan]()
-    names = [step.full_name for step in steps]
-    assert len(set(names)) == len(names) and len({step.study for step in steps}) == 1
+    names = [(step.study, step.full_name) for step in steps]
+    assert len(set(names)) == len(names)
     for place, step in enumerate(steps):
         check_parameters(step.source, step.parameters)
-        assert set(step.needs) <= set(names[:place])
+        assert {(step.study, need) for need in step.needs} <= set(names[:place])
         if step.row == "train":
             TrainSettings.from_dict({name: value for name, value in step.given.items()
                                      if name in TrainSettings.__dataclass_fields__})

@@ -80,7 +80,7 @@ def checkout(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "call"), [
-    ((), "demo --grid"), (("demo",), "demo"), (("davis", "--davis", "a b"), "davis --davis a b"),
+    ((), "demo"), (("demo",), "demo"), (("davis", "--davis", "a b"), "davis --davis a b"),
     (("paper", "--help"), "paper --help"), (("segment", "v.mp4", "m.png", "out"), "segment v.mp4 m.png out")])
 def test_a_complete_python_is_used_where_the_caller_stands(checkout, words, call):
     status, calls, said = checkout.run(*words)
@@ -91,10 +91,11 @@ def test_a_complete_python_is_used_where_the_caller_stands(checkout, words, call
 def test_tests_run_in_the_checkout_and_need_their_own_packages(checkout):
     status, calls, _ = checkout.run("test", "-k", "losses")
     assert status == 0 and (checkout.root / ".venv").is_dir()
-    assert calls[-1].endswith(f"-m pytest -q -k losses in {checkout.root}")
+    assert "-m pytest -q" in calls[-1] and calls[-1].endswith(f"-k losses in {checkout.root}")
     for needed in FOR_TESTS:
         checkout.put(needed.name)
-    assert checkout.run("test")[:2] == (0, [f"bin -m pytest -q in {checkout.root}"])
+    status, (call,), _ = checkout.run("test")
+    assert status == 0 and call.startswith("bin -m pytest -q") and call.endswith(f"in {checkout.root}")
 
 
 @pytest.mark.parametrize("version", ["", "1.0"])

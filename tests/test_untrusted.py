@@ -153,9 +153,9 @@ def test_jupyter_is_nowhere_told_to_open_its_doors() -> None:
 
 GRID = """
 import json, psutil
-from dulvos.study import steps
+from dulvos.study import runner
 if __name__ == '__main__':
-    with steps.open_client({0}, 1, '', True) as (client, threads):
+    with runner.open_client({0}, 1, '', True) as (client, threads):
         client.wait_for_workers({0})
         own = [psutil.Process(), *psutil.Process().children(recursive=True)]
         sockets = [c for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']

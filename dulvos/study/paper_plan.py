@@ -25,7 +25,8 @@ from dulvos.study import paper, runs, youtube_vos
 from dulvos.study.collections import Collection, paper_settings
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import SUFFIX, Study, newest, state
-from dulvos.study.steps import Step, run_steps
+from dulvos.study.runner import run_steps
+from dulvos.study.steps import Step
 from dulvos.study.tables import write_tables
 from dulvos.training import TrainSettings, train
 

@@ -14,11 +14,13 @@ from dulvos.training import TrainSettings
 __all__ = ["count_by_rows", "davis_steps", "demo_steps", "evaluate_step", "grid_steps", "train_step"]
 
 METHODS = {"copy": 2, "colour": 15, "random": 17, "trained": 17}  # and minutes of their evaluation on DAVIS
+SHIPPED = "davis2016"  # our weights in the package
 CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
 
-# For CPUs: small crops, few clips, a short schedule; the method's own settings (N, M, τ, λ) are the paper's.
-DEMO = {"iterations": 750, "batch": 8, "frames": 5, "gap": 2, "crop": 128, "scale_min": 144, "scale_max": 208,
-        "lr": 3e-4, "lr_every": 400}
+# As short as learning can be seen. A crop has 8x8 cells, so N and M are halved; τ and λ are the paper's.
+DEMO = {"iterations": 120, "batch": 8, "frames": 5, "gap": 2, "crop": 64, "scale_min": 96, "scale_max": 144,
+        "grid": 4, "cross_grid": 2, "lr": 3e-4, "lr_every": 80}
+DEMO_GRID = ("baseline-0", "N4-0")
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
 DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256,
              "scale_max": 384, "lr": 3e-4, "lr_every": 6000, "workers": 1, "snapshot_every": 1000}
@@ -46,9 +48,12 @@ def evaluate_step(study: Study, name: str, data: str, features: str, minutes: fl
 
 
 def demo_steps() -> list[Step]:
-    """The study at demo scale, on the embedded benchmark: about twelve minutes on two cores."""
-    train = train_step(Study("demo"), "trained", "cutouts", DEMO, 10)
-    return _study_steps(train, dict.fromkeys(METHODS, 0.5))
+    """The study at demo scale, on the embedded videos, and two points of the grid, which show its path."""
+    train = train_step(Study("demo"), "trained", "cutouts", DEMO, 3)
+    steps = _study_steps(train, dict.fromkeys([*METHODS, SHIPPED], 0.4))
+    explorer = {"data": "cutouts", "checkpoint": "trained", "beside": SHIPPED, "html": "explorer.html"}
+    show = Step(train.study, "05_explore_anchors", "", explorer, 0.4, (train.full_name,), last=True)
+    return [*steps, show, *grid_steps("demo", DEMO_GRID)]
 
 
 def davis_steps(setting: str = "cpu") -> list[Step]:
@@ -60,20 +65,20 @@ def davis_steps(setting: str = "cpu") -> list[Step]:
 
 
 def _study_steps(train: Step, minutes: dict[str, float], curve: Sequence[int] = ()) -> list[Step]:
-    """A training, evaluations of each method and of the snapshots in `curve`, notebooks that show them."""
+    """A training, evaluations of the methods and of the snapshots in `curve`, notebooks that show them."""
     study, data, needs, steps = train.study, train.parameters["data"], (train.full_name,), [train]
-    for name in METHODS:
+    for name, cost in minutes.items():
         own = needs if name == "trained" else ()
-        steps.append(evaluate_step(study, name, data, name, minutes[name], own))
+        steps.append(evaluate_step(study, name, data, name, cost, own))
     if curve:  # J&F against training, at 240p (`dulvos.study.tables.score_curve`)
         features = {0: "random", **{iteration: f"trained:trained@{iteration}" for iteration in curve},
                     train.parameters["iterations"]: "trained:trained"}
         steps += [evaluate_step(study, f"{CURVE}{iteration}", data, source, 4, needs, shorter_side=CURVE_SIDE)
                   for iteration, source in features.items()]
     shown = {"data": data, "checkpoint": "trained"}
-    return [*steps, Step(study, "00_the_method", "", shown, 1, needs, last=True),
-            Step(study, "04_features", "", shown, 1, needs, last=True),
-            Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
+    return [*steps, Step(study, "00_the_method", "", shown, 0.4, needs, last=True),
+            Step(study, "04_features", "", shown, 0.4, needs, last=True),
+            Step(study, "07_results", "", {"data": data}, 0.4, last=True)]
 
 
 def grid_steps(name: str, only: Collection[str] = ()) -> list[Step]:

@@ -1,13 +1,8 @@
-"""The steps of a study: notebooks that papermill runs, each once, carried by Dask.
+"""The steps of a study: notebooks that papermill runs, each once (`dulvos.study.runner` runs several).
 
 A step is a notebook with parameters. One that leaves a row is done when its row is there, of today's version
 and on today's data; any other is done when its executed copy was made from the same notebook, parameters and
 rows.
-
-By default, a scheduler and its workers start on this machine. With `--scheduler ADDRESS`, the steps go to the
-workers of a running Dask scheduler (on Slurm, dask-jobqueue starts one). These need one thread each and see
-this folder, the data and the results under the same paths. If a worker dies, another one takes its step and
-continues from the last checkpoint. If everything dies, the same command continues.
 """
 
 from __future__ import annotations
@@ -16,7 +11,6 @@ import ast
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import sys
@@ -30,28 +24,19 @@ from typing import TextIO
 
 import nbformat
 import papermill
-import torch
-from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_worker, wait
-from distributed.system import MEMORY_LIMIT
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
-from dulvos.files import locked, make_folder, replacing
+from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
 from dulvos.study.rows import ROOT, Study
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["Step", "check_parameters", "defaults", "execute", "find_state", "list_states",
-           "open_client", "run_steps"]
-
-WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
-CONNECT = 10  # seconds to wait for a scheduler
-HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
+__all__ = ["Step", "check_parameters", "defaults", "environment", "execute", "find_state", "list_states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +80,10 @@ class Step:
     @property
     def failure(self) -> Path:  # the same if it failed
         return self.copy.with_suffix(".failed.ipynb")
+
+    @property
+    def log(self) -> Path:  # its progress bars
+        return self.study.folder / "logs" / f"{self.full_name}.log"
 
     @cached_property
     def given(self) -> dict:
@@ -203,86 +192,8 @@ def list_states(steps: Sequence[Step]) -> str:
     return "\n".join([*lines, f"{counted}; left: about {left:.0f} min, one by one"])
 
 
-def run_steps(steps: Sequence[Step], *, workers: int = 0, threads: int = 0, scheduler: str = "") -> int:
-    """Run the steps that are not done, in the order of their needs: 0, or 1 if one failed or was left out.
-
-    Arguments:
-        workers, threads, scheduler: as `open_client` takes them.
-
-    Raises:
-        InputError: a wrong parameter, a study in use by another process, a scheduler that does not answer.
-    """
-    for step in steps:
-        check_parameters(step.source, step.parameters)
-    if workers < 0 or threads < 0:
-        raise InputError(f"workers and threads must be >= 0, not {workers} and {threads}")
-    with contextlib.ExitStack() as stack:
-        for study in dict.fromkeys(step.study for step in steps):
-            stack.enter_context(locked(study.folder))
-        print(list_states(steps), flush=True)
-        todo = [step for step in steps if find_state(step)[0] != "done"]
-        troubles = _carry_all(todo, workers, threads, scheduler) if todo else {}
-    for step, trouble in troubles.items():
-        print(f"FAILED {step.full_name}: {trouble}")
-    if troubles:
-        print("the same command continues from here")
-    return int(bool(troubles))
-
-
-def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> dict[Step, str]:
-    """What went wrong with which steps."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = [] if scheduler else [gpu for gpu in visible.split(",") if gpu]
-    waiting, running, ended = list(todo), {}, {}  # ended: what went wrong, "" for nothing
-
-    def end(step: Step, trouble: str) -> None:
-        ended[step] = trouble
-        told = f"[{len(ended)}/{len(todo)}] {step.full_name}: {trouble or 'done'}"
-        print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
-
-    several = sum(step.row == "train" for step in todo) > 1
-    with open_client(workers, threads, scheduler, several) as (client, threads):
-        environment = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
-        environment |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
-        count = len(client.scheduler_info(n_workers=-1)["workers"])
-        minutes = sum(step.minutes for step in todo) / count
-        print(f"{len(todo)} steps to run, {count} at a time, about {minutes:.0f} min; "
-              "Ctrl-C is safe: the same command continues", flush=True)
-        while waiting or running:
-            for step in list(waiting):
-                others = [other for other in todo if other.study == step.study]
-                needs = [other for other in others if other.full_name in step.needs]
-                before = needs + [other for other in others if step.last and not other.last]
-                if any(map(ended.get, needs)):
-                    waiting.remove(step)
-                    end(step, "left out: a step that it needs failed")
-                # one for each worker and no more, so that they start in this order
-                elif len(running) < count and all(other in ended for other in before):
-                    waiting.remove(step)
-                    running[client.submit(_carry, step, environment, gpus, count > 1, pure=False)] = step
-            if running:
-                with contextlib.suppress(TimeoutError):  # workers may have come meanwhile
-                    wait(list(running), timeout=60, return_when="FIRST_COMPLETED")
-            count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-            for future in [future for future in running if future.done()]:
-                good = future.status == "finished"
-                end(running.pop(future), future.result() if good else f"its worker ended ({future.status})")
-    return {step: trouble for step, trouble in ended.items() if trouble}
-
-
-def _carry(step: Step, environment: dict[str, str], gpus: list[str], quiet: bool) -> str:
-    """`execute` in a worker; if `quiet`, its progress goes to a log."""
-    if gpus:
-        environment = {**environment, "CUDA_VISIBLE_DEVICES": gpus[int(get_worker().name) % len(gpus)]}
-    log = make_folder(step.study.folder / "logs") / f"{step.full_name}.log"
-    with (_environment(environment),
-          open(log, "a") if quiet else contextlib.nullcontext(sys.stderr) as stream):
-        os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by Dask, it makes training 1.5 times slower
-        return execute(step, stream)
-
-
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables of the environment, which are as before at the end."""
     before = dict(os.environ)
     try:
@@ -291,42 +202,6 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def open_client(workers: int, threads: int, scheduler: str, several: bool) -> Iterator[tuple[Client, int]]:
-    """A Dask client, and the threads of each of its workers (0 leaves them to the worker).
-
-    Arguments:
-        workers: steps at a time on this machine; 0 takes one for each GPU. Without a GPU, it takes one, or,
-            if `several`, as many as cores and memory allow.
-        threads: of each worker's computations; 0 shares the cores among the workers.
-        scheduler: address of a running Dask scheduler; "" starts one here.
-    """
-    if scheduler:
-        if workers or threads:
-            raise InputError(f"scheduler={scheduler}: its own workers run; leave out workers and threads")
-        try:
-            client = Client(scheduler, timeout=CONNECT)
-        except (OSError, ValueError) as error:
-            raise InputError(f"scheduler={scheduler}: no Dask scheduler answers there ({error})") from None
-        with client:
-            found = {worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
-            if found != {1}:
-                raise InputError(f"scheduler={scheduler}: start its workers with one thread (--nthreads 1)")
-            yield client, 0
-        return
-    fitting = max(1, min(CPU_COUNT // (threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY))
-    workers = workers or torch.cuda.device_count() or (fitting if several else 1)
-    # one worker is a thread of this process; no memory limit, because the kernels need the memory;
-    # Dask sets variables in this process, too
-    with (_environment({}),
-          LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
-                       host=HOST if workers > 1 else None, dashboard_address=f"{HOST}:0",
-                       worker_dashboard_address=f"{HOST}:0",
-                       silence_logs=logging.CRITICAL) as cluster,
-          Client(cluster) as client):
-        yield client, threads or max(1, CPU_COUNT // workers)
 
 
 class _Kernel(AsyncKernelManager):
@@ -349,7 +224,7 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
 
     tell(f"{time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min")
     started = time.monotonic()
-    with _environment({"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
+    with environment({"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
                        "DULVOS_RESULTS": str(step.study.results.absolute())}):
         try:
             papermill.execute_notebook(

@@ -1,0 +1,128 @@
+"""The runner: steps in the order of their needs, several at a time, and what it says of the time left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from distributed import LocalCluster
+
+from dulvos.errors import InputError
+from dulvos.study.rows import ROOT
+from dulvos.study.runner import Progress, run_steps
+from dulvos.study.steps import Step, find_state, list_states
+
+LOG = "open('{}', 'a').write(word + '\\n')"
+
+
+def words(steps: list[Step]) -> list[str]:
+    return [find_state(step)[0] for step in steps]
+
+
+def test_steps_run_once_in_the_order_of_their_needs(make_study, tmp_path):
+    """What a step needed is followed by that step before any later one; the last waits for all."""
+    log = tmp_path / "log"
+    study = make_study(write=LOG.format(log), fail="raise ValueError('no ' + word)",
+                 die="import os; os.kill(os.getpid(), 9)")
+    steps = [Step(study, "write", "", {"word": "show"}, last=True), Step(study, "write", "a", {"word": "a"}),
+             Step(study, "write", "a0", {"word": "a0"}, needs=("write-a",)),
+             Step(study, "fail", "", {"word": "luck"}),
+             Step(study, "write", "c", {"word": "c"}, needs=("fail",)),
+             Step(study, "write", "b", {"word": "b"}), Step(study, "die")]
+    assert run_steps(steps) == 1
+    assert log.read_text().split() == ["a", "a0", "b", "show"]
+    assert words(steps) == ["done", "done", "done", "failed", "missing", "done", "failed"]
+    assert "no luck" in steps[3].failure.read_text() and not list(study.folder.rglob("*.running.ipynb"))
+    make_study(fail=LOG.format(log), die="word")  # mended
+    assert run_steps(steps) == 0 and log.read_text().split() == ["a", "a0", "b", "show", "luck", "c"]
+    assert run_steps(steps) == 0 and len(log.read_text().split()) == 6
+    assert not steps[3].failure.exists() and "7 done" in list_states(steps)
+
+
+def test_several_workers_share_the_steps_and_the_last_waits_for_all(make_study, tmp_path):
+    """Two steps wait until the other one has begun, then look for five seconds whether the last one has."""
+    source = f"""
+import os, pathlib, time
+begun = {{name: pathlib.Path(r'{tmp_path}') / name for name in ('a', 'b', 'last')}}
+begun[word].touch()
+while not all(begun[name].exists() for name in 'ab'):
+    time.sleep(0.05)
+for _ in range(50 if word == 'b' else 0):
+    time.sleep(0.1)
+    assert not begun['last'].exists()
+assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
+"""
+    study = make_study(meet=source)
+    steps = [Step(study, "meet", name, {"word": name}, last=name == "last") for name in ("a", "b", "last")]
+    before = dict(os.environ)
+    assert run_steps(steps, workers=2, threads=1) == 1 and os.environ == before
+    assert words(steps) == ["failed", "done", "done"]
+    assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
+
+
+def test_a_running_scheduler_may_carry_the_steps_on_workers_of_one_thread(make_study, tmp_path):
+    step = Step(make_study(write=LOG.format(tmp_path / "log")), "write")
+    one, two = (LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None)
+                for threads in (1, 2))
+    with one, two:
+        for address, workers in ((two.scheduler_address, 0), (one.scheduler_address, 1), ("nonsense://", 0),
+                                 ("tcp://127.0.0.1:1", 0)):
+            with pytest.raises(InputError, match=address):
+                run_steps([step], workers=workers, scheduler=address)
+        assert not (tmp_path / "log").exists() and run_steps([step], scheduler=one.scheduler_address) == 0
+    assert (tmp_path / "log").exists()
+
+
+def test_wrong_parameters_end_before_anything_runs(make_study):
+    """Their types are tried in `tests.corpus_settings`."""
+    study = make_study(show="1")
+    with pytest.raises(InputError, match="wrod.*study, word, count"):
+        run_steps([Step(study, "show"), Step(study, "show", "b", {"wrod": "a"})])
+    assert not study.folder.exists()
+
+
+def test_one_command_at_a_time_in_a_study(make_study, tmp_path):
+    """The second one is refused; after a kill it is not."""
+    wait = f"open(r'{tmp_path / 'begun'}', 'w').close(); import time; time.sleep(60)"
+    study = make_study(wait=wait, show="1")
+    (tmp_path / "first.py").write_text(f"""
+from pathlib import Path
+from dulvos.study.rows import Study
+from dulvos.study.runner import run_steps
+from dulvos.study.steps import Step
+if __name__ == "__main__":
+    run_steps([Step(Study("study", r"{study.results}", Path(r"{study.notebooks}")), "wait")])
+""")
+    first = subprocess.Popen([sys.executable, str(tmp_path / "first.py")], start_new_session=True,
+                             stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        while not (tmp_path / "begun").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(InputError, match="in use"):
+            run_steps([Step(study, "show")])
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert run_steps([Step(study, "show")]) == 0 and words([Step(study, "wait")]) == ["missing"]
+
+
+@pytest.mark.parametrize(("bar", "left", "slow"), [
+    ("training:  25%|##5  | 10/40 [03:00<09:00, 18.00s/it]", 9 + 1.5 * 13 / 3, 13 / 3),  # 12 minutes for 2
+    ("training:  25%|##5  | 10/40 [03:00<1:09:00]", 69 + 1.5 * 73 / 3, 73 / 3),
+    ("training:   2%|     | 1/40 [03:00<09:00]", 1.5, 1.0)])  # one iteration tells nothing
+def test_minutes_left_follow_what_is_measured(make_study, bar, left, slow):
+    """A step of two planned minutes runs for three, one of 1.5 minutes waits."""
+    study = make_study()
+    step, other = Step(study, "show", "a", minutes=2), Step(study, "show", "b", minutes=1.5)
+    step.log.parent.mkdir(parents=True)
+    step.log.write_text(f"begun\r{bar}\r{bar}")
+    now = Progress([other], 1, {step: time.monotonic() - 180})
+    assert now.left() == (pytest.approx(left, abs=0.1), pytest.approx(slow, abs=0.1))
+    assert ("times" in now.status()) == (slow > 2) and "times" not in now.status()
+    now.end(step, "")
+    assert now.left()[1] == pytest.approx(4 / 3, abs=0.1) and now.ended == {step: ""}
