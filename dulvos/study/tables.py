@@ -35,6 +35,7 @@ __all__ = ["METHODS", "POINTS", "TITLES", "failure_frame", "score_curve", "seque
 POINTS = "points"  # the state of a line of differences, after a † if either side has one
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features",
            "trained": "trained features"}
+LABELS = {**METHODS, "davis2016": "shipped weights"}
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay",
           "F mean": "F-Mean", "F recall": "F-Recall", "F decay": "F-Decay"}
 SIGNED = "{:+z.1f}"
@@ -58,7 +59,7 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for data, split in benchmarks(rows) or [(None, None)]:
         found = _methods(rows, data, split)
-        made = [{"method": METHODS.get(method, method), **_measured(row), "state": state(row, rows)}
+        made = [{"method": LABELS.get(method, method), **_measured(row), "state": state(row, rows)}
                 for method, row in found.items()]
         trained, random = found["trained"], found["random"]
         gain = {"method": "trained - random", "state": NOT_RUN}
@@ -101,7 +102,7 @@ def sequence_table(study: Study) -> pd.DataFrame:
         for name, row in _methods(rows, data, split).items():
             if row is not None and remark(row):
                 continue
-            titles.append(METHODS.get(name, name) + " †" * state(row, rows).startswith("†"))
+            titles.append(LABELS.get(name, name) + " †" * state(row, rows).startswith("†"))
             if row is not None and (path := study.path(row, "scores", ".csv")).exists():
                 tables.append(pd.read_csv(path).assign(method=titles[-1]))
         if not tables:
