@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -74,11 +75,11 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     assert words([train, evaluate]) == ["missing", "done"]
 
 
-def test_kernels_are_of_this_python(made, tmp_path, monkeypatch):
+def test_kernels_are_of_this_python(make_study, tmp_path, monkeypatch):
     """A user's Jupyter may know another Python as python3."""
     other = tmp_path / "kernels/python3"
     other.mkdir(parents=True)
     kernel = {"argv": ["false"], "display_name": "", "language": "python"}
     (other / "kernel.json").write_text(json.dumps(kernel))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    assert execute(Step(made(a=f"import sys\nassert sys.executable == {sys.executable!r}"), "a")) == ""
+    assert execute(Step(make_study(a=f"import sys\nassert sys.executable == {sys.executable!r}"), "a")) == ""
