@@ -18,8 +18,8 @@ SHIPPED = "davis2016"  # our weights in the package
 CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
 
 # As short as learning can be seen. A crop has 8x8 cells, so N and M are halved; τ and λ are the paper's.
-DEMO = {"iterations": 120, "batch": 8, "frames": 5, "gap": 2, "crop": 64, "scale_min": 96, "scale_max": 144,
-        "grid": 4, "cross_grid": 2, "lr": 3e-4, "lr_every": 80}
+DEMO = {"iterations": 150, "batch": 8, "frames": 5, "gap": 2, "crop": 64, "scale_min": 96, "scale_max": 144,
+        "grid": 4, "cross_grid": 2, "lr": 3e-4, "lr_every": 120}
 DEMO_GRID = ("baseline-0", "N4-0")
 # crop, scale and batch were chosen on the training split: benchmarks/choose_training.py
 DAVIS_CPU = {"iterations": 8500, "batch": 8, "frames": 5, "gap": 4, "crop": 128, "scale_min": 256,
@@ -49,7 +49,7 @@ def evaluate_step(study: Study, name: str, data: str, features: str, minutes: fl
 
 def demo_steps() -> list[Step]:
     """The study at demo scale, on the embedded videos, and two points of the grid, which show its path."""
-    train = train_step(Study("demo"), "trained", "cutouts", DEMO, 3)
+    train = train_step(Study("demo"), "trained", "cutouts", DEMO, 4)
     steps = _study_steps(train, dict.fromkeys([*METHODS, SHIPPED], 0.4))
     explorer = {"data": "cutouts", "checkpoint": "trained", "beside": SHIPPED, "html": "explorer.html"}
     show = Step(train.study, "05_explore_anchors", "", explorer, 0.4, (train.full_name,), last=True)
