@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import warnings
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "train": partial(train_command, given), "evaluate": partial(evaluate_command, given),
                 "segment": partial(segment_command, given), "index": index_command,
                 "download": download_command}
+    warnings.showwarning = lambda message, *_: print(f"note: {InputError(message)}", file=sys.stderr)
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="dulvos", description=__doc__)
@@ -232,7 +234,8 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
 
 def segment_command(arguments: tuple[str, ...], video: Positional[Path],
                     given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")], /, *,
-                    checkpoint: str = "davis2016", device: str | None = None, mp4: bool = True,
+                    checkpoint: str = "davis2016", device: str | None = None, threshold: int = 0,
+                    overwrite: bool = False, mp4: bool = True,
                     settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
@@ -248,6 +251,8 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
         checkpoint: davis2016 (weights in this package), random, imagenet, timm:MODEL, a .safetensors file, or
             weights that the authors released (.pth).
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
+        threshold: of masks with soft edges: pixels of at least this grey (1 to 255) are object 1.
+        overwrite: replace files in OUT that segment did not write.
         mp4: write overlay.mp4, at the video's rate, or at 24 frames a second for a folder.
     """
     if len(given) < 2:
@@ -257,11 +262,14 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     if video.is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding, which may take minutes
     opened = videos.open_video(video)
-    first, ended = masks.given_masks(opened, named), masks.read_ended(opened, named)
+    first, ended = masks.given_masks(opened, named, threshold), masks.read_ended(opened, named)
+    if 1 < len(first) == len(opened):
+        raise InputError(f"{named[0]}: masks are given for all {len(first)} frames, so that none is left to "
+                         "find; give the first one alone, or leave some out")
     opened.verify()
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     check_memory(opened, first, chosen, encoder)
-    folder = masks.check_folder(out, opened, named)
+    folder = masks.check_folder(out, opened, named, overwrite)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, np.setdiff1d(ids, 0)))}")
     found = segment(opened.frames(), first, partial(encode, encoder), chosen, ended=ended)

@@ -14,7 +14,7 @@ import torchvision
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import AnyPath, replacing
 from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_weights
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_encoder(encoder: Encoder, path: str | os.PathLike, *, dtype: torch.dtype = torch.float32,
+def save_encoder(encoder: Encoder, path: AnyPath, *, dtype: torch.dtype = torch.float32,
                  **notes: Any) -> Path:
     """Write an encoder's weights as safetensors, with a JSON sidecar of the same stem.
 
@@ -71,7 +71,7 @@ def encoder_file(name: str) -> Path:
     return path
 
 
-def load_encoder(path_or_name: str | os.PathLike, *, seed: int = 0) -> Encoder | TimmEncoder:
+def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> Encoder | TimmEncoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
     Arguments:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dulvos.errors import InputError
+from dulvos.files import AnyPath
 from dulvos.masks import is_binary, mask_files, read_mask, read_values
 from dulvos.videos import Video, open_video
 
@@ -64,7 +65,7 @@ class Sequence:
         """
         if self.objects is None:
             return {0: self.mask(0)}
-        given: dict[int, np.ndarray] = {}
+        given = {}
         seen = {0}
         for index in self.masks:
             ids = self.mask(index)
@@ -94,7 +95,7 @@ class Dataset:
     sequences: list[Sequence]
 
 
-def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | None = None) -> Dataset:
+def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Dataset:
     """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout, at 480p.
 
     `ImageSets/2017/<split>.txt` lists DAVIS-2017, a name in each line. DAVIS-2016, whose objects are merged
@@ -131,7 +132,7 @@ def load_davis(root: str | os.PathLike[str], split: str = "val", year: int | Non
     return Dataset(own or f"DAVIS-{year}", root, split, sequences)
 
 
-def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Dataset:
+def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
     """Load a split of YouTube-VOS (Xu et al., arXiv:1809.03327), whose objects enter at any frame.
 
     Reads `<split>/JPEGImages/<video>/<frame>.jpg`, `<split>/Annotations/<video>/<frame>.png` and, if present,
@@ -169,7 +170,7 @@ def load_youtube_vos(root: str | os.PathLike[str], split: str = "valid") -> Data
     return Dataset(_own_name(root) or "YouTube-VOS", root, split, sequences)
 
 
-def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.ndarray:
+def read_predictions(folder: AnyPath, sequence: Sequence) -> np.ndarray:
     """Read `<folder>/<sequence>/<frame>.png`, (T, H, W) uint8 ids of the frames `sequence.handed_in`.
 
     Raises:
@@ -185,7 +186,7 @@ def read_predictions(folder: str | os.PathLike[str], sequence: Sequence) -> np.n
 
 def _read_list(listed: Path) -> dict[str, list[str]]:
     """The sequences of a list, each with the files that the list names (none for DAVIS-2017)."""
-    sequences: dict[str, list[str]] = {}
+    sequences = {}
     try:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

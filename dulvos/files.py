@@ -13,10 +13,13 @@ from filelock import FileLock, Timeout
 
 from dulvos.errors import InputError
 
-__all__ = ["cannot_write", "expand", "locked", "make_folder", "replacing"]
+__all__ = ["SIGNATURE", "AnyPath", "cannot_write", "expand", "locked", "make_folder", "replacing"]
+
+AnyPath = str | os.PathLike[str]
+SIGNATURE = "written by dulvos"  # in masks and movies: the next run may replace them
 
 
-def expand(path: str | os.PathLike[str]) -> Path:
+def expand(path: AnyPath) -> Path:
     """The path; a leading ~ is the user's folder."""
     return Path(os.path.expanduser(path))
 

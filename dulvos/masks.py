@@ -7,21 +7,25 @@ import itertools
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from dulvos.errors import InputError
-from dulvos.files import make_folder, replacing
+from dulvos.files import SIGNATURE, AnyPath, make_folder, replacing
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "mask_files",
            "overlay", "read_ended", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
 
 MOVIE = "overlay.mp4"
+_SIGNED = PngInfo()
+_SIGNED.add_text("Software", SIGNATURE)
 _ENDED = "ended.json"  # beside painted masks: frame name -> ids of the objects that are gone from there on
 
 _BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
@@ -38,22 +42,30 @@ From Okabe and Ito, "Color Universal Design" (2008): people with any colour visi
 """
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+def read_mask(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndarray:
     """Read the object ids of a mask, (H, W) uint8 in 0..254, from a PNG file (other formats change ids).
 
     If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
-    images give their indices. Images without a palette give the id whose colour in `PALETTE` they show, or
-    their grey level. Alpha is ignored.
+    images give their indices; if the palette has no black at 0, black is the background. Images without a
+    palette give the id whose colour in `PALETTE` they show, or their grey level. Alpha is ignored. A warning
+    tells of another palette's background, and of a mask without background.
+
+    Arguments:
+        threshold: in 1..255, pixels of at least this grey level are object 1 and all others background.
+        drawn: refuse a grey mask that is mostly 255 but holds other ids: users draw objects, not void.
 
     Raises:
-        InputError: the file is missing, damaged or no PNG, or holds colours or values that are not ids.
+        InputError: the file is missing, damaged or no PNG, has soft edges or its object in the alpha channel
+            only, or holds colours or values that are not ids.
     """
-    values = read_values(path)
-    void = values == 255
-    return void.astype(np.uint8) if is_binary(values) else np.where(void, 0, values).astype(np.uint8)
+    values = read_values(path, threshold, drawn)
+    ids = np.where(values == 255, is_binary(values), values)
+    if ids.all():
+        warnings.warn(f"{path}: no pixel is background, which is 0; is this meant?", stacklevel=2)
+    return ids
 
 
-def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
+def write_mask(path: AnyPath, ids: np.ndarray) -> None:
     """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above.
 
     Raises:
@@ -69,47 +81,92 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray) -> None:
         stream.write(_as_png(ids))
 
 
-def _as_png(ids: np.ndarray) -> bytes:
+def _as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
     image, stream = Image.fromarray(ids), io.BytesIO()
     image.putpalette(PALETTE.tobytes())
-    image.save(stream, format="PNG")
+    image.save(stream, format="PNG", pnginfo=texts)
     return stream.getvalue()
 
 
-def read_values(path: str | os.PathLike[str]) -> np.ndarray:
-    """(H, W) uint8 values of a mask file, 255 included; raises as `read_mask` does."""
+def read_values(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndarray:
+    """(H, W) uint8 values of a mask file, 255 included; takes and raises what `read_mask` does."""
+    kind = None
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path) as image:
+            kind = image.format
             image.verify()  # compares the checksums, which decoding does not
         with Image.open(path, formats=("PNG",)) as image:
             ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
-            values = np.asarray(image.convert("RGB") if image.mode == "RGBA" else image)
+            pixels, greys, palette = np.asarray(image), np.asarray(image.convert("L")), image.getpalette()
     except Exception as error:  # Pillow raises many kinds
-        reason = getattr(error, "strerror", None) or "not a complete PNG"
+        reason = error if kind == "PNG" else f"a {kind} file" if kind else "not a complete PNG"
+        reason = getattr(error, "strerror", None) or reason
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
-    if image.mode in ("RGB", "RGBA"):
-        return _ids_of_colours(values, path)
-    values = values[..., 0] if image.mode == "LA" else values
+    if threshold:
+        return np.where(greys < threshold, 0, 255).astype(np.uint8)
+    if palette:
+        values = _ids_of_indices(pixels, np.resize(palette, (256, 3)), path)
+    elif image.mode in ("RGB", "RGBA"):
+        values = _ids_of_colours(pixels[..., :3], path)
+    else:
+        values = greys if image.mode == "LA" else pixels
     if values.max() > 255:
         raise InputError(f"{path}: values up to {values.max()} (mode {image.mode}); expected ids of 0 to 255")
+    if "A" in image.mode and values.min() == values.max() > 0 and np.ptp(pixels[..., -1]):
+        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
+                         "black, without transparency")
+    if not palette or values is not pixels:  # the ids of `PALETTE` say nothing of brightness
+        _refuse_soft(greys, path, drawn and not palette)
     return values.astype(np.uint8)
+
+
+def _ids_of_indices(indices: np.ndarray, palette: np.ndarray, path: AnyPath) -> np.ndarray:
+    """Ids, where black is 0; `indices` themselves if they show the colours of `PALETTE`."""
+    used, ids = np.bincount(indices.ravel(), minlength=256) > 0, np.arange(256)
+    if np.array_equal(palette[used], PALETTE[used]):
+        return indices
+    if palette[0].any():
+        objects = used & palette.any(1)
+        if np.array_equal(objects, used):
+            raise InputError(f"{path}: shows no black, and its palette has another colour at 0, so that the "
+                             "background is unknown; paint the background black")
+        warnings.warn(f"{path}: its palette has no black at 0; black is taken as background", stacklevel=2)
+        ids[0] = np.argmin(objects)  # the first that is free
+        ids[~objects] = 0
+    return ids[indices]
+
+
+def _refuse_soft(greys: np.ndarray, path: AnyPath, drawn: bool) -> None:
+    """Raise an InputError if most greys are those of rims: no block of 3 x 3, but beside another object."""
+    kernel = np.ones((3, 3), np.uint8)
+    low, high = cv2.erode(greys, kernel), cv2.dilate(greys, kernel)
+    rim = (low < high) & (greys > 0) & ((low > 0) | (greys < high))
+    thin, found = (len(np.setdiff1d(*pair)) for pair in ((greys[rim], greys[low == high]), (greys, [0, 255])))
+    white = found and np.bincount(greys.ravel(), minlength=256)[1:].argmax() == 254
+    # where most pixels are rims, there are no objects that could have soft edges
+    if white and (drawn or thin > found / 2) or 2 < thin > found / 2 and rim.mean() < 0.5:
+        half = greys.max() // 2
+        raise InputError(f"{path}: {found} greys besides 0 and 255 would be objects; for one object give "
+                         f"--threshold={half} (threshold={half} in Python) or save it as 0 and 255 without "
+                         "soft edges, for several give each an id from 1 to 254")
 
 
 def is_binary(values: np.ndarray) -> bool:
     """Whether values are all 0 or 255, and not all 0."""
-    return values.max() == 255 and not values[values < 255].any()
+    return values.max() == 255 and not (values % 255).any()
 
 
-def _ids_of_colours(colours: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+def _ids_of_colours(colours: np.ndarray, path: AnyPath) -> np.ndarray:
     packing = np.array([1 << 16, 1 << 8, 1])
-    packed, palette, greys = colours @ packing, PALETTE @ packing, np.arange(256) * packing.sum()
-    stray = np.setdiff1d(packed, palette)
-    table = greys if len(stray) else palette
-    if not np.isin(packed, table).all():
-        raise InputError(f"{path}: holds #{stray[0]:06x}, which is not in the DAVIS palette, and not only "
-                         "greys; save the mask as a palette PNG")
-    order = np.argsort(table)
-    return order[np.searchsorted(table, packed, sorter=order)].astype(np.uint8)
+    packed, palette = colours @ packing, PALETTE @ packing
+    for table in (palette, np.arange(256) * packing.sum()):
+        order = np.argsort(table)
+        ids = order[np.searchsorted(table, packed, sorter=order).clip(max=255)]
+        if np.array_equal(table[ids], packed):
+            return ids
+    stray = np.setdiff1d(packed, palette)[0]
+    raise InputError(f"{path}: holds #{stray:06x}, which is not in the DAVIS palette, and not only greys; "
+                     "save the mask as a palette PNG")
 
 
 def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -132,54 +189,36 @@ def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def given_masks(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, np.ndarray]:
+def given_masks(video: Video, given: Sequence[AnyPath],
+                threshold: int = 0) -> dict[int, np.ndarray]:
     """Read the masks that a user gives for a video: {frame number: (H, W) uint8 ids}, in order.
 
     Arguments:
         given: each is "mask.png" (of frame 0), "FRAME=mask.png" (of that frame, counted from 0), or a folder
             of PNGs that are named like the video's frames. A mask after the first holds the objects that are
             new or corrected there.
+        threshold: as `read_mask` takes it.
 
     Raises:
         InputError: a mask is missing, unreadable, of another size, drawn with soft edges or in the alpha
             channel only, or belongs to no frame or to one that has a mask already; or none holds an object.
     """
-    masks: dict[int, np.ndarray] = {}
-    files = _given_files(video, given)
-    for frame, path in files:
+    masks = {}
+    for frame, path in _given_files(video, given):
         if frame in masks or frame >= len(video):
             raise InputError(f"{path}: given for frame {frame}; give one mask for a frame, as FRAME=PNG, "
                              f"where FRAME is 0 to {len(video) - 1}")
-        masks[frame] = _drawn_mask(path)
+        masks[frame] = read_mask(path, threshold, drawn=True)
         video.check_size(masks[frame].shape, path)
     if not any(ids.any() for ids in masks.values()):
-        named = ", ".join(str(path) for _, path in files) or "none"
+        named = ", ".join(map(os.fspath, given)) or "none"
         raise InputError(f"no object in the given masks ({named}); expected a PNG with ids from 1 to 254, "
                          "where 0 is background")
     return dict(sorted(masks.items()))
 
 
-def _drawn_mask(path: Path) -> np.ndarray:
-    """`read_mask`, but soft edges, whose greys would be objects, and objects in alpha alone are errors."""
-    ids = read_mask(path)
-    with Image.open(path) as image:
-        if image.mode not in ("L", "LA", "RGB", "RGBA"):
-            return ids
-        colours, alpha = np.asarray(image.convert("RGB")), np.asarray(image.convert("RGBA"))[..., 3]
-    if alpha.min() < alpha.max() and colours.any() and (colours == colours[0, 0]).all():
-        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
-                         "black, without transparency")
-    counts = np.bincount(colours[..., 0].ravel(), minlength=256)
-    greys = counts[1:255]
-    if (colours == colours[..., :1]).all() and greys.any() and counts[255] > greys.max():
-        raise InputError(f"{path}: mostly 255, but {np.count_nonzero(greys)} other greys too, which would be "
-                         "objects; save it as 0 and 255, without soft edges, or with an id from 1 to 254 for "
-                         "each object")
-    return ids
-
-
-def _given_files(video: Video, given: Sequence[str | os.PathLike[str]]) -> list[tuple[int, Path]]:
-    files: list[tuple[int, Path]] = []
+def _given_files(video: Video, given: Sequence[AnyPath]) -> list[tuple[int, Path]]:
+    files = []
     for item in map(os.fspath, given):
         numbered = re.fullmatch("([0-9]{1,18})=(.*)", item, re.DOTALL)
         if os.path.isdir(item):
@@ -207,18 +246,30 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     return dict(sorted((numbers[stem], file) for stem, file in files.items()))
 
 
-def check_folder(out: str | os.PathLike[str], video: Video,
-                 given: Sequence[str | os.PathLike[str]] = ()) -> Path:
+def check_folder(out: AnyPath, video: Video,
+                 given: Sequence[AnyPath] = (), overwrite: bool = False) -> Path:
     """Make the folder for the results.
 
+    Arguments:
+        overwrite: results may replace files that no earlier run wrote.
+
     Raises:
-        InputError: not a folder, not writable, or one that holds the video's frames or a given mask.
+        InputError: not a folder, not writable, or one that holds the video's frames or a given mask, or a
+            file that results would replace and that no earlier run wrote.
     """
     taken = {video.path.resolve(), *(path.resolve().parent for _, path in _given_files(video, given))}
     if Path(out).resolve() in taken:
         raise InputError(f"{out}: holds the video's frames or a given mask, which results would replace; "
                          "give another folder")
+    for path in () if overwrite else (Path(out) / name for name in _result_names(video)):
+        if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
+            raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
+                             "give another folder, or --overwrite (overwrite=True in Python)")
     return make_folder(Path(out))
+
+
+def _result_names(video: Video) -> list[str]:
+    return [*(f"{name}.png" for name in video.numbers()), MOVIE]
 
 
 def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
@@ -227,11 +278,12 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
 
     The first one removes what an earlier run left: `overlay.mp4` and the masks of this and later frames.
     """
-    names = [f"{name}.png" for name in video.numbers()]
+    names = _result_names(video)
     for count, (t, ids) in enumerate(masks):
-        for name in () if count else (*names[t:], MOVIE):
+        for name in () if count else names[t:]:
             (out / name).unlink(missing_ok=True)
-        write_mask(out / names[t], ids)
+        with replacing(out / names[t]) as stream:
+            stream.write(_as_png(ids, _SIGNED))
         yield t, ids
 
 
@@ -263,7 +315,7 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     return {folder / name for name in files}
 
 
-def read_ended(video: Video, given: Sequence[str | os.PathLike[str]]) -> dict[int, tuple[int, ...]]:
+def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, ...]]:
     """The ends of objects that `save_given` left in folders: frame number -> ids that are gone from there on.
 
     Arguments:

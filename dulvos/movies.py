@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import SIGNATURE, AnyPath, replacing
 from dulvos.videos import Video
 
 __all__ = ["frame_rate", "write_mp4"]
@@ -32,7 +32,7 @@ def frame_rate(video: Video) -> float:
         return FPS
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, *,
+def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = FPS, *,
               quality: int = 20) -> Path:
     """Write frames as an mp4 that every browser plays (H.264, yuv420p, index in front), whole or not at all.
 
@@ -56,6 +56,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: f
     # one would be a protocol
     with (replacing(path) as stream,
           av.open(os.path.abspath(stream.name), "w", "mp4", options={"movflags": "faststart"}) as container):
+        container.metadata["comment"] = SIGNATURE
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), pix_fmt="yuv420p",
                                      options={"crf": str(quality), "preset": "veryfast"})
         for number, frame in enumerate(frames, 1):

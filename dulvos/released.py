@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
+from dulvos.files import AnyPath
 
 __all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "read_released", "read_weights"]
 
@@ -62,7 +62,7 @@ class _Absent(nn.Module):
         raise InputError(self.message)
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_weights(path: AnyPath) -> dict[str, Tensor]:
     """Read the weights in a .safetensors or a torch file.
 
     In a torch file they stand at the top level or under `model`, `state_dict` or `teacher` (DINO's).
@@ -79,7 +79,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
 
 
-def _read_torch(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+def _read_torch(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
     """The weights in a torch file, and its whole content; only tensors and plain values are unpickled."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
@@ -93,7 +93,7 @@ def _read_torch(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     return {str(k).replace("module.", ""): v for k, v in state.items() if isinstance(v, Tensor)}, content
 
 
-def read_released(path: str | os.PathLike) -> Encoder:
+def read_released(path: AnyPath) -> Encoder:
     """Build an encoder, in evaluation mode, from a released torch file.
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and

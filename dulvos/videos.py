@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from dulvos.errors import InputError
 
@@ -34,6 +34,8 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 _EXPECTED = f"a folder of frames ({', '.join(FRAME_SUFFIXES)}) or a video file ({', '.join(VIDEO_SUFFIXES)})"
 # How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+# Pillow refuses a PNG whose colour profile or text takes more than 1 MB, which some tools write.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
 _open = threading.local()  # each thread keeps one video file open
 
 

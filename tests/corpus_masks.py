@@ -6,23 +6,28 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dulvos import datasets, masks
 from dulvos.__main__ import main
 from dulvos.errors import InputError
-from dulvos.inference import SegmentSettings
+from dulvos.inference import SegmentSettings, colour_features
 from dulvos.masks import PALETTE, write_mask
+from dulvos.session import Session
 from dulvos.study.collections import open_collection
 from dulvos.study.evaluation import evaluate
 from dulvos.videos import open_video
+from dulvos.widgets import Painter
 from tests.corpus import add, add_target, put
 from tests.corpus_frames import encoded, picture
 
@@ -63,9 +68,18 @@ def command(*arguments: Any) -> str:
     return out.getvalue()
 
 
-def give(folder: Path, data: bytes, kind: str) -> dict[int, np.ndarray]:
+def give(folder: Path, data: bytes, kind: str, *threshold: int) -> dict[int, np.ndarray]:
     path = put(folder / f"mask.{kind}", data)
-    return masks.given_masks(open_video(make_clip(folder)), [path])
+    found = masks.given_masks(open_video(make_clip(folder)), [path], *threshold)
+    assert np.array_equal(masks.read_mask(path, *threshold), found[0])
+    return found
+
+
+def noted(folder: Path, read: Callable, *given: Any) -> tuple[Any, list[str]]:
+    """What a function returns, and the warnings that it gives."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        return read(folder, *given), [str(note.message) for note in notes]
 
 
 def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | np.ndarray, kind: str = "png",
@@ -86,7 +100,13 @@ def paletted(ids: np.ndarray, colours: bytes) -> Image.Image:
 one, three, many = blocks(1), blocks(1, 4, 9), np.arange(48 * 64).reshape(SIZE)
 coloured, turned = PALETTE[three], Image.Exif()
 turned[0x0112] = 6
-soft = cv2.GaussianBlur(blocks(255), (0, 0), 0.8)
+soft, soft200 = (cv2.GaussianBlur(blocks(grey), (0, 0), 0.8) for grey in (255, 200))
+tiny = np.where((many // 64 == 42) & (many % 4 < 2), many % 64 // 2 + 5, blocks(1, 2, 3))
+disc = cv2.circle(blocks(), (30, 20), 14, 200, -1, cv2.LINE_AA)
+once_jpeg = {(grey, quality): cv2.imdecode(cv2.imencode(".jpg", blocks(grey), [1, quality])[1], 0)
+             for grey in (90, 200, 255) for quality in (75, 95)}
+text, profile = PngImagePlugin.PngInfo(), np.random.default_rng(0).bytes(3 << 20)
+text.add_text("comment", "x" * (3 << 20), zip=True)
 for name, data, expect in (
         ("ids 1, 4, 9 by the palette", paletted(three, PALETTE.tobytes()), three),
         ("ids 1, 4, 9 in grey", three, three), ("ids 1, 4, 9 in 16 bits", three.astype(np.uint16), three),
@@ -107,9 +127,16 @@ for name, data, expect in (
         ("the object in alpha alone", np.dstack([blocks()] * 3 + [blocks(255)]), r"no object .*mask\.png"),
         ("an object in alpha, white everywhere", np.dstack([blocks() + 255] * 3 + [blocks(255)]),
          r"mask\.png: one colour .*alpha"),
-        ("soft edges", soft, r"mask\.png: mostly 255, but \d+ other greys .*without soft edges"),
+        ("soft edges", soft, r"mask\.png: \d+ greys .*--threshold=127 .*without soft edges"),
         ("soft edges in RGB", np.dstack([soft] * 3), "without soft edges"),
-        ("objects 128 and 255 in grey", blocks(128, 255, 255), r"but 1 other greys"),
+        ("soft edges of grey 200", soft200, "--threshold=100 .*without soft edges"),
+        ("soft edges of two greys", cv2.GaussianBlur(blocks(200, 100), (0, 0), 0.8), "without soft edges"),
+        ("soft edges, by a palette", Image.fromarray(np.dstack([soft] * 3)).quantize(), "without soft edges"),
+        ("a smooth disc of grey 200", disc, "without soft edges"),
+        *((f"grey {grey}, once a JPEG of quality {quality}", once_jpeg[grey, quality], "without soft edges")
+          for grey, quality in once_jpeg),
+        ("tiny objects, some of which touch", tiny.astype(np.uint8), tiny),
+        ("objects 128 and 255 in grey", blocks(128, 255, 255), r"1 greys besides"),
         ("16 bits beyond 255", blocks(1, 300, kind=np.uint16), r"mask\.png: .*300.*ids of 0 to 255"),
         ("16 bits, 0 and 65535", blocks(65535, kind=np.uint16), "65535.*ids of 0 to 255"),
         ("empty", blocks(), r"no object .*mask\.png.*ids from 1 to 254"),
@@ -119,11 +146,32 @@ for name, data, expect in (
         ("no bytes", b"", "unreadable mask .*expected a palette or grey PNG")):
     mask(name, data, expect)
 mask("EXIF rotation", np.rot90(three), three, exif=turned)
+mask("text of 3 MB", three, three, pnginfo=text)
+mask("a colour profile of 3 MB", three, three, icc_profile=profile)
+for name, data, threshold, expect in (("soft edges", soft, 127, one), ("grey 200", soft200, 100, one),
+                                      ("no such grey", soft200, 201, blocks())):
+    add("masks", f"a threshold: {name}", "no object" if not expect.any() else
+        lambda found, expect=expect: np.array_equal(found[0], expect), give, encoded(data), "png", threshold)
+WHITE, BLACK, RED = b"\xff\xff\xff", b"\0\0\0", b"\xff\0\0"
+for name, data, expect, note in (
+        ("black, white, red", paletted(blocks(1, 1, 2), BLACK + WHITE + RED), blocks(1, 1, 2), ""),
+        ("white, black", paletted(1 - one, WHITE + BLACK), one, "black is taken as background"),
+        ("black, white", paletted(one, BLACK + WHITE), one, ""),
+        ("white, red, black", paletted(np.uint8([2, 1, 0])[blocks(1, 2)], WHITE + RED + BLACK),
+         blocks(1, 2), "black is taken as background"),
+        ("no background", one * 0 + 1, one * 0 + 1, "no pixel is background"),
+        ("an object everywhere but in one pixel", (many > 0).astype(np.uint8), many > 0, "")):
+    add("masks", f"a note: {name}", lambda found, expect=expect, note=note: (
+        np.array_equal(found[0][0], expect) and [note in line and "mask.png" in line for line in found[1]]
+        == [True] * 2 * bool(note)), noted, give, encoded(data), "png")
+mask("a palette without black", paletted(one, WHITE + RED), r"mask\.png: shows no black, .*background")
 for name, data, kind in (("jpeg, which blurs ids", blocks(1, 4, 9), "jpg"),
                          ("jpeg of 0 and 255", blocks(255), "jpg"),
                          ("gif, which renumbers ids", blocks(1, 4, 9), "gif"),
                          ("tiff of halves", blocks(1, 2).astype(np.float32) / 2, "tiff")):
-    mask(name, data, rf"mask\.{kind}: unreadable mask .*expected a palette or grey PNG", kind)
+    words = rf"mask\.{kind}: unreadable mask \(a {kind[:2]}\w* file\); expected a palette or grey PNG"
+    mask(name, data, words, kind)
+mask("jpeg called png", encoded(blocks(255), "jpg"), r"mask\.png: unreadable mask \(a JPEG file\)")
 whole = encoded(np.random.default_rng(0).integers(0, 9, SIZE, np.uint8))
 for length in (5, 40, len(whole) // 2):
     mask(f"cut to {length} bytes", whole[:length], "unreadable mask")
@@ -189,6 +237,40 @@ for name, words, places in (
         ("results into the frames", "clip: holds .*frames", ("clip", "mask.png", "clip")),
         ("results onto the mask", "a given mask", ("clip", "mask.png", "."))):
     add("segment command", name, words, segment, [], *places)
+
+
+def segment_again(folder: Path, *others: str, options: tuple[str, ...] = (), runs: int = 1) -> list[str]:
+    """Files that differ from those of a first run into an empty folder, if `out` holds files of others."""
+    segment(folder, [], out="first")
+    for name in others:
+        put(folder / "out" / name, "of another")
+    for _ in range(runs):
+        segment(folder, list(options))
+    names = {file.name for place in ("first", "out") for file in (folder / place).iterdir()}
+    return sorted(name for name in names if name not in os.listdir(folder / "first")
+                  or (folder / "first" / name).read_bytes() != (folder / "out" / name).read_bytes())
+
+
+RESULTS = "results of the segment command"
+add(RESULTS, "twice, beside other files", ["00009.png", "notes"].__eq__,
+    partial(segment_again, runs=2), "00009.png", "notes")
+for name in ("00002.png", "overlay.mp4"):
+    add(RESULTS, f"onto {name} of another", rf"out/{name}: .*would replace .*--overwrite",
+        segment_again, name)
+    add(RESULTS, f"--overwrite onto {name} of another", lambda changed: not changed,
+        partial(segment_again, options=("--overwrite",)), name)
+add(RESULTS, "--threshold", lambda said: "objects 1\n" in said, lambda folder: segment(
+    folder, ["--threshold", "100"], mask=put(folder / "soft.png", encoded(soft200)).name))
+
+
+def truth_again(folder: Path, count: int) -> str:
+    for index in range(count):
+        write_mask(folder / "given" / f"{index:05d}.png", blocks(1))
+    return segment(folder, [], mask="given")
+
+
+add(RESULTS, "a mask for every frame", "given: masks are given for all 4 frames", truth_again, LENGTH)
+add(RESULTS, "a mask for every frame but one", lambda said: "4 frames" in said, truth_again, LENGTH - 1)
 
 
 def write_davis(root: Path, lines: str = "a\nb\n") -> Path:
@@ -265,6 +347,26 @@ for name, meta, expect in (
         ("no videos", {"videos": {}}, "no sequences"), ("a list", [], "meta.json: .*expected"),
         ("a name that leads out", {"videos": {"../a": {"objects": {}}}}, "is no name of a sequence")):
     add("YouTube-VOS folders", name, expect, youtube, meta)
+
+
+def painted(folder: Path, data: bytes) -> dict[int, np.ndarray]:
+    """What the painter makes of a mask file."""
+    painter = Painter(Session(open_video(make_clip(folder)), colour_features))
+    painter.receive({"kind": "load", "frame": 0, "name": "mask.png"}, [data])
+    if painter.state["message"]:
+        raise InputError(painter.state["message"])
+
+
+for reader, read in (("read_mask", lambda folder, data: masks.read_mask(put(folder / "mask.png", data))),
+                     ("painter", painted),
+                     ("DAVIS", lambda folder, data: (put(write_davis(folder) / MASK, data), look(folder))),
+                     ("command", lambda folder, data: segment(
+                         folder, [], mask=put(folder / "soft.png", data).name))):
+    for name, data, words in (
+            ("soft edges", soft, "--threshold=127"), ("soft edges of grey 200", soft200, "--threshold=100"),
+            ("grey 255, once a JPEG", once_jpeg[255, 95], "--threshold=127"),
+            ("a palette without black", paletted(one, WHITE + RED), "shows no black")):
+        add("readers of masks", f"{reader}: {name}", words, read, encoded(data))
 
 
 # what is damaged at random

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dulvos import datasets
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import AnyPath, replacing
 from dulvos.training import TrainSettings
 from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, frame_files, open_video
 
@@ -115,7 +115,7 @@ class _Names(Sequence):
 _frame_files = lru_cache(maxsize=64)(frame_files)
 
 
-def open_collection(name: str, folder: str | os.PathLike[str], cache: str | os.PathLike[str]) -> Collection:
+def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     """Find the videos of a collection, or of any folder.
 
     Reads one header of each video. The length of a video file is its number of packets minus 2 %, because

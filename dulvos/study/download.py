@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 import zlib
@@ -13,7 +12,7 @@ import pooch
 
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.files import cannot_write
+from dulvos.files import AnyPath, cannot_write
 
 __all__ = ["ARCHIVES", "Archive", "check", "download", "unpack"]
 
@@ -42,7 +41,7 @@ ARCHIVES = {
 }
 
 
-def download(name: str, to: str | os.PathLike[str]) -> Path:
+def download(name: str, to: AnyPath) -> Path:
     """Download an archive, unpack and check it as `<to>/davis-<year>`; if the folder exists, only check it.
 
     After a stop, the same call begins again, but keeps an archive that was complete.
@@ -88,7 +87,7 @@ def _fetch(archive: Archive, folder: Path) -> Path:
     return file
 
 
-def check(folder: str | os.PathLike[str], archive: Archive) -> None:
+def check(folder: AnyPath, archive: Archive) -> None:
     """Count sequences, frames, masks, and the objects of the first masks.
 
     Raises:
@@ -105,7 +104,7 @@ def check(folder: str | os.PathLike[str], archive: Archive) -> None:
                              "download it again")
 
 
-def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+def unpack(archive: AnyPath, folder: AnyPath) -> None:
     """Unpack a zip file into a folder, which is emptied first.
 
     Python's zipfile compares every checksum, keeps each file inside the folder whatever its name says, and

@@ -7,7 +7,6 @@ import gzip
 import html
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
 from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import AnyPath, replacing
 from dulvos.inference import SegmentSettings, encode
 from dulvos.study.figures import anchor_colours
 from dulvos.videos import Video, open_video, shrink, shrunk_size
@@ -155,9 +154,9 @@ class Explorer(anywidget.AnyWidget):
     clips = traitlets.Enum(("own", "all"), "own").tag(sync=True)
     pinned = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, video: str | os.PathLike | Video,
+    def __init__(self, video: AnyPath | Video,
                  encoders: str | Callable | Sequence[str | Callable] = ("davis2016", "random"), *,
-                 others: Sequence[str | os.PathLike | Video] = (), frames: int = 5, start: int = 0,
+                 others: Sequence[AnyPath | Video] = (), frames: int = 5, start: int = 0,
                  gap: int = 4, shorter_side: int = 256, channels: int = 128, device: str | None = None,
                  seed: int = 0, **view: object) -> None:
         encoders = [encoders] if isinstance(encoders, str) or callable(encoders) else list(encoders)
@@ -204,7 +203,7 @@ class Explorer(anywidget.AnyWidget):
                 self._packed[name, layer] = head, packed
         return {name: self._packed[name, layer] for name in self._encoders}
 
-    def save_html(self, path: str | os.PathLike, layers: Sequence[str] = ()) -> Path:
+    def save_html(self, path: AnyPath, layers: Sequence[str] = ()) -> Path:
         """Write one HTML file that does all of this without kernel, server or network.
 
         It holds the features of these layers; () takes the one that is shown.
