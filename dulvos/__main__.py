@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -18,10 +19,10 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from dulvos import masks, movies, videos
+from dulvos import __version__, masks, movies, videos
 from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
-from dulvos.devices import find_device, reading_processes
+from dulvos.devices import CPU_COUNT, find_device, reading_processes
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
 from dulvos.study import collections, comparison, paper_plan, plans, runs
@@ -39,7 +40,16 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where it cannot say τ
+    torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))  # a container may have fewer cores
+    # shells leave the ~ of --davis=~/DAVIS to the program
+    arguments = [re.sub("(^|=)~(?=/|$)", lambda found: found[1] + os.path.expanduser("~"), word)
+                 for word in (sys.argv[1:] if arguments is None else arguments)]
+    if arguments == ["--version"]:
+        print(f"dulvos {__version__}")
+        return 0
     given = tuple(arguments)
     commands = {"demo": demo_command, "davis": davis_command, "grid": grid_command, "paper": paper_command,
                 "train": partial(train_command, given), "evaluate": partial(evaluate_command, given),
@@ -259,6 +269,10 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
         raise InputError("give a MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
+    for item in named:
+        if not os.path.exists(item) and not os.path.exists(item.partition("=")[2]):
+            raise InputError(f"{item}: no such mask; give a PNG, FRAME=PNG or a folder")
+    encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     if video.is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding, which may take minutes
     opened = videos.open_video(video)
@@ -267,7 +281,6 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
         raise InputError(f"{named[0]}: masks are given for all {len(first)} frames, so that none is left to "
                          "find; give the first one alone, or leave some out")
     opened.verify()
-    encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     check_memory(opened, first, chosen, encoder)
     folder = masks.check_folder(out, opened, named, overwrite)
     for frame, ids in first.items():
@@ -321,11 +334,10 @@ def download_command(name: Positional[Literal["davis2017", "davis2016"]], /, *, 
 
 
 def _use_davis(folder: Path | None) -> None:
-    """Let DULVOS_DAVIS, where notebooks look, name the folder of --davis, if that is given."""
-    named = folder or os.environ.get("DULVOS_DAVIS", "DIR")
-    if not Path(named).is_dir():
-        raise InputError(f"--davis {named}: no such folder; give the one that holds JPEGImages and ImageSets")
-    os.environ["DULVOS_DAVIS"] = str(Path(named).resolve())
+    """Let DULVOS_DAVIS, where notebooks look, name the folder of --davis, if given, and try it."""
+    if folder:
+        os.environ["DULVOS_DAVIS"] = str(folder)
+    os.environ["DULVOS_DAVIS"] = str(runs.open_data("davis", "val").root.resolve())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torchvision
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, replacing
+from dulvos.files import AnyPath, expand, replacing
 from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_weights
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def encoder_file(name: str) -> Path:
     if name == "davis2016":
         return WEIGHTS / "davis2016.safetensors"
     if name not in RELEASES:
-        return Path(name.partition("=")[2] or name) if name.startswith("timm:") else Path(name)
-    path = Path(os.environ.get(FOLDER, f"${FOLDER}")) / RELEASES[name].file
+        return expand(name.partition("=")[2] or name) if name.startswith("timm:") else expand(name)
+    path = expand(os.environ.get(FOLDER, f"${FOLDER}")) / RELEASES[name].file
     if not path.is_file():
         raise InputError(f"{name!r} needs {path}; download it from {RELEASES[name].source}, and set {FOLDER} "
                          "to its folder")
@@ -117,7 +117,7 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> Encoder | TimmEncod
 
 def _build(sidecar: Path) -> Encoder:
     try:
-        config = json.loads(sidecar.read_text())
+        config = json.loads(sidecar.read_bytes())
         dim, norm, architecture = config["dim"], config["norm"], config["architecture"]
         if type(dim) is not int or not 1 <= dim <= 2**16:
             raise InputError(f"dim must be a whole number in 1..65536, not {dim!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from dulvos.errors import InputError
-from dulvos.files import AnyPath
+from dulvos.files import AnyPath, expand
 from dulvos.masks import is_binary, mask_files, read_mask, read_values
 from dulvos.videos import Video, open_video
 
-__all__ = ["Dataset", "Sequence", "load_davis", "load_youtube_vos", "read_predictions"]
+__all__ = ["Dataset", "Sequence", "below", "load_davis", "load_youtube_vos", "read_predictions"]
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,14 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
     Raises:
         InputError: no such list, or a sequence, frame or first mask that it names is missing or wrong.
     """
-    root = Path(root)
+    root = expand(root)
     lists = {root / "ImageSets" / folder / f"{split}.txt": listed_year
              for folder, listed_year in (("2017", 2017), ("480p", 2016), ("2016", 2016))}
     listed = next((file for file in lists if year in (None, lists[file]) and os.path.isfile(file)), None)
     if listed is None:
         raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
-                         f"{' or '.join(str(file.relative_to(root)) for file in lists)}")
+                         f"{' or '.join(str(file.relative_to(root)) for file in lists)}"
+                         + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
     for name, files in _read_list(listed).items():
         frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
@@ -142,12 +144,13 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
     Raises:
         InputError: a folder, a video of meta.json, a frame or an annotation is missing or wrong.
     """
-    root = Path(root)
+    root = expand(root)
     frames, annotations = root / split / "JPEGImages", root / split / "Annotations"
     dense, meta = root / f"{split}_all_frames" / "JPEGImages", root / split / "meta.json"
     for folder in (frames, annotations):
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected {split}/JPEGImages and {split}/Annotations")
+            raise InputError(f"{folder}: no such folder; expected {split}/JPEGImages and {split}/Annotations"
+                             + below(root, split))
     objects = _read_json(meta, '{"videos": {name: {"objects": {id: ...}}}}', lambda content: {
         name: tuple(map(int, video["objects"].keys())) for name, video in content["videos"].items()})
     if objects is None:
@@ -176,12 +179,18 @@ def read_predictions(folder: AnyPath, sequence: Sequence) -> np.ndarray:
     Raises:
         InputError: names the first mask that is missing, belongs to no frame, or has another size.
     """
-    folder = Path(folder) / sequence.name
+    folder = expand(folder) / sequence.name
     files = [folder / f"{sequence.video.frame_name(index)}.png" for index in sequence.handed_in]
     for file in sorted(set(folder.glob("[!.]*.png")) ^ set(files)):
         raise InputError(f"{file}: {'missing' if file in files else 'misnamed'}; expected {files[0].name} to "
                          f"{files[-1].name}, a mask for each frame of {sequence.name!r}")
     return np.stack([sequence.read(file) for file in files])
+
+
+def below(root: Path, *patterns: str) -> str:
+    """The end of an error if what a folder lacks lies one level below it."""
+    found = next((path for pattern in patterns for path in root.glob(f"*/{pattern}")), None)
+    return f"; {root / found.relative_to(root).parts[0]} has it: give that folder" if found else ""
 
 
 def _read_list(listed: Path) -> dict[str, list[str]]:
@@ -191,7 +200,7 @@ def _read_list(listed: Path) -> dict[str, list[str]]:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{listed}: not a list of sequences; expected text, a name in each line") from error
-    for name, *files in filter(None, map(str.split, lines)):
+    for name, *files in (re.split(r"\s+(?=/)", line) for line in filter(None, map(str.strip, lines))):
         files = [file.lstrip("/") for file in (name, *files)] if files else []
         sequences.setdefault(_plain(Path(files[0]).parent.name if files else name, listed), []).extend(files)
     if not sequences:
@@ -215,6 +224,6 @@ def _read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
     if not file.exists():
         return None
     try:
-        return pick(json.loads(file.read_text()))
+        return pick(json.loads(file.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: wrong content; expected {expected}") from error

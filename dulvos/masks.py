@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dulvos.errors import InputError
-from dulvos.files import SIGNATURE, AnyPath, make_folder, replacing
+from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, replacing
 from dulvos.videos import Video
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "mask_files",
@@ -71,7 +71,7 @@ def write_mask(path: AnyPath, ids: np.ndarray) -> None:
     Raises:
         InputError: the suffix is not .png, or `ids` has another shape or dtype or holds 255 (void).
     """
-    path = Path(path)
+    path = expand(path)
     if path.suffix != ".png":
         raise InputError(f"{path}: masks are PNG files; give a name that ends in .png")
     if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
@@ -90,7 +90,7 @@ def _as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
 
 def read_values(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndarray:
     """(H, W) uint8 values of a mask file, 255 included; takes and raises what `read_mask` does."""
-    kind = None
+    path, kind = expand(path), None
     try:
         with Image.open(path) as image:
             kind = image.format
@@ -219,12 +219,12 @@ def given_masks(video: Video, given: Sequence[AnyPath],
 
 def _given_files(video: Video, given: Sequence[AnyPath]) -> list[tuple[int, Path]]:
     files = []
-    for item in map(os.fspath, given):
+    for item in map(os.path.expanduser, given):
         numbered = re.fullmatch("([0-9]{1,18})=(.*)", item, re.DOTALL)
         if os.path.isdir(item):
             files += mask_files(video, Path(item)).items()
         elif numbered and not os.path.exists(item):
-            files.append((int(numbered[1]), Path(numbered[2])))
+            files.append((int(numbered[1]), expand(numbered[2])))
         else:
             files.append((0, Path(item)))
     return files
@@ -258,14 +258,15 @@ def check_folder(out: AnyPath, video: Video,
             file that results would replace and that no earlier run wrote.
     """
     taken = {video.path.resolve(), *(path.resolve().parent for _, path in _given_files(video, given))}
-    if Path(out).resolve() in taken:
+    out = expand(out)
+    if out.resolve() in taken:
         raise InputError(f"{out}: holds the video's frames or a given mask, which results would replace; "
                          "give another folder")
-    for path in () if overwrite else (Path(out) / name for name in _result_names(video)):
+    for path in () if overwrite else (out / name for name in _result_names(video)):
         if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
                              "give another folder, or --overwrite (overwrite=True in Python)")
-    return make_folder(Path(out))
+    return make_folder(out)
 
 
 def _result_names(video: Video) -> list[str]:
@@ -325,7 +326,7 @@ def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, .
         InputError: the file is damaged, or names a frame that the video does not have.
     """
     numbers, ended = video.numbers(), {}
-    for path in (Path(item) / _ENDED for item in given):
+    for path in (expand(item) / _ENDED for item in given):
         try:
             if path.is_file():
                 ends = json.loads(path.read_bytes())

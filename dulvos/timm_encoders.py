@@ -15,6 +15,7 @@ from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from dulvos.errors import InputError
+from dulvos.files import expand
 from dulvos.released import load_weights, read_weights
 
 __all__ = ["TimmEncoder"]
@@ -52,7 +53,7 @@ class TimmEncoder(nn.Module):
             torch.manual_seed(seed)
             self.network = _create(architecture, pretrained=not weights)
         if weights not in ("", "random"):
-            _load(self.network, Path(weights))
+            _load(self.network, expand(weights))
         stages = {info["module"]: info for info in self.network.feature_info}
         if layer and layer not in stages:
             raise InputError(f"{name!r}: the network has no layer {layer!r}; it has {', '.join(stages)}")

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dulvos.errors import InputError
+from dulvos.files import expand
 
 __all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "fingerprint", "frame_files", "open_video", "resize",
            "shrink", "shrunk_size"]
@@ -137,7 +138,7 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     Raises:
         InputError: nothing is there, it holds no frame or two of one name, or the file is unknown or broken.
     """
-    path = Path(path)
+    path = expand(path)
     if path.is_dir():
         files = frame_files(path)
         if not files:

@@ -94,6 +94,7 @@ for field, values, words in (
     for value in values:
         encoder(f"sidecar: {field}={value!r}", rf"x\.json: .*{words}", lambda whole: b"",
                 {**intact()[1], field: value})
+encoder("sidecar: with a byte-order mark", is_encoder, sidecar=b"\xef\xbb\xbf" + as_bytes(intact()[1]))
 encoder("sidecar: dim=64", r"another network: head\.3", sidecar={**intact()[1], "dim": 64})
 for name, content in (("a list", []), ("text", "x"), ("null", b"null"), ("no text", b"\xff\xfe"),
                       ("empty", b""), ("nested 10^5 deep", DEEP), ("without fields", {})):
@@ -148,6 +149,7 @@ def row(name: str, content: Any, expect: str | Callable[[str], bool]) -> None:
 
 
 row("as it should be", ROW, lambda said: "50.0" in said)
+row("with a byte-order mark", b"\xef\xbb\xbf" + as_bytes(ROW), lambda said: "50.0" in said)
 for name, content in (
         ("empty", b""), ("a list", []), ("null", None), ("text", "x"), ("without fields", {}),
         ("without version", {k: v for k, v in ROW.items() if k != "version"}), ("no text", b"\xff\xfe\0"),

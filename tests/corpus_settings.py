@@ -119,8 +119,9 @@ for name, frames, named in (
         ("of two sizes", [FRAMES[0], FRAMES[1][:40]], "frame 1 is .*40, 64")):
     add(INFER, f"frames: {name}", named, carry, MASK, frames)
 add(INFER, "weights that give no numbers", "frame 0", infinite)
-for device in ("abacus", "meta", "", "cuda:99"):
-    add(INFER, f"device {device!r}", f"'{device}'", lambda folder, device: find_device(device), device)
+for device in ("abacus", "meta", "", "cuda:99", "gpu", "GPU:0"):
+    named = "unknown; a GPU is called 'cuda'" if "g" in device.lower() else f"'{device}'"
+    add(INFER, f"device {device!r}", named, lambda folder, device: find_device(device), device)
 for seed in (-1, "x", 1.5, 2**64):
     add(INFER, f"seed {seed!r}", "seed", lambda folder, seed: load_encoder("random", seed=seed), seed)
 
@@ -155,6 +156,8 @@ for name, named, arguments in (
         ("an index of nothing", "absent", ["index", "absent"]),
         ("a download into a file", "text", ["download", "davis2017", "--to", "text"]),
         ("training on what is not there", "absent", ["train", "absent", "--study", "s"]),
+        ("an index of a misspelt collection", "youtube-vos, .*davis-2017", ["index", "youtubevos"]),
+        ("training on a misspelt one", "youtube-vos, .*davis-2017", ["train", "kinetics", "--study", "s"]),
         ("training with crop='256'", "crop", ["train", "cutouts", "--study", "s", "--crop", "250"]),
         ("training at lr 1e999", "lr", ["train", "cutouts", "--study", "s", "--lr", "1e999"]),
         ("a grid of -1 workers", "workers", ["grid", "--run", "--workers", "-1"]),

@@ -195,6 +195,8 @@ def test_each_layout_gives_its_training_videos_and_no_others(name, tmp_path):
     assert all(len(video) >= 5 and video.read(0).ndim == 3 for video in collection.videos)
     assert any(f"{len(expected)} videos found" in line for line in collection.miscounted)
     (tmp_path / "wrong").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path / name} has it"):
+        open_collection(name, tmp_path, tmp_path / "cache")
     for folder in ("wrong", "absent"):
         with pytest.raises(InputError) as error:
             open_collection(name, tmp_path / folder, tmp_path / "cache")

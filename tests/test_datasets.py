@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from dulvos.datasets import load_davis, load_youtube_vos, read_predictions
 from dulvos.errors import InputError
 from dulvos.masks import read_mask, write_mask
+from dulvos.study.runs import open_data
 from tests.miniature import ENTRY, FRAMES, IDS, STEP, write_davis
 from tests.test_masks import H, W, blocks, save
 
@@ -64,6 +66,23 @@ def test_the_name_says_which_benchmark_it_is(tmp_path: Path) -> None:
     (own / "benchmark.json").write_text('{"name": "cutouts", "seed": 0}')
     write_mask(own / "Annotations/480p/new/00000.png", blocks(1))
     assert load_davis(own).name == load_davis(own, year=2017).name == "cutouts"
+
+
+def test_names_may_hold_spaces_and_files_a_byte_order_mark(tmp_path: Path) -> None:
+    new = make_davis17(tmp_path / "new", **{"my clip": [blocks(1, 2)] * 3, "b": [blocks(1)] * 3})
+    (new / "benchmark.json").write_bytes(b'\xef\xbb\xbf{"name": "mine"}')
+    for root, name in ((new, "mine"), (make_davis16(tmp_path / "old", "my clip", "b"), "DAVIS-2016")):
+        dataset = load_davis(root)
+        assert dataset.name == name and [sequence.name for sequence in dataset.sequences] == ["my clip", "b"]
+
+
+def test_an_error_names_the_folder_below_that_holds_the_data(tmp_path: Path, youtube_vos: Path) -> None:
+    make_davis17(tmp_path / "DAVIS", a=[blocks(1, 2)] * 3)
+    (tmp_path / "vos").symlink_to(youtube_vos)
+    train = partial(open_data, split="train")  # else all folders of pictures below would be its videos
+    for load, name in ((load_davis, "DAVIS"), (load_youtube_vos, "vos"), (train, "DAVIS")):
+        with pytest.raises(InputError, match=f"{tmp_path}/{name} has it"):
+            load(str(tmp_path))
 
 
 @pytest.mark.parametrize("gone", ["JPEGImages/480p/a/00002.jpg", "Annotations/480p/a/00001.png"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dulvos
 from dulvos import masks, movies, videos
 from dulvos.__main__ import main
+from dulvos.checkpoints import save_encoder
 from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT, Study
+from dulvos.study.runs import open_data
 from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5
@@ -101,7 +105,8 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
 
 
 @pytest.mark.parametrize("arguments", [
-    ["segment", "clip", "out"], ["davis"], ["davis", "--davis", "absent"], ["grid", "--davis", "clip"],
+    ["segment", "clip", "out"], ["davis"], ["davis", "--davis", "absent"], ["davis", "--davis", "."],
+    ["grid", "--davis", "clip"],
     ["grid", "--study", "davis", "--run"], ["grid", "--only", "N5-0"], ["paper", "--rows", "crw"],
     ["paper", "--data", "absent"], ["paper", "--data", "clip", "--rows", "mast"], ["index", "--data", "clip"],
     ["index", "absent"], ["train", "absent", "--study", "s"], ["train", "clip", "--study", "../s"],
@@ -114,7 +119,39 @@ def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, 
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("DULVOS_RESULTS", str(clip / "results"))
     assert main(arguments) == 2
-    assert capsys.readouterr().err.startswith("error: ") and not (clip / "results").exists()
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and not said.out and not (clip / "results").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_terminals_that_lack_letters_get_them_spelt(monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding, write_through=True))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0 and rb"\u03c4" in sys.stdout.buffer.getvalue()
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0 and dulvos.__version__ in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_users_folder(clip, tiny, monkeypatch):
+    """Shells leave it as it is behind = and in notebooks."""
+    monkeypatch.setenv("HOME", str(clip))
+    assert segment("~/clip", "0=~/mask.png", "~/out", "--no-mp4") == 0 and (clip / "out/00004.png").exists()
+    (clip / "tiny").symlink_to(tiny)
+    encoder = save_encoder(dulvos.load_encoder("random"), clip / "a.safetensors")
+    mask = read_mask("~/mask.png")
+    video = dulvos.open_video("~/clip")
+    assert len(video) == LENGTH and dulvos.load_encoder(f"~/{encoder.name}")
+    assert np.array_equal(masks.given_masks(video, ["~/out"])[0], mask)
+    assert np.array_equal(masks.given_masks(video, ["0=~/mask.png"])[0], mask)
+    (clip / "videos").mkdir()
+    (clip / "videos/a").symlink_to(clip / "clip")
+    for data in ("~/tiny", "~/videos"):
+        assert open_data(data, "train").sequences
+    monkeypatch.setenv("DULVOS_DAVIS", "~/tiny")
+    assert open_data("davis", "val").sequences and Study("s", "~/results").results == clip / "results"
 
 
 def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monkeypatch):

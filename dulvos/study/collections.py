@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dulvos import datasets
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, replacing
+from dulvos.files import AnyPath, expand, replacing
 from dulvos.training import TrainSettings
 from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, frame_files, open_video
 
@@ -131,7 +131,7 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     Raises:
         InputError: the name is unknown, or no video is there; says what is expected and where to get it.
     """
-    root, source = Path(folder), _source(name) if name else None
+    root, source = expand(folder), _source(name) if name else None
     own = root.resolve()
     index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
     kept, paths = _read(index), sorted(_listed_paths(source, root) if source else _all_paths(root))
@@ -150,8 +150,10 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     entries = {path: entry for path, entry in found.items() if not isinstance(entry, str)}
     if not entries:
         reason = f" ({faults[0]})" if faults else ""
-        expected = source or f"folders of frames or video files, at most {_DEPTH} levels deep"
-        raise InputError(f"{root}: no such folder, or no video in it{reason}; expected {expected}")
+        expected = source or (f"folders of frames or video files, at most {_DEPTH} levels deep, or a name: "
+                              + ", ".join(SOURCES))
+        raise InputError(f"{root}: no such folder, or no video in it{reason}; expected {expected}"
+                         + datasets.below(root, *(source.places if source else ())))
     if entries != kept:
         with replacing(index) as stream:
             stream.write(gzip.compress(json.dumps(entries).encode(), mtime=0))
@@ -218,9 +220,10 @@ def _listed_paths(source: Source, root: Path) -> list[str]:
                           and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())]
     if found and source.listed:
         try:
-            names = set((root / source.listed).read_text().split())
+            text = (root / source.listed).read_text("utf-8-sig")
         except OSError:
             raise InputError(f"{root / source.listed}: no such file; it names the training videos") from None
+        names = {*map(str.strip, text.splitlines())}
         found = [path for path in found if path.name in names]
     return [path.relative_to(root).as_posix() for path in found]
 

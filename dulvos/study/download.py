@@ -12,7 +12,7 @@ import pooch
 
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, cannot_write
+from dulvos.files import AnyPath, cannot_write, expand
 
 __all__ = ["ARCHIVES", "Archive", "check", "download", "unpack"]
 
@@ -52,7 +52,7 @@ def download(name: str, to: AnyPath) -> Path:
     """
     if name not in ARCHIVES:
         raise InputError(f"{name!r}: no such download; choose one of {', '.join(ARCHIVES)}")
-    archive, to = ARCHIVES[name], Path(to)
+    archive, to = ARCHIVES[name], expand(to)
     folder, work = to / f"davis-{archive.year}", to / f".davis-{archive.year}"
     unpacked = work / "unpacked"
     if folder.exists():

@@ -95,7 +95,7 @@ def _finished(folder: Path, sequence: Sequence) -> Path:
 
 def _read(path: Path) -> tuple[dict, SequenceScores]:
     try:
-        item = json.loads(path.read_text())
+        item = json.loads(path.read_bytes())
         scores = np.array(item["j"], float), np.array(item["f"], float)
         return item, SequenceScores(tuple(item["ids"]), *scores)
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -23,7 +22,7 @@ from skimage.color import lab2rgb, rgb2lab
 from dulvos import datasets
 from dulvos.encoder import STRIDE
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import expand, replacing
 from dulvos.masks import OBJECT_COLOURS
 from dulvos.study.rows import Study
 from dulvos.study.runs import open_data
@@ -81,8 +80,8 @@ class Notebook:
         self.study, out = Study(names["study"]), names.get("out")
         source = self.study.notebooks / f"{name}.ipynb"
         check_parameters(source, {key: names[key] for key in defaults(source) if key in names})
-        self.figures = Path(out or self.study.folder / "figures")
-        self.tables = Path(out or self.study.folder / "tables")
+        self.figures = expand(out or self.study.folder / "figures")
+        self.tables = expand(out or self.study.folder / "tables")
         self.credit = ""  # printed small below photographs
 
     def sequence(self, data: str, video: str = "") -> datasets.Sequence:
@@ -91,7 +90,7 @@ class Notebook:
         Raises:
             InputError: there is none of that name; what `dulvos.study.runs.open_data` and `open_video` raise.
         """
-        if video and Path(video).exists():
+        if video and expand(video).exists():
             own = open_video(video)
             return datasets.Sequence(own.name, own, {})
         dataset = open_data(data, "val")

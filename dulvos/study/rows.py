@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from dulvos.errors import InputError
-from dulvos.files import make_folder, replacing
+from dulvos.files import expand, make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
@@ -70,7 +70,7 @@ class Study:
 
     def __post_init__(self) -> None:
         plain_name("study", self.name)
-        object.__setattr__(self, "results", Path(self.results))
+        object.__setattr__(self, "results", expand(self.results))
 
     @property
     def folder(self) -> Path:
@@ -263,7 +263,7 @@ def _table(paths: Iterable[Path]) -> pd.DataFrame:
 
 def _read(path: Path) -> dict:
     try:
-        row = flat(json.loads(path.read_text()))
+        row = flat(json.loads(path.read_bytes()))
         text = [row[name] for name in NEEDED[:-1]] + [row.get(name, "") for name in TEXT]
         if row["kind"] not in KINDS or type(row["version"]) is not int or {*map(type, text)} != {str}:
             raise ValueError(f"{', '.join(NEEDED)} or {', '.join(TEXT)} is wrong")

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from dulvos.checkpoints import encoder_file, is_whole
-from dulvos.datasets import Dataset, load_davis
+from dulvos.datasets import Dataset, below, load_davis
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import expand, replacing
 from dulvos.study import youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, once
@@ -46,8 +46,9 @@ def open_data(data: str, split: str) -> Dataset:
             raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that has "
                              "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)")
         return load_davis(folder, split)
-    collected, folder = data in (*SOURCES, LOCAL_TRAINING), Path(data)
-    if split == "train" and (collected or folder.is_dir() and not (folder / "ImageSets").is_dir()):
+    collected, folder = data in (*SOURCES, LOCAL_TRAINING), expand(data)
+    if split == "train" and (collected or folder.is_dir() and not (
+            (folder / "ImageSets").is_dir() or below(folder, "ImageSets"))):
         return open_training(data)
     if collected or not folder.is_dir():
         raise InputError(f"data={data!r}: no such data for split {split!r}; give 'cutouts', 'davis' or a "
@@ -73,7 +74,7 @@ def open_training(data: str) -> Collection:
         sequences = [sequence for sequence in whole.sequences if Path(sequence.name).name in names]
         mark = hashlib.sha256(repr((whole.fingerprint, sorted(names))).encode()).hexdigest()[:16]
         return dataclasses.replace(whole, name=youtube_vos.LOCAL, sequences=sequences, fingerprint=mark)
-    cache = Path(os.environ.get("DULVOS_CACHE", ROOT / "data")) / "indexes"
+    cache = expand(os.environ.get("DULVOS_CACHE", ROOT / "data")) / "indexes"
     if data not in SOURCES:
         return open_collection("", data, cache)
     base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
@@ -169,7 +170,7 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
         weights = f"{features.partition('=')[0]}={weights}"
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
     if trained:
-        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_text())
+        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_bytes())
         said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
         said["trained_key"] = run.name.rpartition("-")[2]
         said["snapshot"] = int(iteration) if iteration else None

@@ -76,5 +76,5 @@ def _snapshots(study: Study, features: str) -> dict[int, str]:
     if not numbers:
         raise InputError(f"{encoder.parent}: no snapshot to select; remove this folder and train with "
                          "snapshot_every > 0")
-    last = json.loads(encoder.with_suffix(".json").read_text())["iteration"]
+    last = json.loads(encoder.with_suffix(".json").read_bytes())["iteration"]
     return {i: f"trained:{key}@{i}" for i in sorted(map(int, numbers))} | {last: f"trained:{key}"}

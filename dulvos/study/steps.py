@@ -152,7 +152,7 @@ def _find_row(step: Step) -> tuple[str, dict | None]:
 def _is_shown(step: Step) -> bool:
     """Whether the executed copy shows what the notebook would show now."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no copy, or half of one
-        return json.loads(step.copy.read_text())["metadata"]["dulvos"]["key"] == _key(step)
+        return json.loads(step.copy.read_bytes())["metadata"]["dulvos"]["key"] == _key(step)
     return False
 
 
@@ -168,7 +168,7 @@ def _mark(data: str, split: str, *folders: str | None) -> str | None:
 
 def _key(step: Step) -> str:
     """12 hex digits of what an executed copy shows: the notebook's cells and parameters, the study's rows."""
-    cells = [cell["source"] for cell in json.loads(step.source.read_text())["cells"]]
+    cells = [cell["source"] for cell in json.loads(step.source.read_bytes())["cells"]]
     rows = step.study.rows()[["kind", "key", "date", "current"]].to_csv()
     content = json.dumps([cells, step.given, rows], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dulvos.datasets import Dataset, Sequence, load_youtube_vos
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import expand, replacing
 from dulvos.study.collections import SOURCES
 
 __all__ = ["CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "check_submission", "class_scores",
@@ -39,9 +39,8 @@ def open_split(data: str, split: str) -> Dataset:
     """
     if split not in SPLITS:
         raise InputError(f"split of YouTube-VOS must be 'valid' or 'local', not {split!r}")
-    root = Path(data)
-    if data == "youtube-vos":
-        root = Path(os.environ.get("DULVOS_DATA_DIR", "$DULVOS_DATA_DIR")) / data
+    base = os.environ.get("DULVOS_DATA_DIR", "$DULVOS_DATA_DIR")
+    root = expand(Path(base, data) if data == "youtube-vos" else data)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected YouTube-VOS 2018 with valid, valid_all_frames "
                          f"and train in it (from {SOURCES['youtube-vos'].origin})")
@@ -88,7 +87,7 @@ def object_categories(root: Path) -> dict[str, dict[int, str]]:
     """Video -> object -> category, from `train/meta.json`; an InputError if it is missing or wrong."""
     file = Path(root) / "train" / "meta.json"
     try:
-        videos = json.loads(file.read_text())["videos"]
+        videos = json.loads(file.read_bytes())["videos"]
         return {name: {int(i): item["category"] for i, item in video["objects"].items()}
                 for name, video in videos.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
