@@ -24,6 +24,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
 from dulvos.devices import CPU_COUNT, find_device, reading_processes
 from dulvos.errors import InputError
+from dulvos.files import expand
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
 from dulvos.study import collections, comparison, paper_plan, plans, runs
 from dulvos.study.download import download
@@ -44,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where it cannot say τ
     torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))  # a container may have fewer cores
-    # shells leave the ~ of --davis=~/DAVIS to the program
-    arguments = [re.sub("(^|=)~(?=/|$)", lambda found: found[1] + os.path.expanduser("~"), word)
-                 for word in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(f"dulvos {__version__}")
         return 0
@@ -270,10 +269,10 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     for item in named:
-        if not os.path.exists(item) and not os.path.exists(item.partition("=")[2]):
+        if not expand(item).exists() and not expand(item.partition("=")[2] or item).exists():
             raise InputError(f"{item}: no such mask; give a PNG, FRAME=PNG or a folder")
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
-    if video.is_file():
+    if expand(video).is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding, which may take minutes
     opened = videos.open_video(video)
     first, ended = masks.given_masks(opened, named, threshold), masks.read_ended(opened, named)
@@ -307,7 +306,7 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
     if data and not names:
         raise InputError(f"--data {data}: name a collection: {', '.join(collections.SOURCES)}")
     if data:
-        os.environ["DULVOS_DATA_DIR"] = str(data.resolve())
+        os.environ["DULVOS_DATA_DIR"] = str(expand(data).resolve())
     for name, source in () if names else collections.SOURCES.items():
         print(f"{name}: {source}")
         if source.epochs:

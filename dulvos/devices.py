@@ -111,14 +111,13 @@ def peak_memory(device: torch.device) -> float:
 
 def fitting_processes(wanted: int, size: int, shared: str = "/dev/shm") -> int:
     """How many processes can read batches of so many bytes: containers often have 64 MB of shared memory."""
+    fitting = wanted
     with suppress(OSError):  # not on every system
-        free = psutil.disk_usage(shared).free
-        fitting = free // (3 * size)  # two wait while one is read
-        if fitting < wanted:
-            print(f"note: {shared} has {free / 2**20:.0f} MB free, so {fitting} and not {wanted} processes "
-                  "read; give it more (docker run --shm-size=2g)", flush=True)
-            return fitting
-    return wanted
+        fitting = min(wanted, psutil.disk_usage(shared).free // (3 * size))  # two wait while one is read
+    if fitting < wanted:
+        print(f"note: {shared} is small, so {fitting} and not {wanted} processes read (docker run "
+              "--shm-size=2g makes it larger)", flush=True)
+    return fitting
 
 
 def free_memory(device: torch.device, system: Path = Path("/")) -> int:
@@ -129,10 +128,7 @@ def free_memory(device: torch.device, system: Path = Path("/")) -> int:
     for line in named.read_text().splitlines() if named.exists() else ():
         _, kind, name = line.split(":", 2)
         for group in (system / "sys/fs/cgroup" / kind / name[1:] / "x").parents:
-            for limit, used in (("memory.max", "memory.current"),  # version 2, and 1
-                                ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            for limit in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
                 with suppress(OSError, ValueError):  # no such group, or "max"
-                    left = int((group / limit).read_text()) - int((group / used).read_text())
-                    stat = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
-                    free.append(left + int(stat.get("total_inactive_file", stat["inactive_file"])))  # cache
+                    free.append(int((group / limit).read_text()) - psutil.Process().memory_info().rss)
     return max(0, min(free))

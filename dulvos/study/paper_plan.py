@@ -20,6 +20,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
+from dulvos.files import expand
 from dulvos.released import FOLDER, RELEASES
 from dulvos.study import paper, runs, youtube_vos
 from dulvos.study.collections import Collection, paper_settings
@@ -67,7 +68,7 @@ class Here:
     inference: dict = field(default_factory=dict, hash=False)  # such rows fill no line of a table
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", Path(self.data).resolve())
+        object.__setattr__(self, "data", expand(self.data).resolve())
         if not self.data.is_dir():
             raise InputError(f"{self.data}: no such folder; --data names the one that holds davis-2017, ...")
         # the notebooks run in processes of their own
