@@ -16,13 +16,14 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from dask.system import CPU_COUNT
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from dulvos import __version__, masks, movies, videos
 from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
-from dulvos.devices import CPU_COUNT, find_device, reading_processes
+from dulvos.devices import find_device, reading_processes
 from dulvos.errors import InputError
 from dulvos.files import expand
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
@@ -309,9 +310,6 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
         os.environ["DULVOS_DATA_DIR"] = str(expand(data).resolve())
     for name, source in () if names else collections.SOURCES.items():
         print(f"{name}: {source}")
-        if source.epochs:
-            changed = ", ".join(f"{key}={value}" for key, value in source.settings.items())
-            print(f"  trained for {source.epochs} epochs, {source.released_epochs} to the release; {changed}")
     miscounted = False
     for name in names:
         found = runs.open_training(name)

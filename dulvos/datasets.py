@@ -116,8 +116,7 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
     listed = next((file for file in lists if year in (None, lists[file]) and os.path.isfile(file)), None)
     if listed is None:
         raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
-                         f"{' or '.join(str(file.relative_to(root)) for file in lists)}"
-                         + below(root, "ImageSets"))
+                         f"ImageSets/2017/{split}.txt, or 480p or 2016 for 2017" + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
     for name, files in _read_list(listed).items():
         frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))

@@ -16,7 +16,7 @@ from torch import distributed
 
 from dulvos.errors import InputError
 
-__all__ = ["CPU_COUNT", "autocast", "computed_in", "find_device", "fitting_processes", "free_memory",
+__all__ = ["autocast", "computed_in", "find_device", "fitting_processes", "free_memory",
            "joined_processes", "peak_memory", "reading_processes"]
 
 

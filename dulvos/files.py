@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,24 +60,19 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager:
     """Keep a folder, made if it is missing, from other processes, if its file system has locks.
 
     Raises:
         InputError: it is in use by another process, or cannot be written to.
     """
-    lock = FileLock(make_folder(folder) / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return FileLock(make_folder(folder) / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{folder}: in use by another process; wait for it, or stop it") from None
     except (OSError, NotImplementedError) as error:  # the latter from older versions of filelock
         print(f"note: {folder}: this file system has no locks ({error}); run one process at a time there")
-    try:
-        yield
-    finally:
-        lock.release()
+        return nullcontext()
 
 
 def cannot_write(path: Path, number: int | None) -> InputError:

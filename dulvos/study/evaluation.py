@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from dask.system import CPU_COUNT
 from torch import nn
 from tqdm import tqdm
 
 from dulvos import devices
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
-from dulvos.devices import CPU_COUNT
 from dulvos.errors import InputError
 from dulvos.files import replacing
 from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
