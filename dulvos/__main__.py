@@ -275,7 +275,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     if expand(video).is_file():
         print(f"{video}: counting its frames", flush=True)  # by decoding, which may take minutes
-    opened = videos.open_video(video)
+    opened = videos.open_video(video, named)
     first, ended = masks.given_masks(opened, named, threshold), masks.read_ended(opened, named)
     if 1 < len(first) == len(opened):
         raise InputError(f"{named[0]}: masks are given for all {len(first)} frames, so that none is left to "
@@ -290,7 +290,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     with tqdm(saved, opened.name, len(opened), unit="frame") as bar:
         if mp4:
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))
-            movies.write_mp4(folder / masks.MOVIE, pictures, movies.frame_rate(opened))
+            movies.write_mp4(folder / masks.MOVIE, pictures, opened.rate, opened.aspect)
         else:
             deque(bar, maxlen=0)
     print(f"{len(opened)} frames: {folder}/<frame>.png" + f" and {folder / masks.MOVIE}" * mp4)

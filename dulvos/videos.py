@@ -8,15 +8,19 @@ picture is read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import threading
-from collections import Counter
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -24,13 +28,14 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dulvos.errors import InputError
-from dulvos.files import expand
+from dulvos.files import AnyPath, expand
 
 __all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "fingerprint", "frame_files", "open_video", "resize",
            "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+VIDEO_SUFFIXES = (*".mp4 .avi .mkv .mov .webm .m4v .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp .ogv".split(),)
+RATE = 24.0  # frames per second of DAVIS, of folders, and of video files that state no rate
 
 _EXPECTED = f"a folder of frames ({', '.join(FRAME_SUFFIXES)}) or a video file ({', '.join(VIDEO_SUFFIXES)})"
 # How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
@@ -60,7 +65,9 @@ class Video:
         path: the folder of frames or the video file.
         length: number of frames; of a video file, those that decode, whatever its header says.
         size: (H, W) of the first frame, after any rotation that EXIF or the container asks for.
-        files: names of the frame files in natural order; empty for a video file.
+        files: names of the frame files, ordered by their numbers; empty for a video file.
+        rate: frames per second.
+        aspect: width / height of a pixel when the video is shown.
     """
 
     name: str
@@ -68,6 +75,8 @@ class Video:
     length: int
     size: tuple[int, int]
     files: tuple[str, ...] = field(default=(), repr=False)
+    rate: float = RATE
+    aspect: Fraction = Fraction(1)
 
     def __len__(self) -> int:
         return self.length
@@ -128,33 +137,44 @@ class Video:
 
 
 @_readable()
-def open_video(path: str | os.PathLike[str]) -> Video:
+def open_video(path: AnyPath, given: Iterable[AnyPath] = (), *, quick: bool = False) -> Video:
     """Open a folder of frames (reads the first header only) or a video file (decodes it once, to count).
 
     Arguments:
-        path: a folder of jpg, jpeg, png, bmp or webp frames, ordered naturally by their names (other files
-            are ignored), or an mp4, avi, mkv, mov or webm file.
+        path: a folder of pictures whose names differ in their numbers only (other kinds of files are
+            ignored), or a video file.
+        given: masks, as `dulvos.masks.given_masks` takes them; they are no frames, even among frames.
+        quick: take 98 % of a file's packets for its length, because decoders lose a few; decodes one frame.
 
     Raises:
-        InputError: nothing is there, it holds no frame or two of one name, or the file is unknown or broken.
+        InputError: the path does not exist, its kind is unknown, it is damaged, or the folder holds no
+            frames, two with one number, or pictures with other names.
     """
     path = expand(path)
     if path.is_dir():
-        files = frame_files(path)
+        files = frame_files(path, given)
         if not files:
             raise InputError(f"{path}: no frames in this folder; expected {_EXPECTED}")
-        stem, count = Counter(Path(file).stem for file in files).most_common(1)[0]
-        if count > 1:
-            raise InputError(f"{path}: {count} frames are called {stem!r}; keep one file for each frame")
         return Video(path.resolve().name, path, len(files), _header_size(path / files[0]), files)
     if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
         reason = "not a video" if path.exists() else "no such file or folder"
         raise InputError(f"{path}: {reason}; expected {_EXPECTED}")
     decoder = _Decoder(path)
     size = decoder.read(0).shape[:2]
-    while decoder.capture.grab():  # headers announce frames that are missing
-        decoder.position += 1
-    return Video(path.stem, path, decoder.position + 1, size)
+    aspect = decoder.stream.sample_aspect_ratio or Fraction(1)
+    if decoder.turns % 2:
+        aspect = 1 / aspect
+    length = 0
+    if quick:
+        decoder = _Decoder(path)
+        with suppress(av.FFmpegError):
+            for packet in decoder.packets:
+                length += packet.size > 0
+        length = max(1, length - max(2, (length + 49) // 50))
+    else:  # headers announce frames that are missing
+        length = 1 + sum(1 for _ in decoder.frames)
+    return Video(path.stem, path, length, size, (),
+                 float(decoder.stream.average_rate or RATE), aspect)
 
 
 @_readable()
@@ -198,18 +218,24 @@ def _header_size(path: Path) -> tuple[int, int]:
 
 
 @_readable()
-def frame_files(folder: Path) -> tuple[str, ...]:
-    """Names of the frames in a folder, in natural order."""
-    def is_frame(entry: os.DirEntry) -> bool:
-        if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in FRAME_SUFFIXES:
-            return False
+def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
+    """Names of the frames in a folder, ordered by the numbers in them; see `open_video`."""
+    masks = {os.path.abspath(expand(str(item).rpartition("=")[2])) for item in given}
+    files = []
+    for entry in os.scandir(folder):
+        stem, suffix = os.path.splitext(entry.name)
         # A broken link counts, so that reading it is an error; a pipe does not: reading it would never end.
-        return entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry)
-
-    def natural(name: str) -> tuple[str, str]:
-        return re.sub("[0-9]+", lambda number: number[0].zfill(20), Path(name).stem), name
-
-    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_frame(entry)), key=natural))
+        if (not stem.startswith(".") and suffix.lower() in FRAME_SUFFIXES
+                and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry))
+                and os.path.abspath(entry) not in masks):
+            words = re.split(r"([0-9]+(?:\.[0-9]+)?)", stem)
+            files.append(([*map(Decimal, words[1::2])], words[::2], entry.name))
+    files.sort()
+    for (numbers, words, one), (other_numbers, other_words, other) in itertools.pairwise(files):
+        if numbers == other_numbers or words != other_words:
+            raise InputError(f"{folder}: {one} and {other} are no frames of one video, whose names differ in "
+                             "their numbers only; move other pictures elsewhere, or rename the frames")
+    return tuple(name for *_, name in files)
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -235,27 +261,40 @@ def _identity(path: Path) -> tuple[Path, int, int]:
     return path.absolute(), os.getpid(), path.stat().st_mtime_ns
 
 
+def _frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+    with suppress(av.FFmpegError):  # damage that cannot be skipped ends the video
+        for packet in packets:
+            with suppress(av.FFmpegError):  # the next packet may decode
+                yield from packet.decode()
+
+
 class _Decoder:
     """A video file that is decoded forwards; `position` is the frame that was decoded last."""
 
     @_readable()
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.identity = path, -1, _identity(path)
-        source = str(path.absolute())  # FFmpeg would take a relative "12:30.mp4" for a protocol
-        if source != source.encode(errors="replace").decode():
-            raise InputError(f"{path}: this path is not UTF-8, which crashes OpenCV; rename it")
-        with open(path, "rb"):
-            pass  # an error here says more than OpenCV's
-        # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
-        self.capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        if not self.capture.isOpened():
-            raise InputError(f"{path}: cannot be opened as a video; re-encode or replace the file")
+        try:
+            container = av.open(os.path.abspath(path))  # a relative "12:30.mp4" would name a protocol
+            weakref.finalize(self, container.close)  # it is in a cycle of references, which keeps it open
+            self.stream = container.streams.best("video")
+            # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
+            self.stream.codec_context.thread_count = 1
+        except OSError:
+            raise
+        except (av.FFmpegError, AttributeError) as error:  # there may be no stream, or no decoder for it
+            raise InputError(f"{path}: cannot be opened as a video; re-encode or replace it") from error
+        self.packets = container.demux(self.stream)
+        self.frames = _frames(self.packets)
 
     def read(self, index: int) -> np.ndarray:
         """Frame `index`, not before `position`; the last frame can be read again."""
-        while self.position < index and self.capture.grab():
-            self.position += 1
-        decoded, frame = self.capture.retrieve()
-        if self.position < index or not decoded:
+        while self.position < index and (frame := next(self.frames, None)):
+            self.position, self.frame = self.position + 1, frame
+            if not self.position:
+                self.size = frame.width, frame.height  # of all frames, if later ones differ
+        if self.position < index:
             raise InputError(f"{self.path}: frame {index} does not decode; re-encode or replace the file")
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        image = self.frame.reformat(*self.size, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+        self.turns = round(self.frame.rotation / 90)  # counterclockwise
+        return np.ascontiguousarray(np.rot90(image, self.turns))

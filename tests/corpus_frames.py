@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -139,7 +140,22 @@ frames("frames that change size", {"0.png": PNG, "1.png": encoded(picture(1, 32,
        r"1\.png is 40x32 .*64x48.*one size")
 frames("gaps in numbering", {f"f{n}.PNG": encoded(picture(n)) for n in (1, 2, 9, 10, 100)},
        like(*(picture(n) for n in (1, 2, 9, 10, 100))))
-frames("two frames of one name", {"0.png": PNG, **plain(COLOUR, "jpg")}, "2 frames are called '0'")
+for names in (("3.png", "3.jpg"), ("3.png", "03.png"), ("3.png", "3.0.png"), ("mask.png",), ("3_mask.png",),
+              ("mask 3.png", "mask 2.png"), ("1 (1).png",), ("frame1.png",)):
+    frames(f"{', '.join(names)} among numbered frames",
+           {f"{n}.jpg": encoded(COLOUR, "jpg") for n in (1, 2, 3)} | dict.fromkeys(names, PNG),
+           rf"({'|'.join(map(re.escape, names))})( and .*jpg are no| are no)")
+frames("names without numbers", {"a.png": PNG, "b.png": PNG}, "a.png and b.png are no")
+for names in (("0.png", "9.png", "10.png"), ("00005.jpg", "00010.jpg"), ("f_01.png", "f_02.png"),
+              ("img9.jpg", "img12.jpg"), ("a_g01_c02_000009.jpg", "a_g01_c02_000010.jpg"),
+              ("1403636579763555583.png", "1403636579763555584.png"), ("t0.25.png", "t0.5.png", "t10.1.png"),
+              ("1305031102.175304.png", "1305031102.211214.png"), ("s2 1.jpg", "s10 0.jpg"),
+              ("0000000000 (1).JPEG", "0000000000 (2).JPEG"), ("0.5.png", "1.png", "1.5.png")):
+    frames(f"named {', '.join(names)}", {name: encoded(picture(n), name.split(".")[-1]) for n, name
+           in enumerate(names)}, like(*(picture(n) for n in range(len(names))), error=6))
+frames("given masks are no frames", {"1.jpg": PNG, "mask.png": PNG, "1.png": PNG, "sub/2.png": PNG},
+       lambda video: video.files == ("1.jpg",),
+       lambda folder: open_video(folder, [folder / "mask.png", f"1={folder}/1.png", folder / "sub"]))
 frames("no frames", {"notes.txt": b"none"}, r"no frames in this folder.*\.jpg")
 
 # names

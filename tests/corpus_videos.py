@@ -16,7 +16,6 @@ import av
 import numpy as np
 
 from dulvos.masks import write_mask
-from dulvos.movies import frame_rate
 from dulvos.study.collections import open_collection
 from dulvos.videos import open_video
 from tests.corpus import add, add_target, put
@@ -32,11 +31,13 @@ GREYS = [np.repeat(frame[..., :1], 3, 2) for frame in FRAMES]
 
 
 def write_video(path: Path, frames: list[np.ndarray] = FRAMES, codec: str = "libx264",
-                pixels: str = "yuv420p", times: list[int] | None = None) -> Path:
-    """Encode (H, W, 3) uint8 frames, at 10 a second or at times in milliseconds."""
+                pixels: str = "yuv420p", times: list[int] | None = None, rate: Fraction | int = 10,
+                aspect: Fraction | int = 1) -> Path:
+    """Encode (H, W, 3) uint8 frames at a rate a second, or at times in milliseconds."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
+        stream.codec_context.sample_aspect_ratio = aspect
         stream.pix_fmt = pixels
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -63,6 +64,11 @@ for file, codec, pixels, error in (
         ("a.mp4", "mpeg4", "yuv420p", 12), ("a.mp4", "libx264", "yuv420p", 6),
         ("alpha.mov", "png", "rgba", 0), ("a.avi", "mjpeg", "yuvj420p", 12),
         ("a.webm", "libvpx-vp9", "yuv420p", 8),
+        *((f"a.{kind}", "libsvtav1", "yuv420p", 8) for kind in ("mp4", "mkv", "webm")),
+        ("10 bits.mp4", "libsvtav1", "yuv420p10le", 8),
+        *((f"a.{kind}", "libx264", "yuv420p", 6) for kind in ("m4v", "ts", "mts", "m2ts", "M2TS")),
+        ("a.mpg", "mpeg2video", "yuv420p", 12), ("a.wmv", "wmv2", "yuv420p", 12),
+        ("a.flv", "flv", "yuv420p", 12), ("a.3gp", "mpeg4", "yuv420p", 12),
         ("10 bits.mp4", "libx264", "yuv420p10le", 6), ("rgb.mkv", "ffv1", "bgr0", 0),
         ("16 bits.mkv", "ffv1", "gbrp16le", 1)):
     files(f"{file} of {codec}, {pixels}", file, like(*FRAMES, error=error), codec=codec, pixels=pixels)
@@ -84,18 +90,32 @@ for name in ("with space", "ünï 视频", "new\nline", "-dash", "100%d", "12:30
     add(PART, f"called {name!r}", like(*FRAMES[:3], error=6), beside, f"{name}.mp4")
 
 
-def rotated(folder: Path, matrix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The first frame before and after the container asks for a rotation."""
-    before = read_all(write_video(folder / "a.mp4", FRAMES[:2]))
-    data = bytearray((folder / "a.mp4").read_bytes())
+def turned(path: Path, matrix: tuple[int, ...]) -> Path:
+    """An mp4 whose container asks for a rotation."""
+    data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 44
     data[place: place + 36] = struct.pack(">9i", *(65536 * m for m in matrix), 1 << 30)
-    (folder / "b.mp4").write_bytes(data)
-    return before[0], read_all(folder / "b.mp4")[0]
+    path.write_bytes(data)
+    return path
+
+
+def rotated(folder: Path, matrix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The first frame before and after the container asks for a rotation."""
+    path = write_video(folder / "a.mp4", FRAMES[:2])
+    return read_all(path)[0], read_all(turned(path, matrix))[0]
 
 
 add(PART, "portrait by its container", lambda both: np.array_equal(np.rot90(both[0], -1), both[1]), rotated,
     (0, 1, 0, -1, 0, 0, 0, 0))
+
+
+def seen(path: Path) -> tuple[tuple[int, int], Fraction]:
+    video = open_video(path)
+    return video.size, video.aspect
+
+
+add(PART, "portrait of wide pixels", ((64, 48), Fraction(3, 4)).__eq__, lambda folder: seen(turned(
+    write_video(folder / "a.mp4", FRAMES[:2], aspect=Fraction(4, 3)), (0, 1, 0, -1, 0, 0, 0, 0))))
 add(PART, "upside down by its container", lambda both: np.array_equal(np.rot90(both[0], 2), both[1]), rotated,
     (-1, 0, 0, 0, -1, 0, 0, 0))
 
@@ -117,7 +137,7 @@ files("a stream that changes size is scaled to the first", "a.mkv", like(*FRAMES
 
 
 def carried(folder: Path, write: Callable[[Path], Path], size: tuple[int, int], *options: Any) -> Any:
-    """Frames and rate of the movie that `python -m dulvos segment` makes of a video."""
+    """Length, rate and aspect of the movie that `python -m dulvos segment` makes of a video."""
     mask = np.zeros(size, np.uint8)
     mask[: -(-size[0] // 2)] = 3
     write_mask(folder / "mask.png", mask)
@@ -126,7 +146,7 @@ def carried(folder: Path, write: Callable[[Path], Path], size: tuple[int, int], 
         command("segment", path, "mask.png", "12:30", "--checkpoint", "random", "--device", "cpu",
                 "--precision", "fp32", *options)
         movie = open_video("12:30/overlay.mp4")
-        return len(movie), frame_rate(movie)
+        return len(movie), movie.rate, movie.aspect
 
 
 for name, write, size, options in (
@@ -137,6 +157,12 @@ for name, write, size, options in (
         ("a stream that changes size", resized, (48, 64), ())):
     add(PART, f"carried through: {name}", lambda made: made[0] == 4 and 0.1 <= made[1] <= 1000, carried,
         write, size, *options)
+for name, codec, rate, aspect, shown in (
+        ("AV1", "libsvtav1", 25, 1, 25), ("a timelapse", "libx264", Fraction(1, 60), 1, 0.1),
+        ("slow motion", "libx264", 5000, 1, 1000),
+        ("pixels that are not square", "libx264", 24, Fraction(16, 15), 24)):
+    add(PART, f"carried through: {name}", lambda made, wanted=(4, shown, aspect): made == wanted, carried,
+        partial(write_video, frames=FRAMES[:4], codec=codec, rate=rate, aspect=aspect), (48, 64))
 
 
 def cut(path: Path, share: float, write: Callable[[Path], Path] = small) -> Path:
@@ -165,7 +191,7 @@ files("a playlist of other files", "a.mp4", BROKEN, put, content="#EXTM3U\n/etc/
 files("another kind of file", "a.pdf", r"a\.pdf: not a video.*\.mp4", put, content="x")
 files("sound alone", "a.mp4", BROKEN, only_sound)
 files("a pipe called mp4", "a.mp4", r"a\.mp4: not a video", lambda path: os.mkfifo(path) or path)
-files("a name that is no UTF-8", "a.mp4", "not UTF-8",
+files("a name that is no UTF-8", "a.mp4", like(*FRAMES, error=12),
       lambda path: small(path).rename(path.with_name("a\udcff.mp4")))
 
 
@@ -198,6 +224,23 @@ def several(folder: Path) -> list[str]:
     return names(folder)
 
 
+def mixed(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the videos in a folder, and the notes about it."""
+    for name, codec in (("a.ts", "mpeg4"), ("b/c.M4V", "mpeg4"), ("b/d.flv", "flv"), ("e.mkv", "libsvtav1")):
+        write_video(put(folder / name, ""), FRAMES[:4], codec)
+    put(folder / "list.txt", "")
+    put(folder / "f/1.png", encoded(FRAMES[0]))
+    small(folder / "f/preview.mp4")
+    put(folder / "g/1.png", encoded(FRAMES[0]))
+    put(folder / "g/1_mask.png", encoded(FRAMES[0]))
+    put(folder / "1/2/3/4/5/6.png", encoded(FRAMES[0]))
+    found = open_collection("", folder, folder / ".index")
+    return [video.name for video in found.videos], found.notes
+
+
+add(PART, "a folder of many kinds, and what it skips", lambda found:
+    found[0] == ["a.ts", "b/c.M4V", "b/d.flv", "e.mkv", "f"] and len(found[1]) == 2
+    and "1_mask.png" in found[1][0] and found[1][1].startswith("3 ") and "1/2/3/4/5" in found[1][1], mixed)
 add(PART, "a file without permission", r"a\.mp4: permission denied", forbidden)
 add(PART, "a file replaced while it is read", like(FRAMES[8]), replaced)
 add(PART, "a file that vanishes after opening", r"a\.mp4: no such file", gone)

@@ -66,7 +66,8 @@ def lengths(found: Collection) -> dict[str, int]:
 
 def test_an_index_agrees_with_the_reader(tree, index):
     found = index(tree)
-    assert lengths(found) == {"a/one": 7, "a/two": 6, "b": 5, "c/film.mp4": 28} and found.notes == []
+    assert lengths(found) == {"a/one": 7, "a/two": 6, "b": 5, "c/film.mp4": 28}
+    assert len(found.notes) == 1 and found.notes[0].startswith("1 ") and "readme.txt" in found.notes[0]
     for video in pickle.loads(pickle.dumps(found.videos))[:3]:
         read = open_video(tree / video.name)
         assert (video.length, video.size, tuple(video.files)) == (read.length, read.size, read.files)
@@ -150,7 +151,7 @@ def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
     (tree / "cut" / "00000.jpg").touch()
     found = index(tree)
     assert lengths(found) == before and index(tree).notes == found.notes
-    assert len(found.notes) == 1 and found.notes[0].startswith("3 ") and "broken.mp4" in found.notes[0]
+    assert len(found.notes) == 2 and found.notes[0].startswith("3 ") and "broken.mp4" in found.notes[0]
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent", "tree/b"):  # the last one holds the frames itself
         with pytest.raises(InputError, match=folder):

@@ -55,14 +55,14 @@ def test_a_folder_of_frames_gives_masks_and_a_movie(clip, capsys):
         assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 3}
     assert np.array_equal(read_mask("out/00000.png"), read_mask("mask.png"))
     movie = videos.open_video(clip / "out" / masks.MOVIE)
-    assert len(movie) == LENGTH and movie.size == (50, 80) and movies.frame_rate(movie) == 24
+    assert len(movie) == LENGTH and movie.size == (50, 80) and movie.rate == 24
     assert f"{LENGTH} frames" in capsys.readouterr().out
 
 
 def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
     assert segment("clip.mp4", "even.png", "3=even.png", "out", "--shorter-side", 24) == 0
     assert np.array_equal(read_mask("out/00003.png"), read_mask("even.png"))
-    assert movies.frame_rate(videos.open_video(clip / "out" / masks.MOVIE)) == 12
+    assert videos.open_video(clip / "out" / masks.MOVIE).rate == 12
     assert segment("clip.mp4", "even.png", "plain", "--no-mp4") == 0
     assert len(list((clip / "plain").glob("[!.]*"))) == LENGTH
 

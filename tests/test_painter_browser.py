@@ -16,15 +16,16 @@ from tests.test_session import LENGTH, SIZE, block
 
 pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
 
-CELL = """from pathlib import Path
+CELL = """from dataclasses import replace
+from pathlib import Path
 from dulvos.masks import check_folder
 from dulvos.session import Session
 from dulvos.widgets import Painter
 from tests.test_session import SETTINGS, Counted, write_clip
 Path("clip").mkdir(exist_ok=True)
-video, count = write_clip(Path("clip")), Counted()
+video, count = replace(write_clip(Path("clip")), rate=12.0), Counted()
 session = Session(video, count, SETTINGS)
-painter = Painter(session, check_folder("out", video), fps=12)
+painter = Painter(session, check_folder("out", video))
 painter"""
 SEARCH = """import asyncio
 if session.given:

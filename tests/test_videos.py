@@ -9,6 +9,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def test_frames_and_read_agree_and_survive_pickling(tmp_path: Path) -> None:
 
 
 def test_increasing_reads_decode_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    video, opened, capture = open_video(make_file(tmp_path / "clip.avi")), [], cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: opened.append(1) or capture(*arguments))
+    video, opened, open_ = open_video(make_file(tmp_path / "clip.avi")), [], av.open
+    monkeypatch.setattr(av, "open", lambda *arguments: opened.append(1) or open_(*arguments))
     for index in (0, 3, 3, 4, 29):
         video.read(index)
     assert len(opened) == 1

@@ -20,7 +20,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 from tqdm import tqdm
 
 from dulvos import datasets
@@ -118,8 +117,8 @@ _frame_files = lru_cache(maxsize=64)(frame_files)
 def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     """Find the videos of a collection, or of any folder.
 
-    Reads one header of each video. The length of a video file is its number of packets minus 2 %, because
-    decoders lose a few; this reads the file but decodes nothing. A second call reads only files that changed,
+    Reads the header of one frame of each folder. A video file is read whole, but only its first frame is
+    decoded; its length is an estimate (`open_video`, quick). A second call reads only files that changed,
     and folders in which something was added, removed or renamed; it does not notice a frame that was
     overwritten in place.
 
@@ -134,7 +133,8 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     root, source = expand(folder), _source(name) if name else None
     own = root.resolve()
     index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
-    kept, paths = _read(index), sorted(_listed_paths(source, root) if source else _all_paths(root))
+    kept, (paths, skipped) = _read(index), (_listed_paths(source, root), []) if source else _all_paths(root)
+    paths.sort()
 
     def look(path: str) -> _Entry | str:
         try:
@@ -164,7 +164,8 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     if not source and title in {other.title for other in SOURCES.values()}:
         title += " (own folder)"  # tables know collections by their titles
     miscounted = _miscounted(source, videos) if source else []
-    unread = [f"{len(faults)} without a readable video, left out; the first: {faults[0]}"] if faults else []
+    unread = [f"{len(left)} {what}, left out; the first: {min(left)}" for left, what in (
+        (faults, "without a readable video"), (skipped, "other files or folders")) if left]
     return Collection(title, root, "train", [datasets.Sequence(video.name, video, {}) for video in videos],
                       _hash([(path, *entry[:-1]) for path, entry in entries.items()]),
                       miscounted, miscounted + unread)
@@ -228,42 +229,35 @@ def _listed_paths(source: Source, root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in found]
 
 
-def _all_paths(root: Path) -> list[str]:
-    """Paths of the folders with frames and of the video files below root; hidden ones are left out."""
+def _all_paths(root: Path) -> tuple[list[str], list[str]]:
+    """Paths of the videos below root, and paths that are skipped; hidden ones are in neither list."""
     found: list[Path] = []
+    skipped: list[Path] = []
     for here, folders, files in os.walk(root, followlinks=True):
         place = Path(here).relative_to(root)
         suffixes = {name: Path(name).suffix.lower() for name in files if not name.startswith(".")}
+        videos = {name for name, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES}
+        others = suffixes.keys() - videos
+        folders[:] = [name for name in folders if not name.startswith(".")]
         if place.parts and not set(FRAME_SUFFIXES).isdisjoint(suffixes.values()):
-            found.append(place)
-            folders.clear()  # they belong to this video
-            continue
-        found += [place / name for name, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES]
-        folders[:] = [name for name in folders if not name.startswith(".") and len(place.parts) < _DEPTH]
-    return [path.as_posix() for path in found]
+            others, videos = videos, {""}  # the folder itself is a video, and its folders belong to it
+            folders.clear()
+        if len(place.parts) == _DEPTH:
+            others.update(folders)
+            folders.clear()
+        found += map(place.joinpath, videos)
+        skipped += map(place.joinpath, others)
+    return [path.as_posix() for path in found], [path.as_posix() for path in skipped]
 
 
 def _look(path: Path, old: _Entry | None) -> _Entry:
     state = path.stat()
     if old and old.changed == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
         return old
-    if path.is_dir():
-        video = open_video(path)
-        first = (path / video.files[0]).stat().st_size
-        return _Entry(len(video), *video.size, first, _hash(video.files), state.st_mtime_ns)
-    return _Entry(*_measure(path), state.st_size, "", state.st_mtime_ns)
-
-
-def _measure(path: Path) -> tuple[int, int, int]:
-    """Length, height and width of a video file. Its header may announce frames that are missing."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])  # gives packets
-    packets = sum(iter(capture.grab, False))
-    if not packets:
-        raise InputError(f"{path}: cannot be opened as a video")
-    # opened again, because OpenCV does not know the container's rotation among packets
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    size = [round(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
-    return max(1, packets - max(2, math.ceil(packets / 50))), *size
+    video = open_video(path, quick=True)
+    counted = path.joinpath(*video.files[:1])
+    return _Entry(len(video), *video.size, counted.stat().st_size, _hash(video.files) if video.files else "",
+                  state.st_mtime_ns)
 
 
 def _hash(content: object) -> str:

@@ -36,7 +36,6 @@ class Painter(anywidget.AnyWidget):
         session: the video and its masks.
         out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` at
             the end, and in `given/` what was painted and where objects end. None saves nothing.
-        fps: frames a second, of playing and of the mp4.
     """
 
     _esm, _css = (Path(__file__).with_name(f"painter.{suffix}") for suffix in ("js", "css"))
@@ -46,12 +45,12 @@ class Painter(anywidget.AnyWidget):
     colours = traitlets.List().tag(sync=True)  # (7, 3), of objects
     state = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, session: Session, out: Path | None = None, fps: float = 24.0):
+    def __init__(self, session: Session, out: Path | None = None):
         self.session, self.out = session, out
         self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
         self._searches = self._start = 0  # number of searches so far, first frame of the latest one
         self._kept: set[Path] = set()  # what this painter saved in given/
-        super().__init__(size=list(session.video.size), length=len(session.video), fps=fps,
+        super().__init__(size=list(session.video.size), length=len(session.video), fps=session.video.rate,
                          colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
 
@@ -89,7 +88,7 @@ class Painter(anywidget.AnyWidget):
                     return
             if self.out:
                 self._tell(f"Writing {MOVIE} …")
-                write_mp4(self.out / MOVIE, self._pictures(), self.fps)
+                write_mp4(self.out / MOVIE, self._pictures(), self.fps, self.session.video.aspect)
         except _Stopped:
             pass
         finally:
