@@ -108,7 +108,7 @@ def video(tmp_path_factory):
 @pytest.fixture
 def painter(video, tmp_path):
     (tmp_path / "out").mkdir()
-    return Quiet(Session(video, Counted(), SETTINGS), tmp_path / "out", 12)
+    return Quiet(Session(video, Counted(), SETTINGS), tmp_path / "out")
 
 
 def painted(frame, ids, ended=()):
