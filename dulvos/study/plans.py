@@ -53,7 +53,8 @@ def demo_steps() -> list[Step]:
     steps = _study_steps(train, dict.fromkeys([*METHODS, SHIPPED], 0.4))
     explorer = {"data": "cutouts", "checkpoint": "trained", "beside": SHIPPED, "html": "explorer.html"}
     show = Step(train.study, "05_explore_anchors", "", explorer, 0.4, (train.full_name,), last=True)
-    return [*steps, show, *grid_steps("demo", DEMO_GRID)]
+    grid = [replace(step, files=True) for step in grid_steps("demo", DEMO_GRID)]  # run, not only shown
+    return [*steps, show, *grid]
 
 
 def davis_steps(setting: str = "cpu") -> list[Step]:
