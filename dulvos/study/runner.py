@@ -142,6 +142,8 @@ def _carry_all(todo: list[Step], workers: int, threads: int, scheduler: str) -> 
     with open_client(workers, threads, scheduler, several) as (client, threads):
         variables = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
         variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
+        # threads that wait sleep: beside another busy program, those that spin would hold each other up
+        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         now = Progress(list(todo), len(client.scheduler_info(n_workers=-1)["workers"]))
         running = {}
         print(f"{len(todo)} steps to run, {now.count} at a time, about {now.left()[0]:.0f} min; "
