@@ -218,6 +218,9 @@ def test_mask_files_are_loaded_and_saved_and_what_is_wrong_is_the_widgets_messag
     content, (packed,) = painter.sent[-1]
     assert content == {"kind": "load", "frame": 2} and zlib.decompress(packed) == block(4).tobytes()
     assert painter.state["message"] == ""
+    write_mask(tmp_path / "full.png", np.ones_like(block(1)))
+    painter.receive({"kind": "load", "frame": 2, "name": "full.png"}, [(tmp_path / "full.png").read_bytes()])
+    assert painter.state["message"].startswith("full.png: no pixel is background")
     with pytest.raises(InputError, match="no object"):
         list(painter.carry())
     painter.receive({"kind": "run"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,9 +135,9 @@ class Painter(anywidget.AnyWidget):
                     self.session.paint(t, ids, content["ended"])
                     self._tell()
                 case "load":
-                    ids = self._load(t, content["name"], buffers[0])
+                    ids, notes = self._load(t, content["name"], buffers[0])
                     self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
-                    self._tell()
+                    self._tell(notes)
                 case "save":
                     with tempfile.TemporaryDirectory() as folder:
                         path = Path(folder) / f"{video.frame_name(t)}.png"
@@ -149,14 +150,17 @@ class Painter(anywidget.AnyWidget):
         except InputError as error:
             self._tell(str(error))
 
-    def _load(self, t: int, name: str, content: bytes) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as folder:
+    def _load(self, t: int, name: str, content: bytes) -> tuple[np.ndarray, str]:
+        """The ids of a mask file, and what it warns of."""
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
             path = Path(folder) / Path(name).name
             path.write_bytes(content)
             try:
-                return given_masks(self.session.video, [f"{t}={path}"])[t]
+                ids = given_masks(self.session.video, [f"{t}={path}"])[t]
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/", "")) from None
+            return ids, " ".join(str(note.message) for note in notes).replace(f"{folder}/", "")
 
     def _show(self, t: int) -> None:
         ids = zlib.compress(self.session.labels(t).tobytes(), 1)
