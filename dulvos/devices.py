@@ -7,11 +7,9 @@ import os
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import psutil
 import torch
-from dask.system import CPU_COUNT
 from torch import distributed
 
 from dulvos.errors import InputError
@@ -95,6 +93,7 @@ def computed_in(kind: str, precision: str) -> str:
 
 def reading_processes(device: torch.device) -> int:
     """How many worker processes should read clips: none on a CPU, which is busy anyway, else 1 to 8 a GPU."""
+    from dask.system import CPU_COUNT  # here, because `import dulvos` would be slower
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     return 0 if device.type == "cpu" else min(8, max(1, (CPU_COUNT - 1) // sharing))
 
@@ -120,15 +119,10 @@ def fitting_processes(wanted: int, size: int, shared: str = "/dev/shm") -> int:
     return fitting
 
 
-def free_memory(device: torch.device, system: Path = Path("/")) -> int:
-    """Bytes that are free: on the GPU, or on the machine and in the containers around this process."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: on the GPU, or on the machine and in the container around this process."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free, named = [psutil.virtual_memory().available], system / "proc/self/cgroup"
-    for line in named.read_text().splitlines() if named.exists() else ():
-        _, kind, name = line.split(":", 2)
-        for group in (system / "sys/fs/cgroup" / kind / name[1:] / "x").parents:
-            for limit in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
-                with suppress(OSError, ValueError):  # no such group, or "max"
-                    free.append(int((group / limit).read_text()) - psutil.Process().memory_info().rss)
-    return max(0, min(free))
+    from distributed.system import memory_limit  # here, because `import dulvos` would be slower
+    here = memory_limit() - psutil.Process().memory_info().rss
+    return max(0, min(psutil.virtual_memory().available, here))

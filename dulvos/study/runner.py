@@ -113,9 +113,10 @@ class Progress:
 
     def status(self) -> str:
         """What runs, and how long it will take; once, what to do on a slow machine."""
-        left, slow = self.left()
-        running = [f"{step.full_name} {done}/{count}" if count else step.full_name
-                   for step in self.begun for done, count, _ in [_bar(step)]]
+        (left, slow), running = self.left(), []
+        for step in self.begun:
+            done, count, _ = _bar(step)
+            running.append(f"{step.full_name} {done}/{count}" if count else step.full_name)
         line = f"about {left:.0f} min left; running: {', '.join(running)}"
         if slow >= SLOW and not self.told:
             self.told = True

@@ -47,8 +47,8 @@ def open_data(data: str, split: str) -> Dataset:
                              "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)")
         return load_davis(folder, split)
     collected, folder = data in (*SOURCES, LOCAL_TRAINING), expand(data)
-    if split == "train" and (collected or folder.is_dir() and not (
-            (folder / "ImageSets").is_dir() or below(folder, "ImageSets"))):
+    in_layout = (folder / "ImageSets").is_dir() or below(folder, "ImageSets")  # then `load_davis` says where
+    if split == "train" and (collected or folder.is_dir() and not in_layout):
         return open_training(data)
     if collected or not folder.is_dir():
         raise InputError(f"data={data!r}: no such data for split {split!r}; give 'cutouts', 'davis' or a "
