@@ -45,7 +45,7 @@ def methods() -> list[dict]:
 def comparison_steps(name: str = "comparison", data: str = "davis", *, training: dict = TRAINING,
                      inference: dict = INFERENCE, seeds: int = 2,
                      snapshots: Sequence[int] = (100, 200)) -> list[Step]:
-    """Each training and evaluation that the table and the curves show, seed by seed, then 07_results.
+    """Each training and evaluation that the table and the curves show, then 07_results.
 
     Arguments:
         name: of the study that holds the rows.
@@ -61,23 +61,26 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
         steps.append(evaluate_step(study, name, data, features, minutes, needs, **inference, **more))
 
     evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
+    needs = {}
     for seed in range(seeds):
-        runs = {f"{method['key']}-{seed}": method for method in methods()}
-        needs = {}
-        for layer in LAYERS:
+        for layer in FIRST:
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
-        for run, method in runs.items():
+        for method in methods():
+            run = f"{method['key']}-{seed}"
             settings = {**training, **method["settings"], "objective": method["objective"], "seed": seed}
             steps.append(train_step(study, run, data, settings, MINUTES["train"]))
             needs[run] = (steps[-1].full_name,)
             for layer in FIRST:
                 evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
-        for run in runs:  # what says less comes later
-            for layer in LAYERS:
-                if layer not in FIRST:
-                    evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
-            for iteration in snapshots if seed == 0 else ():
-                evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs[run], layer=MAIN)
+    for layer in (layer for layer in LAYERS if layer not in FIRST):  # what says less comes last
+        for seed in range(seeds):
+            evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
+        for run in needs:
+            evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
+    for method in methods():
+        run = f"{method['key']}-0"
+        for iteration in snapshots:
+            evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs[run], layer=MAIN)
     return [*count_by_rows(steps), Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 
