@@ -22,7 +22,7 @@ from dulvos.metrics import SUMMARY_COLUMNS
 from dulvos.study.evaluation import evaluate
 from dulvos.study.rows import Study
 from dulvos.study.tables import summary
-from tests.corpus import add, add_target, put
+from tests.corpus import TARGETS, Expected, Target, add, put
 from tests.corpus_masks import write_davis
 
 __all__ = ["put_encoder", "put_row", "rows_of"]
@@ -57,8 +57,8 @@ def is_encoder(result: Any) -> bool:
     return isinstance(result, Encoder) and not result.training
 
 
-def encoder(name: str, expect: str | Callable[[Any], bool], data: Callable[[bytes], bytes] = bytes,
-            sidecar: Any = None, **more: Any) -> None:
+def encoder(name: str, expect: Expected, data: Callable[[bytes], bytes] = bytes, sidecar: Any = None,
+            **more: Any) -> None:
     """A case of an encoder whose file or sidecar is another; `data` changes the intact file."""
     add("checkpoints", name, expect,
         lambda folder: load_encoder(put_encoder(folder, data(intact()[0]), sidecar)), **more)
@@ -144,7 +144,7 @@ def finish_again(folder: Path, content: bytes) -> Any:
     return evaluate(load_davis(write_davis(folder)), "copy", folder / "out", settings=SegmentSettings())
 
 
-def row(name: str, content: Any, expect: str | Callable[[str], bool]) -> None:
+def row(name: str, content: Any, expect: Expected) -> None:
     add("rows", name, expect, lambda folder: rows_of(put_row(folder, as_bytes(content)).parents[2]))
 
 
@@ -164,7 +164,7 @@ for name, content in (("a list", b"[]"), ("null", b"null"), ("no text", b"\xff\x
 
 
 # what is damaged at random
-def released_file(folder: Path) -> Path:
+def weights(folder: Path) -> Path:
     torch.save({"model": {f"layer{n}": torch.zeros(3) for n in range(9)}}, folder / "x.pth")
     return folder / "x.pth"
 
@@ -173,7 +173,7 @@ def load(folder: Path) -> Encoder:
     return load_encoder(folder / "x.safetensors")
 
 
-add_target("row", lambda folder: put_row(folder, as_bytes(ROW)), rows_of)
-add_target("released weights", released_file, lambda folder: load_encoder(folder / "x.pth"))
-add_target("sidecar", lambda folder: put_encoder(folder).with_suffix(".json"), load)
-add_target("safetensors", put_encoder, load)
+TARGETS += [Target("row", lambda folder: put_row(folder, as_bytes(ROW)), rows_of),
+            Target("released weights", weights, lambda folder: load_encoder(folder / "x.pth")),
+            Target("sidecar", lambda folder: put_encoder(folder).with_suffix(".json"), load),
+            Target("safetensors", put_encoder, load)]

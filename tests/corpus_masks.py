@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -28,13 +27,13 @@ from dulvos.study.collections import open_collection
 from dulvos.study.evaluation import evaluate
 from dulvos.videos import open_video
 from dulvos.widgets import Painter
-from tests.corpus import add, add_target, put
+from tests import miniature
+from tests.corpus import TARGETS, Expected, Target, add, put
 from tests.corpus_frames import encoded, picture
 
 __all__ = ["command", "make_clip", "write_davis"]
 
 SIZE, LENGTH = (48, 64), 4
-Expected = str | Callable[[Any], bool]
 
 
 def make_clip(folder: Path, length: int = LENGTH) -> Path:
@@ -75,11 +74,11 @@ def give(folder: Path, data: bytes, kind: str, *threshold: int) -> dict[int, np.
     return found
 
 
-def noted(folder: Path, read: Callable, *given: Any) -> tuple[Any, list[str]]:
-    """What a function returns, and the warnings that it gives."""
+def noted(folder: Path, data: bytes) -> tuple[np.ndarray, list[str]]:
+    """A first mask, and the warnings that reading it gives, which `give` does twice."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        return read(folder, *given), [str(note.message) for note in notes]
+        return give(folder, data, "png")[0], [str(note.message) for note in notes]
 
 
 def mask(name: str, data: np.ndarray | Image.Image | bytes, expect: str | np.ndarray, kind: str = "png",
@@ -165,8 +164,8 @@ for name, data, expect, note in (
         ("no background", one * 0 + 1, one * 0 + 1, "no pixel is background"),
         ("an object everywhere but in one pixel", (many > 0).astype(np.uint8), many > 0, "")):
     add("masks", f"a note: {name}", lambda found, expect=expect, note=note: (
-        np.array_equal(found[0][0], expect) and [note in line and "mask.png" in line for line in found[1]]
-        == [True] * 2 * bool(note)), noted, give, encoded(data), "png")
+        np.array_equal(found[0], expect) and [note in line and "mask.png" in line for line in found[1]]
+        == [True] * 2 * bool(note)), noted, encoded(data))
 mask("a palette without black", paletted(one, WHITE + RED), r"mask\.png: shows no black, .*background")
 for name, data, kind in (("jpeg, which blurs ids", blocks(1, 4, 9), "jpg"),
                          ("jpeg of 0 and 255", blocks(255), "jpg"),
@@ -218,28 +217,23 @@ def segment(folder: Path, options: list, video: str = "clip", mask: str = "mask.
                    "--device", "cpu", "--no-mp4", *options)
 
 
-add("segment command", "as it should be", lambda said: "4 frames" in said, segment, [])
-for option, value, words in (
-        ("context", 10**15, "GB with a context of"),
-        ("topk", "x", "--topk: invalid"), ("topk", "2.5", "--topk: invalid"),
-        ("topk", "0", "topk must be >= 1|topk=0"), ("topk", "1000", "topk=1000 exceeds the 6x8 cells"),
-        ("tau", "nan", "tau must be a finite"), ("tau", "inf", "tau must be a finite"),
-        ("tau", "1e-300", "tau >= 1e-6"), ("tau", "0", "tau >= 1e-6"),
-        ("radius", "nan", "radius must be a finite"), ("radius", "-1", "radius > 0"),
-        ("context", "0", "context and topk must be >= 1"), ("context", "9" * 30, "context must be a finite"),
-        ("shorter-side", "3", "shorter_side must"), ("shorter-side", "1e3", "--shorter-side: invalid"),
-        ("layer", "res9", "layer must be one of .*res9"), ("precision", "fp8", "precision must be .*fp8"),
-        ("device", "", "device"), ("device", "abacus", "device.*abacus"), ("device", "meta", "device.*meta"),
-        ("checkpoint", "none", "none: no such checkpoint"), ("checkpoint", "x" * 300, "no such checkpoint"),
-        ("checkpoint", "", "no such checkpoint"), ("frobnicate", "1", "unrecognized .*--frobnicate")):
-    add("segment command", f"--{option} {str(value)[:20]}", words, segment, [f"--{option}", value])
+COMMAND = "segment command"
+add(COMMAND, "as it should be", lambda said: "4 frames" in said, segment, [])
+for option, value, words in (  # other values of settings stand in corpus_settings
+        ("context", 10**15, "GB with a context of"), ("context", "9" * 30, "context must be a finite"),
+        ("topk", "2.5", "--topk: invalid"), ("topk", "1000", "topk=1000 exceeds the 6x8 cells"),
+        ("tau", "nan", "tau must be a finite"), ("shorter-side", "1e3", "--shorter-side: invalid"),
+        ("layer", "res9", "layer must be one of .*res9"), ("device", "", "device"),
+        ("checkpoint", "x" * 300, "no such checkpoint"), ("checkpoint", "", "no such checkpoint"),
+        ("frobnicate", "1", "unrecognized .*--frobnicate")):
+    add(COMMAND, f"--{option} {str(value)[:20]}", words, segment, [f"--{option}", value])
 for name, words, places in (
         ("a video that is not there", "absent: no such file or folder", ("absent",)),
         ("a mask for a video", r"mask\.png: not a video", ("mask.png",)),
         ("results into a file", "text: cannot be written", ("clip", "mask.png", "text")),
         ("results into the frames", "clip: holds .*frames", ("clip", "mask.png", "clip")),
         ("results onto the mask", "a given mask", ("clip", "mask.png", "."))):
-    add("segment command", name, words, segment, [], *places)
+    add(COMMAND, name, words, segment, [], *places)
 
 
 def segment_again(folder: Path, *others: str, options: tuple[str, ...] = (), runs: int = 1) -> list[str]:
@@ -254,15 +248,14 @@ def segment_again(folder: Path, *others: str, options: tuple[str, ...] = (), run
                   or (folder / "first" / name).read_bytes() != (folder / "out" / name).read_bytes())
 
 
-RESULTS = "results of the segment command"
-add(RESULTS, "twice, beside other files", ["00009.png", "notes"].__eq__,
+add(COMMAND, "twice, beside other files", ["00009.png", "notes"].__eq__,
     partial(segment_again, runs=2), "00009.png", "notes")
 for name in ("00002.png", "overlay.mp4"):
-    add(RESULTS, f"onto {name} of another", rf"out/{name}: .*would replace .*--overwrite",
+    add(COMMAND, f"onto {name} of another", rf"out/{name}: .*would replace .*--overwrite",
         segment_again, name)
-    add(RESULTS, f"--overwrite onto {name} of another", lambda changed: not changed,
+    add(COMMAND, f"--overwrite onto {name} of another", lambda changed: not changed,
         partial(segment_again, options=("--overwrite",)), name)
-add(RESULTS, "--threshold", lambda said: "objects 1\n" in said, lambda folder: segment(
+add(COMMAND, "--threshold", lambda said: "objects 1\n" in said, lambda folder: segment(
     folder, ["--threshold", "100"], mask=put(folder / "soft.png", encoded(soft200)).name))
 
 
@@ -272,18 +265,14 @@ def truth_again(folder: Path, count: int) -> str:
     return segment(folder, [], mask="given")
 
 
-add(RESULTS, "a mask for every frame", "given: masks are given for all 4 frames", truth_again, LENGTH)
-add(RESULTS, "a mask for every frame but one", lambda said: "4 frames" in said, truth_again, LENGTH - 1)
+add(COMMAND, "a mask for every frame", "given: masks are given for all 4 frames", truth_again, LENGTH)
+add(COMMAND, "a mask for every frame but one", lambda said: "4 frames" in said, truth_again, LENGTH - 1)
 
 
-def write_davis(root: Path, lines: str = "a\nb\n") -> Path:
+def write_davis(root: Path) -> Path:
     """Two sequences of three frames with two objects."""
-    put(root / LIST, lines)
-    for name in "ab":
-        for index in range(3):
-            put(root / "JPEGImages/480p" / name / f"{index:05d}.jpg", encoded(picture(index), "jpg"))
-            write_mask(root / "Annotations/480p" / name / f"{index:05d}.png", blocks(1, 2))
-    return root
+    video = [picture(index) for index in range(3)], [blocks(1, 2)] * 3
+    return miniature.write_davis(root, {"a": video, "b": video})
 
 
 def look(root: Path, **options: Any) -> list[tuple[str, int]]:
@@ -373,10 +362,10 @@ for reader, read in (("read_mask", lambda folder, data: masks.read_mask(put(fold
 
 
 # what is damaged at random
-def read_mask(folder: Path) -> str:
+def read_mask(folder: Path) -> list[list[int]]:
     ids = masks.read_mask(folder / "mask.png")
     assert ids.dtype == np.uint8 and ids.max() < 255
-    return hashlib.sha256(ids).hexdigest()
+    return ids.tolist()
 
 
 def index(folder: Path) -> Path:
@@ -385,7 +374,8 @@ def index(folder: Path) -> Path:
     return next((folder / "index").iterdir())
 
 
-add_target("mask", lambda folder: put(folder / "mask.png", whole), read_mask, True)
-add_target("list of sequences", lambda folder: write_davis(folder) / LIST, look)
-add_target("benchmark.json", lambda folder: put(write_davis(folder) / NAME, '{"name": "own"}'), look)
-add_target("index", lambda folder: make_clip(folder / "videos") and index(folder), index)
+TARGETS += [
+    Target("mask", lambda folder: put(folder / "mask.png", whole), read_mask, True),
+    Target("list of sequences", lambda folder: write_davis(folder) / LIST, look),
+    Target("benchmark.json", lambda folder: put(write_davis(folder) / NAME, '{"name": "own"}'), look),
+    Target("index", lambda folder: make_clip(folder / "videos") and index(folder), index)]

@@ -18,11 +18,9 @@ import numpy as np
 from dulvos.masks import write_mask
 from dulvos.study.collections import open_collection
 from dulvos.videos import open_video
-from tests.corpus import add, add_target, put
-from tests.corpus_frames import as_nobody, encoded, frames_of, like, picture, read_all
+from tests.corpus import TARGETS, Expected, Target, add, put
+from tests.corpus_frames import encoded, forbidden, frames_of, like, picture, read_all
 from tests.corpus_masks import command
-
-__all__ = ["FRAMES", "write_video"]
 
 PART, BROKEN = "video files", r"a\.\w+: cannot be opened as a video"
 FRAMES = [picture(seed) for seed in range(12)]
@@ -54,8 +52,7 @@ lossless = partial(write_video, codec="ffv1", pixels="bgr0")
 small = partial(write_video, codec="mpeg4")
 
 
-def files(name: str, file: str, expect: str | Callable[[Any], bool], write: Callable = write_video, /,
-          **options: Any) -> None:
+def files(name: str, file: str, expect: Expected, write: Callable = write_video, /, **options: Any) -> None:
     """A case of a video file that `write` writes."""
     add(PART, name, expect, lambda folder: read_all(write(folder / file, **options)))
 
@@ -195,12 +192,6 @@ files("a name that is no UTF-8", "a.mp4", like(*FRAMES, error=12),
       lambda path: small(path).rename(path.with_name("a\udcff.mp4")))
 
 
-def forbidden(folder: Path) -> Any:
-    folder.chmod(0o755)
-    small(folder / "a.mp4").chmod(0)
-    return as_nobody(lambda: read_all(folder / "a.mp4"))
-
-
 def replaced(folder: Path) -> list[np.ndarray]:
     video = open_video(lossless(folder / "a.mkv"))
     video.read(0)
@@ -241,7 +232,8 @@ def mixed(folder: Path) -> tuple[list[str], list[str]]:
 add(PART, "a folder of many kinds, and what it skips", lambda found:
     found[0] == ["a.ts", "b/c.M4V", "b/d.flv", "e.mkv", "f"] and len(found[1]) == 2
     and "1_mask.png" in found[1][0] and found[1][1].startswith("3 ") and "1/2/3/4/5" in found[1][1], mixed)
-add(PART, "a file without permission", r"a\.mp4: permission denied", forbidden)
+add(PART, "a file without permission", r"a\.mp4: permission denied",
+    lambda folder: forbidden(small(folder / "a.mp4")))
 add(PART, "a file replaced while it is read", like(FRAMES[8]), replaced)
 add(PART, "a file that vanishes after opening", r"a\.mp4: no such file", gone)
 add(PART, "names that differ in their suffix only",
@@ -253,6 +245,6 @@ for file, codec, pixels in (
         ("a.mp4", "libx264", "yuv420p"), ("a.mp4", "mpeg4", "yuv420p"), ("a.mkv", "ffv1", "bgr0"),
         ("a.avi", "mjpeg", "yuvj420p"), ("a.webm", "libvpx-vp9", "yuv420p")):
     write = partial(write_video, frames=FRAMES[:4], codec=codec, pixels=pixels)
-    add_target(f"{file.partition('.')[2]} of {codec}",
-               lambda folder, file=file, write=write: write(folder / file),
-               lambda folder, file=file: read_all(folder / file))
+    TARGETS.append(Target(f"{file.partition('.')[2]} of {codec}",
+                          lambda folder, file=file, write=write: write(folder / file),
+                          lambda folder, file=file: read_all(folder / file)))

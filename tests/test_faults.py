@@ -28,7 +28,6 @@ import pytest
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.masks import read_mask
 from dulvos.study.collections import open_collection
 from dulvos.study.download import ARCHIVES, download
 from dulvos.study.evaluation import evaluate, evaluation_run
@@ -92,43 +91,39 @@ def outcome(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory) -> dict:
-    """What undisturbed runs leave, and their seconds."""
+def undisturbed(tiny, tmp_path_factory) -> Callable[[Path, Callable], None]:
+    """Compares a folder with an undisturbed run and names the files that differ (bytes are too long)."""
     made = {}
     for target in (training, evaluation):
-        folder, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
+        folder = tmp_path_factory.mktemp("whole")
         target(folder, tiny)
-        made[target] = outcome(folder), time.monotonic() - begun
-    return made
+        made[target] = outcome(folder)
 
-
-@pytest.fixture
-def undisturbed(whole) -> Callable[[Path, Callable], None]:
-    """Compares a folder with an undisturbed run and names the files that differ (bytes are too long)."""
     def compare(folder: Path, target: Callable) -> None:
-        made, expected = outcome(folder), whole[target][0]
-        assert not [name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name)]
+        found, expected = outcome(folder), made[target]
+        assert not [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
     return compare
 
 
 @BOTH
-def test_killed_at_any_moment(target, tiny, tmp_path, whole, undisturbed, slow, record_property):
+def test_killed_at_any_moment(target, tiny, tmp_path, undisturbed, slow, record_property):
     """The same call ends as an undisturbed one."""
-    moments, kills, place = random.Random(0), 20 if slow else 2, 0
-    done = 0
-    while done < kills:
+    begun = time.monotonic()
+    target(tmp_path / "whole", tiny)
+    seconds, moments, place, done = time.monotonic() - begun, random.Random(0), 0, 0
+    while done < (20 if slow else 2):
         process = start(target, tmp_path / str(place), tiny)
-        process.join(moments.random() * whole[target][1])
+        process.join(moments.random() * seconds)
         if process.is_alive():
             process.kill()
             done += 1
+            record_property("fault", f"kill -9: {target.__name__}")
         process.join()
         if process.exitcode == 0:  # it was faster; the next one begins in a folder of its own
             undisturbed(tmp_path / str(place), target)
             place += 1
     target(tmp_path / str(place), tiny)
     undisturbed(tmp_path / str(place), target)
-    record_property("faults", [f"kill -9: {target.__name__}", kills])
 
 
 def test_a_killed_reader_of_clips(tmp_path, record_property):
@@ -207,41 +202,20 @@ def test_files_that_may_not_grow(tiny, tmp_path, record_property):
     evaluation(tmp_path, tiny)
 
 
-HALF = pytest.mark.parametrize("share", [0.0, 0.5, 0.99])  # of a file that a power cut left
-
-
-@HALF
-@pytest.mark.parametrize(("what", "target", "file"), [
-    ("row", training, "s/rows/*.json"), ("encoder", training, "s/runs/*/*.safetensors"),
-    ("history", training, "s/runs/*/history.csv"), ("mask", evaluation, "s/masks/*/translation/00003.png")])
-def test_half_a_file_is_named_or_made_again(what, target, file, share, tiny, tmp_path, undisturbed,
-                                            record_property):
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])  # of a file that a power cut left
+@pytest.mark.parametrize(("what", "file"), [("row", "s/rows/*.json"), ("encoder", "s/runs/*/*.safetensors")])
+def test_half_a_file_is_named_or_made_again(what, file, share, tiny, tmp_path, undisturbed, record_property):
+    """The corpus damages files of other kinds."""
     record_property("fault", f"truncated: {what}")
-    target(tmp_path, tiny)
+    training(tmp_path, tiny)
     path, = tmp_path.glob(file)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    if what == "mask":  # a finished sequence keeps its scores, and a damaged mask is never read as one
-        with pytest.raises(InputError, match="00003.png"):
-            read_mask(path)
-        return
     if what == "row":
         with pytest.raises(InputError, match=path.name):
-            target(tmp_path, tiny)
+            training(tmp_path, tiny)
         path.unlink()
-    target(tmp_path, tiny)
-    if what != "history":  # nothing reads the history of a finished run
-        undisturbed(tmp_path, target)
-
-
-@HALF
-def test_half_an_index_is_made_anew(share, tiny, tmp_path, record_property):
-    record_property("fault", "truncated: index")
-    whole = open_collection("", tiny / "JPEGImages", tmp_path)
-    index, = tmp_path.iterdir()
-    data = index.read_bytes()
-    index.write_bytes(data[: int(share * len(data))])
-    again = open_collection("", tiny / "JPEGImages", tmp_path)
-    assert again.fingerprint == whole.fingerprint and index.read_bytes() == data
+    training(tmp_path, tiny)
+    undisturbed(tmp_path, training)
 
 
 @pytest.mark.parametrize("when", ["before", "during"])

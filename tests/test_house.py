@@ -61,7 +61,12 @@ def test_the_tensors_know_no_files_devices_or_plots(name):
     assert not named & FOREIGN - allowed
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=lambda command: command[0])
-def test_lint_and_types_are_clean(command):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+# what makes code of data, or a command of one text; cells of notebooks are looked at, too
+RUNS = "S102,S202,S301,S302,S307,S506,S602,S604,S605"
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "mypy",
+                                     f"ruff check --isolated --select {RUNS} dulvos benchmarks notebooks"])
+def test_lint_types_and_safety_are_clean(command):
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
