@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from torch import nn
 
 from benchmarks.measure import report
 from dulvos.encoder import STRIDE
 from dulvos.widgets import Explorer
-from tests.browser import FLAGS, find_browser
+from tests.browser import start
 
 SIZES = ((5, (256, 256)), (21, (480, 854)))  # frames, (H, W)
 READY = "document.getElementById('explorer').dulvos?.state().ready"
@@ -72,8 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hovers", type=int, default=200)
     hovers, generator = parser.parse_args().hovers, np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as root, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+    with tempfile.TemporaryDirectory() as root, start() as chromium:
         for frames, (height, width) in SIZES:
             folder = Path(root) / str(frames)
             folder.mkdir()
@@ -81,7 +80,7 @@ def main() -> None:
                 coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
                 coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{t:05d}.jpg")
             explorer = Explorer(folder, [Noise("one"), Noise("two")], frames=frames, gap=1, shorter_side=0)
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            page = chromium.context.new_page()
             page.goto(explorer.save_html(folder / "explorer.html").as_uri())
             page.wait_for_function(READY)
             case, times = f"{frames} frames of {width}x{height}, two encoders", hover(page, frames, hovers)
@@ -90,7 +89,6 @@ def main() -> None:
                 middle, late = np.quantile(values, (0.5, 0.95))
                 print(f"{case}, {name}: p50 {middle:.1f} ms, p95 {late:.1f} ms")
             page.close()
-        browser.close()
 
 
 if __name__ == "__main__":

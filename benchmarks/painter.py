@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import report
-from tests.browser import of_cells, serve
+from tests.browser import of_cells, serve, start
 
 SIZES = ((720, 1280), (2160, 3840))  # (H, W)
 CELL = """import numpy as np
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moves", type=int, default=200)
     moves = parser.parse_args().moves
-    with tempfile.TemporaryDirectory() as root, serve(Path(root) / "lab") as lab:
+    with tempfile.TemporaryDirectory() as root, start() as chrome, serve(Path(root) / "lab", chrome) as lab:
         for height, width in SIZES:
             cell = CELL.format(height=height, width=width)
             with lab.open(of_cells(cell), f"painter-{height}") as notebook:

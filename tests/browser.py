@@ -1,6 +1,7 @@
-"""Notebooks in a real JupyterLab: a server on loopback, and headless Chromium.
+"""Headless Chromium, and notebooks in a real JupyterLab that it opens on loopback.
 
-What a page requests from beyond loopback is refused, and then stands among its errors.
+What a page requests from beyond loopback is refused, and then stands among its errors. Playwright has no limit
+for scripts, nor for closing a page: after a time, `limited` kills the browser, so that every call raises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,18 +27,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
+import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from dulvos.study.rows import ROOT
 
-__all__ = ["FLAGS", "SIZE", "Lab", "Notebook", "find_browser", "lacking", "of_cells", "serve"]
+__all__ = ["LIMIT", "SIZE", "Chromium", "Lab", "Notebook", "lacking", "limited", "of_cells", "serve", "start"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
 SIZE = {"width": 1280, "height": 1080}  # of the window, in CSS pixels
+LIMIT = 300  # seconds for one test, with its fixtures
 SESSION = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
 EVALUATE = f"""async ([code, seconds]) => {{
   const options = {{code: "", silent: true, user_expressions: {{value: code}}}};
@@ -75,13 +79,59 @@ def of_cells(*cells: str) -> nbformat.NotebookNode:
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[Lab]:
-    """JupyterLab and a browser in an empty folder, with settings, runtime files and results of their own.
+def limited(seconds: float, grace: float = 20) -> Iterator[None]:
+    """Kill the browser after this time, and playwright's own process if that does not help."""
+    done = threading.Event()
+
+    def watch() -> None:
+        for wait, name in ((seconds, "chrom"), (grace, "node")):
+            if done.wait(wait):
+                return
+            print(f"killed {name}*: the browser's tests took longer than {seconds} s", file=sys.stderr)
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name().startswith(name):
+                        process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+class Chromium:
+    """A browser that is started when it is first needed, and again if it was killed."""
+
+    def __init__(self, playwright) -> None:
+        self._playwright, self._context = playwright, None
+
+    @property
+    def context(self):
+        """Playwright's context of all pages: they load the scripts once."""
+        if self._context is None or not self._context.browser.is_connected():
+            browser = self._playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+            self._context = browser.new_context(viewport=SIZE)
+            self._context.route(lambda address: urlsplit(address).hostname not in ("127.0.0.1", None),
+                                lambda route: route.abort())
+        return self._context
+
+
+@contextlib.contextmanager
+def start() -> Iterator[Chromium]:
+    """A browser that ends with the block."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield Chromium(playwright)
+
+
+@contextlib.contextmanager
+def serve(folder: Path, chromium: Chromium) -> Iterator[Lab]:
+    """JupyterLab in an empty folder, with settings, runtime files and results of its own.
 
     Raises RuntimeError with the server's last lines if it does not answer.
     """
-    from playwright.sync_api import sync_playwright
-
     config, log, token = folder / "config", folder / "server.log", secrets.token_hex()
     for new in (folder / "notebooks", config / "labconfig"):
         new.mkdir(parents=True)
@@ -102,13 +152,7 @@ def serve(folder: Path) -> Iterator[Lab]:
                                   stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         _wait(server, f"http://127.0.0.1:{port}/api", log)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
-            context = browser.new_context(viewport=SIZE)  # of all pages: they load the scripts once
-            context.route(lambda address: urlsplit(address).hostname not in ("127.0.0.1", None),
-                          lambda route: route.abort())
-            yield Lab(folder, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}", context)
-            browser.close()
+        yield Lab(folder, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}", chromium)
     finally:
         server.terminate()  # which ends its kernels, too
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -129,11 +173,11 @@ def _wait(server: subprocess.Popen, url: str, log: Path, seconds: float = 90) ->
 
 @dataclass
 class Lab:
-    """A running JupyterLab: its folder (notebooks/, results/), a notebook's address, playwright's context."""
+    """A running JupyterLab: its folder (notebooks/, results/), a notebook's address, the browser."""
 
     folder: Path
     address: str
-    context: object
+    chromium: Chromium
 
     @contextlib.contextmanager
     def open(self, source: Path | nbformat.NotebookNode, name: str,
@@ -142,7 +186,7 @@ class Lab:
         path = self.folder / "notebooks" / f"{name}.ipynb"
         node = load_notebook_node(str(source)) if isinstance(source, Path) else source
         nbformat.write(parameterize_notebook(node, parameters) if parameters else node, path)
-        page = self.context.new_page()
+        page = self.chromium.context.new_page()
         notebook = Notebook(path, page)
         page.on("pageerror", lambda error: notebook.console.append(str(error)))
         page.on("console", lambda message: message.type == "error" and notebook.console.append(

@@ -127,12 +127,32 @@ def youtube_vos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """A JupyterLab and a browser (`tests.browser.Lab`) for all tests that need them."""
+def chromium() -> Iterator:
+    """A browser (`tests.browser.Chromium`) for all tests that need it."""
     from tests import browser  # takes a second to import
 
-    with browser.serve(tmp_path_factory.mktemp("lab") / "served") as served:
+    with browser.start() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def lab(chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A JupyterLab (`tests.browser.Lab`) for all tests that need it."""
+    from tests import browser
+
+    with browser.serve(tmp_path_factory.mktemp("lab") / "served", chromium) as served:
         yield served
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test whose browser hangs ends, as a failure, instead of the whole run hanging."""
+    if "chromium" not in item.fixturenames:
+        return (yield)
+    from tests import browser
+
+    with browser.limited(browser.LIMIT):
+        return (yield)
 
 
 @pytest.fixture

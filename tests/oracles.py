@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -33,7 +34,8 @@ def blobs(seed: int, ids: tuple[int, ...], height: int, width: int) -> np.ndarra
     return np.array([0, *ids], np.uint8)[smooth.argmax(-1)]
 
 
-def write_textures(root: Path, names: str, frames: int = 8, size: tuple[int, int] = (72, 96)) -> Path:
+def write_textures(root: Path, names: Iterable[str], frames: int = 8,
+                   size: tuple[int, int] = (72, 96)) -> Path:
     """A folder of videos, each a random texture that moves by two pixels a frame."""
     for seed, name in enumerate(names):
         picture = texture(seed, size[0], size[1] + 2 * frames)

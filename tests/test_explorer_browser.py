@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dulvos.correspondence import affinity, anchor_grid, best_matches, dominant_anchors
-from dulvos.encoder import prepare_frames
+from dulvos.correspondence import anchor_grid, best_matches
 from dulvos.study.rows import ROOT
 from tests import browser
-from tests.test_explorer import Patches, write_clip
+from tests.oracles import write_textures
+from tests.test_explorer import Patches
 
+explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)
 SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
 ELEMENT = "document.querySelector('.dulvos-explorer')?.parentElement"
 COMMITTED = ROOT / "results/explorer.html"
@@ -71,36 +72,33 @@ class Shown:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The saved page of an explorer of frames of 64x96, two encoders of different strides, and their data."""
-    explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)
     folder, _ = tmp_path_factory.mktemp("clips"), torch.manual_seed(0)
-    encoders = Patches(8), Coarse(16)
-    clip, other = (write_clip(folder / name, frames, size) for name, frames, size in
+    clip, other = (write_textures(folder, [name], frames, size) / name for name, frames, size in
                    (("clip", 9, (64, 96)), ("another", 1, (64, 64))))
+    encoders = Patches(8), Coarse(16)
     explorer = explorers.Explorer(clip, encoders, layer="res3", frames=T, gap=2, others=[other])
-    page = explorer.save_html(folder / "saved.html")
-    features = [(exact(one, explorer.video, explorer.indices), exact(one, explorer.others[0], (0,))[0])
-                for one in encoders]
-    errors = [packed.error for _, packed in explorer.packed().values()]
+    packed = [packed for _, packed in explorer.packed().values()]
     frames = [explorer.video.read(t) for t in explorer.indices]
-    return SimpleNamespace(page=page, features=features, errors=errors, frames=frames)
-
-
-def exact(encoder, video, indices) -> torch.Tensor:
-    """Features (T, K, h, w) that are not rounded."""
-    frames = torch.from_numpy(np.stack([video.read(t) for t in indices])).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        return torch.nn.functional.normalize(encoder(prepare_frames(frames)), dim=1)
+    return SimpleNamespace(page=explorer.save_html(folder / "saved.html"), packed=packed, frames=frames)
 
 
 class Coarse(Patches):
     """Another encoder, with a name of its own."""
 
 
+def cosines(packed, cell: int, area: int) -> np.ndarray:
+    """Of a cell with the clip's: (T·area,). The browser knows that a cell equals itself."""
+    values = packed.cosines(cell)[: T * area]
+    if cell < len(values):
+        values[cell] = 1
+    return values
+
+
 @pytest.fixture
-def saved(lab, made, request):
+def saved(chromium, made, request):
     """The saved page, in a window of its own; nothing may go wrong in it, and nothing may be loaded."""
     options = {"viewport": {"width": 1200, "height": 900}, **getattr(request, "param", {})}
-    context = lab.context.browser.new_context(**options)
+    context = chromium.context.browser.new_context(**options)
     shown = Shown(context.new_page())
     shown.page.goto(made.page.as_uri())
     assert shown.state()["ready"]
@@ -117,11 +115,9 @@ def test_hovering_shows_the_affinity_of_the_cell_under_the_mouse_in_both_encoder
     saved.page.mouse.move(*place)
     state = saved.state(frame=frame, y=y, x=x)
     assert (state["frame"], state["y"], state["x"], state["pinned"]) == (frame, y, x, False)
-    for index, (cells, cell) in enumerate([((8, 12), (y, x)), ((4, 6), (y // 2, x // 2))]):
-        values = saved.values(index, (T, *cells))
-        right = affinity(made.features[index][0], frame, *cell).numpy()
-        assert np.quantile(np.abs(values - right), 0.9) < made.errors[index] + 0.01  # the encoder ran in bf16
-        assert values[frame, *cell] == 1
+    for index, (h, w, i, j) in enumerate([(8, 12, y, x), (4, 6, y // 2, x // 2)]):
+        right = cosines(made.packed[index], frame * h * w + i * w + j, h * w)
+        assert np.allclose(saved.values(index, (-1,)), right, atol=1e-6)
     for pinned, seen in ((True, frame), (False, 1)):
         saved.page.mouse.click(*place)
         assert saved.state(pinned=pinned)["pinned"] is pinned
@@ -156,20 +152,65 @@ def test_what_is_drawn_is_the_map_over_the_grey_frame(saved, made):
 
 
 @pytest.mark.parametrize("clips", ["own", "all"])
-def test_shares_and_dominant_anchors_are_those_of_dulvos(saved, made, clips):
-    n, tau, sizes = 4, 0.2, ((8, 12), (4, 6))
-    shown = {}
-    for show in ("dominant", "share"):
-        saved.set(f"show: '{show}', clips: '{clips}', n: {n}, tau: {tau}, frame: 0, y: 1, x: 1")
-        saved.state(show=show, n=n, clips=clips)
-        shown[show] = [saved.values(i, (T, *cells)) for i, cells in enumerate(sizes)]
-    for i, (features, other) in enumerate(made.features):
-        references = (features[0], other)[: 1 + (clips == "all")]
-        anchors = torch.cat([one[:, *anchor_grid(*one.shape[1:], n).T].T for one in references])
-        _, confidence = dominant_anchors(features, anchors, tau)
-        share = torch.einsum("nk,tkhw->tnhw", anchors, features).div(tau).softmax(1)[:, 0]
-        for show, right in (("dominant", confidence), ("share", share)):
-            assert np.median(np.abs(shown[show][i] / right.numpy() - 1)) < 0.1
+def test_anchors_compete(saved, made, clips):
+    """Shares of the dominant anchors, and of the cell's own one: Eqs. 1 and 2.
+
+    Its own is the nearest one in the reference, elsewhere the dominant one of this clip.
+    """
+    n, tau, y, x, count = 4, 0.2, 3, 7, 16 if clips == "own" else 32
+    shares, number = [], {}
+    for packed, (h, w), (height, width) in zip(made.packed, ((8, 12), (4, 6)), ((8, 8), (4, 4))):
+        own, other = anchor_grid(h, w, n), anchor_grid(height, width, n)
+        cells = [*(own @ torch.tensor([w, 1])), *(T * h * w + other @ torch.tensor([width, 1]))]
+        values = np.stack([cosines(packed, int(cell), h * w) for cell in cells[:count]])
+        shares.append(torch.from_numpy(values / tau).softmax(0))
+        if not number:  # by the first encoder
+            number[0] = torch.cdist(torch.tensor([[float(y), x]]), own.float()).argmin()
+            number[2] = values[: n * n, 2 * h * w + y * w + x].argmax()
+    for frame, show in ((0, "share"), (2, "share"), (2, "dominant")):
+        saved.set(f"show: '{show}', clips: '{clips}', n: {n}, tau: {tau}, frame: {frame}, y: {y}, x: {x}")
+        saved.state(show=show, clips=clips, n=n, frame=frame)
+        for i, share in enumerate(shares):
+            right = share[number[frame]] if show == "share" else share.max(0).values
+            assert np.allclose(saved.values(i, (-1,)), right, rtol=1e-3), (i, frame, show)
+
+
+@pytest.fixture(scope="module")
+def js(chromium):
+    """Runs a function's body, in which `js` is explorer.js, on `data`, and gives back what it returns."""
+    page, script = chromium.context.new_page(), base64.b64encode(explorers.SCRIPT.read_bytes()).decode()
+    page.evaluate(f"import('data:text/javascript;base64,{script}').then((js) => {{ window.js = js; }})")
+    yield lambda body, **data: page.evaluate(f"({{{', '.join(data)}}}) => {{{body}}}", data)
+    page.close()
+
+
+@pytest.mark.parametrize("height, width, n", [(60, 107, 16), (7, 9, 3), (5, 5, 5), (9, 4, 1)])
+def test_anchor_grids_are_those_of_dulvos(js, height, width, n):
+    exact = anchor_grid(height, width, n) @ torch.tensor([width, 1])
+    assert js("return js.grid(height, width, n);", height=height, width=width, n=n) == exact.tolist()
+
+
+def test_best_matches_and_the_ends_of_the_scale(js):
+    values = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    values *= torch.tensor([0.9, 0.5, 0.7, 0.6])[:, None, None]
+    body = """const x = Float32Array.from(values), best = js.bestMatches(x, 30, 10);
+        return [best, js.stretch(x, best, 30, 0), js.stretch(x.subarray(0, 30), best.slice(0, 1), 30, 0)];"""
+    best, ends, alone = js(body, values=values.flatten().tolist())
+    assert best == (best_matches(values, 10)[0] @ torch.tensor([5, 1])).tolist()
+    assert ends["low"] == pytest.approx(float(values.median()), abs=1e-3)
+    assert ends["high"] == pytest.approx(float(values[1:].max()))  # the cell's own frame does not count
+    assert alone["high"] == pytest.approx(float(values[0].max()))
+
+
+@pytest.mark.parametrize("stride, offset", [((8, 8), (0, 0)), ((14, 15), (6.5, 7)), ((4, 4), (1.5, 1.5))])
+def test_cells_and_pixels_are_each_other_s_inverse(js, stride, offset):
+    body = """const head = {cells: [5, 6], frames: 1, others: [], channels: 16, scale: 1, stride, offset};
+        const f = new js.Features(head, new Int8Array(480), new Float32Array(30));
+        const there = (cell) => [f.pixelOf(cell), f.cellAt(...f.pixelOf(cell)), f.cellAt(-99, 999)];
+        return Array.from({length: 30}, (_, cell) => there(cell));"""
+    for cell, (pixel, again, outside) in enumerate(js(body, stride=stride, offset=offset)):
+        assert pixel == [offset[0] + stride[0] * (cell // 6) + 0.5, offset[1] + stride[1] * (cell % 6) + 0.5]
+        assert (again, outside) == (cell, 5)
 
 
 KEYS = [("ArrowRight", "x", 5), ("ArrowLeft", "x", 3), ("ArrowUp", "y", 2), ("ArrowDown", "y", 4),
@@ -218,8 +259,8 @@ def test_a_narrow_window_a_finger_and_either_theme_suffice(saved):
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="results/explorer.html is not here")
-def test_the_committed_page_works(lab):
-    shown = Shown(lab.context.new_page())
+def test_the_committed_page_works(chromium):
+    shown = Shown(chromium.context.new_page())
     shown.page.goto(COMMITTED.as_uri())
     assert shown.state()["ready"]
     shown.page.mouse.move(*shown.place(3, 10, 20, (24, 32)))
