@@ -1,6 +1,6 @@
 """Headless Chromium, and notebooks in a real JupyterLab that it opens on loopback.
 
-What a page requests from beyond loopback is refused, and then stands among its errors. Playwright has no limit
+What a page requests from beyond loopback is refused and then stands among its errors. Playwright has no limit
 for scripts, nor for closing a page: after a time, `limited` kills the browser, so that every call raises.
 """
 

@@ -96,25 +96,16 @@ def turned(path: Path, matrix: tuple[int, ...]) -> Path:
     return path
 
 
-def rotated(folder: Path, matrix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The first frame before and after the container asks for a rotation."""
-    path = write_video(folder / "a.mp4", FRAMES[:2])
-    return read_all(path)[0], read_all(turned(path, matrix))[0]
+def rotated(folder: Path, matrix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, Fraction]:
+    """The first frame before and after the container asks for a rotation, and the aspect of its pixels."""
+    path = write_video(folder / "a.mp4", FRAMES[:2], aspect=Fraction(4, 3))
+    return read_all(path)[0], read_all(turned(path, matrix))[0], open_video(path).aspect
 
 
-add(PART, "portrait by its container", lambda both: np.array_equal(np.rot90(both[0], -1), both[1]), rotated,
-    (0, 1, 0, -1, 0, 0, 0, 0))
-
-
-def seen(path: Path) -> tuple[tuple[int, int], Fraction]:
-    video = open_video(path)
-    return video.size, video.aspect
-
-
-add(PART, "portrait of wide pixels", ((64, 48), Fraction(3, 4)).__eq__, lambda folder: seen(turned(
-    write_video(folder / "a.mp4", FRAMES[:2], aspect=Fraction(4, 3)), (0, 1, 0, -1, 0, 0, 0, 0))))
-add(PART, "upside down by its container", lambda both: np.array_equal(np.rot90(both[0], 2), both[1]), rotated,
-    (-1, 0, 0, 0, -1, 0, 0, 0))
+for name, matrix, turns, aspect in (("portrait", (0, 1, 0, -1, 0, 0, 0, 0), -1, Fraction(3, 4)),
+                                    ("upside down", (-1, 0, 0, 0, -1, 0, 0, 0), 2, Fraction(4, 3))):
+    add(PART, f"{name} by its container, of wide pixels", lambda seen, turns=turns, aspect=aspect:
+        np.array_equal(np.rot90(seen[0], turns), seen[1]) and seen[2] == aspect, rotated, matrix)
 
 
 def resized(path: Path) -> Path:

@@ -95,23 +95,6 @@ def test_sources_are_what_propagate_copies_from(case: str) -> None:
             torch.testing.assert_close(found.weights @ copied, soft[t, :, y, x].double(), rtol=0, atol=1e-5)
 
 
-def test_the_reference_counts_as_often_as_it_stands_in_the_context() -> None:
-    """In a still video the cell itself is best, in every one of the 21 entries of frame 1."""
-    found = c.sources(FEATURES[:1].expand(2, -1, -1, -1), 1, 3, 4)
-    assert (found.frames == 0).all() and (found.positions == torch.tensor([3, 4])).all()
-    torch.testing.assert_close(found.weights, torch.full((10,), 0.1, dtype=torch.float64))
-
-
-def test_only_the_reference_is_looked_at_from_afar() -> None:
-    """The cell's twin lies 5 cells away in all frames; with d < 5 only the reference shows it, once."""
-    features = random_features(0, 4, 16, HEIGHT, WIDTH)
-    features[:, :, 2, 6] = features[3, :, 2, 1]
-    for radius, frames in ((5, [0]), (5.1, [0, 0, 1, 2])):
-        found = c.sources(features, 3, 2, 1, context=3, radius=radius)
-        twin = (found.positions == torch.tensor([2, 6])).all(1)
-        assert sorted(found.frames[twin].tolist()) == frames
-
-
 @pytest.mark.parametrize(("call", "named"), [
     *[(lambda at=at: c.affinity(FEATURES, *at), rf"frame {at[0]}.*\[{at[1]}, {at[2]}\].*6x9")
       for at in ((3, 0, 0), (-1, 0, 0), (0, HEIGHT, 0), (0, 0, WIDTH), (0, -1, 0))],

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT
+from tests.corpus_masks import make_clip
 
 TRAIN = "train cutouts --study s --iterations 2 --batch 2 --frames 2 --crop 64 --scale-min 64 --scale-max 72"
 USE = f"""
@@ -44,12 +44,8 @@ def python(tmp_path):
 @pytest.fixture
 def clip(tmp_path):
     """A folder with a clip of three frames and a mask of its first."""
-    for t in range(3):
-        (tmp_path / "clip").mkdir(exist_ok=True)
-        Image.fromarray(np.random.default_rng(t).integers(0, 255, (48, 64, 3), np.uint8)).save(
-            tmp_path / f"clip/{t}.png")
     write_mask(tmp_path / "mask.png", np.eye(48, 64, dtype=np.uint8))
-    return tmp_path
+    return make_clip(tmp_path, 3).parent
 
 
 def pip(python, *words):
@@ -73,7 +69,7 @@ def test_a_wheel_brings_the_weights_and_works_away_from_the_checkout(python, cli
     pip(python, "install", ROOT)
     done = run(clip / "environment/bin/dulvos", "segment", "clip", "mask.png", "out", cwd=clip)
     assert done.returncode == 0, done.stderr
-    assert read_mask(clip / "out/2.png").shape == (48, 64)
+    assert read_mask(clip / "out/00002.png").shape == (48, 64)
     package, = (clip / "environment").glob("lib/python*/site-packages/dulvos")
     held = {file.relative_to(package) for file in package.rglob("*") if file.suffix not in (".pyc", "")}
     listed = run("git", "ls-files", "dulvos").stdout.split()
@@ -93,4 +89,4 @@ def test_the_lowest_versions_work_together(python, clip):
     (clip / "dulvos").symlink_to(ROOT / "dulvos")
     done = run(python, "-c", USE, cwd=clip)
     assert done.returncode == 0, done.stderr
-    assert read_mask(clip / "out/2.png").shape == (48, 64)
+    assert read_mask(clip / "out/00002.png").shape == (48, 64)

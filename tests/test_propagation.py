@@ -281,14 +281,6 @@ NAN = FRAMES.clone()
 NAN[2, 3, 2, 5] = float("nan")
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("context", 0), ("topk", 0), ("radius", 0), ("radius", float("nan")), ("tau", 0), ("tau", -1.0),
-    ("neighbourhood", "square"), ("shrink", "area"), ("enlarge", "nearest")])
-def test_settings_out_of_range(setting: str, value: float | str) -> None:
-    with pytest.raises(InputError, match=setting):
-        propagate(FRAMES, MASK, **{setting: value})  # at once, before the first frame is asked for
-
-
 @pytest.mark.parametrize(("features", "masks", "settings", "named"), [
     (FRAMES, {}, {}, "masks"),
     (FRAMES, {-1: MASK}, {}, "-1"),
@@ -305,7 +297,9 @@ def test_settings_out_of_range(setting: str, value: float | str) -> None:
     (FRAMES, MASK, {"topk": 43}, "topk=43.*6x7"),
     (FRAMES, MASK, {"history": torch.zeros(5, 2, 6, 7)}, "frame 4.*4 frames"),
     (FRAMES, MASK, {"ended": {4: [1]}}, "frame 4.*4 frames"),
-])
-def test_wrong_inputs_are_named(features: Tensor | list, masks, settings: dict, named: str) -> None:
+    *[(None, MASK, {name: value}, name) for name, value in (  # at once, before a frame is asked for
+        ("context", 0), ("topk", 0), ("radius", 0), ("radius", float("nan")), ("tau", 0), ("tau", -1.0),
+        ("neighbourhood", "square"), ("shrink", "area"), ("enlarge", "nearest"))]])
+def test_wrong_inputs_are_named(features: Tensor | list | None, masks, settings: dict, named: str) -> None:
     with pytest.raises(InputError, match=named):
         list(propagate(features, masks, **settings))
