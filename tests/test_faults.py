@@ -151,7 +151,7 @@ def test_a_killed_reader_of_clips(tmp_path, record_property):
 
 @pytest.mark.parametrize(("target", "most"), [(training, 10**7), (evaluation, 300)])
 def test_a_full_disk(target, most, tiny, tmp_path, undisturbed, record_property):
-    """With room the same call continues. A limit of files' sizes, in bytes, needs no right to mount a disk."""
+    """With room the same call continues. A limit of files' sizes, in bytes, stands in for the disk."""
     record_property("fault", f"disk full: {target.__name__}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
