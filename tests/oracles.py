@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dulvos.videos import Video, open_video
+
+
+@dataclass(frozen=True)
+class ArrayVideo:
+    """A video in memory, with what `dulvos.clips` and `dulvos.inference` ask of one."""
+
+    name: str
+    array: np.ndarray  # (T, H, W, 3) uint8
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.array[index]
 
 
 def random_features(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

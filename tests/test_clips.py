@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader
 
 from dulvos.clips import Clips, frame_indices, usable_videos
 from dulvos.errors import InputError
-from tests.digests import ArrayVideo
-from tests.oracles import texture
+from tests.oracles import ArrayVideo, texture
 
 
 def still(picture: np.ndarray, length: int = 9, name: str = "a") -> ArrayVideo:

@@ -14,8 +14,7 @@ from dulvos.encoder import Encoder, Features, prepare_frames
 from dulvos.errors import InputError
 from dulvos.objectives import OBJECTIVES, TrainSettings, forward_views, training_loss
 from dulvos.training import clip_numbers, make_clips, make_parts, training_step
-from tests.digests import ArrayVideo
-from tests.oracles import texture
+from tests.oracles import ArrayVideo, texture
 
 TINY = TrainSettings(batch=2, frames=3, gap=1, crop=32, scale_min=32, scale_max=36, grid=2, cross_grid=2,
                      dim=32, lr=1e-3, precision="fp32")

@@ -12,7 +12,7 @@ from dulvos.study import ablation
 from dulvos.study.readme import FILES, fill
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.tables import write_tables
-from tests.oracles import texture
+from tests.test_videos import make_file
 
 DOCUMENTS = (*FILES, "tests/README.md")
 
@@ -48,10 +48,7 @@ def test_committed_tables_are_those_of_the_committed_rows(name, tmp_path):
 def test_the_code_as_printed_carries_a_mask(tmp_path, monkeypatch):
     """The commonest mask, of 0 and 255."""
     code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for t in range(3):
-        writer.write(texture(t, 48, 64))
-    writer.release()
+    make_file(tmp_path / "clip.mp4", 3, "mp4v")
     mask = np.zeros((48, 64), np.uint8)
     mask[8:30, 10:40] = 255
     cv2.imwrite(str(tmp_path / "first.png"), mask)
