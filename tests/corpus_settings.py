@@ -153,18 +153,14 @@ for name in ("../a", "a/b", ""):
 for name, named, arguments in (
         ("an index of a name that is too long", "x", ["index", "x" * 300]),
         ("an index of frames", "clip", ["index", "clip"]),
-        ("an index of nothing", "absent", ["index", "absent"]),
         ("a download into a file", "text", ["download", "davis2017", "--to", "text"]),
-        ("training on what is not there", "absent", ["train", "absent", "--study", "s"]),
         ("an index of a misspelt collection", "youtube-vos, .*davis-2017", ["index", "youtubevos"]),
         ("training on a misspelt one", "youtube-vos, .*davis-2017", ["train", "kinetics", "--study", "s"]),
         ("training with crop='256'", "crop", ["train", "cutouts", "--study", "s", "--crop", "250"]),
         ("training at lr 1e999", "lr", ["train", "cutouts", "--study", "s", "--lr", "1e999"]),
-        ("a grid of -1 workers", "workers", ["grid", "--run", "--workers", "-1"]),
-        ("the paper's rows without data", "absent", ["paper", "--data", "absent", "--dry-run"])):
+        ("a grid of -1 workers", "workers", ["grid", "--run", "--workers", "-1"])):
     def run(folder: Path, arguments: list[str]) -> str:
         make_clip(folder)
         put(folder / "text", "")
-        places = ("clip", "text", "absent")
-        return command(*(folder / word if word in places else word for word in arguments))
+        return command(*(folder / word if word in ("clip", "text") else word for word in arguments))
     add("commands", name, named, run, arguments)

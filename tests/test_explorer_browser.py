@@ -146,9 +146,9 @@ def test_what_is_drawn_is_the_map_over_the_grey_frame(saved, made):
 
 @pytest.mark.parametrize("clips", ["own", "all"])
 def test_anchors_compete(saved, made, clips):
-    """Shares of the dominant anchors, and of the cell's own one: Eqs. 1 and 2.
+    """Eqs. 1 and 2: the shares of the dominant anchors, and of the anchor of the cell under the mouse.
 
-    Its own is the nearest one in the reference, elsewhere the dominant one of this clip.
+    In the reference frame that is the nearest anchor, in other frames the dominant one of this clip.
     """
     n, tau, y, x, count = 4, 0.2, 3, 7, 16 if clips == "own" else 32
     shares, number = [], {}
