@@ -30,7 +30,6 @@ import pytest
 from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.study.collections import open_collection
 from dulvos.study.download import ARCHIVES, download
 from dulvos.study.evaluation import evaluate, evaluation_run
 from dulvos.study.rows import Study
@@ -215,16 +214,6 @@ def test_a_frame_that_vanishes_and_comes_back(when, tiny, tmp_path, record_prope
     frame.write_bytes(kept)
     scores, _ = evaluate(load_davis(data, "val"), "colour", tmp_path / "out")
     assert all((a.j == b.j).all() for a, b in zip(scores, whole))
-
-
-def test_a_video_that_vanishes_while_it_is_indexed_is_left_out_by_name(tiny, tmp_path, record_property):
-    record_property("fault", "vanished frame: index")
-    data = shutil.copytree(tiny / "JPEGImages", tmp_path / "data")
-    frame = data / "480p/late-entry/00000.jpg"
-    frame.unlink()
-    frame.symlink_to("vanished")
-    found = open_collection("", data, tmp_path / "cache")
-    assert len(found.videos) == 1 and "late-entry" in " ".join(found.notes)
 
 
 def test_two_evaluations_at_once_end_in_the_same_scores(tiny, tmp_path, undisturbed, record_property):
