@@ -150,16 +150,17 @@ def test_anchors_compete(saved, made, clips):
 
     In the reference frame that is the nearest anchor, in other frames the dominant one of this clip.
     """
-    n, tau, y, x, count = 4, 0.2, 3, 7, 16 if clips == "own" else 32
-    shares, number = [], {}
+    n, tau, count, shares = 4, 0.2, 16 if clips == "own" else 32, []
     for packed, (h, w), (height, width) in zip(made.packed, ((8, 12), (4, 6)), ((8, 8), (4, 4))):
         own, other = anchor_grid(h, w, n), anchor_grid(height, width, n)
         cells = [*(own @ torch.tensor([w, 1])), *(T * h * w + other @ torch.tensor([width, 1]))]
         values = np.stack([cosines(packed, int(cell), h * w) for cell in cells[:count]])
         shares.append(torch.from_numpy(values / tau).softmax(0))
-        if not number:  # by the first encoder
-            number[0] = torch.cdist(torch.tensor([[float(y), x]]), own.float()).argmin()
-            number[2] = values[: n * n, 2 * h * w + y * w + x].argmax()
+        if len(shares) == 1:  # by the first encoder; at a cell that tells the nearest from the dominant one
+            nearest = np.square(np.argwhere(np.ones((h, w)))[:, None] - own.numpy()).sum(-1).argmin(1)
+            dominant = values[: n * n].reshape(n * n, T, -1).argmax(0)
+            cell = int(np.flatnonzero((dominant[[0, 2]] != nearest).all(0))[0])
+            (y, x), number = divmod(cell, w), {0: nearest[cell], 2: dominant[2, cell]}
     for frame, show in ((0, "share"), (2, "share"), (2, "dominant")):
         saved.set(f"show: '{show}', clips: '{clips}', n: {n}, tau: {tau}, frame: {frame}, y: {y}, x: {x}")
         saved.state(show=show, clips=clips, n=n, frame=frame)
