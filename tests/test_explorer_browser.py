@@ -156,10 +156,11 @@ def test_anchors_compete(saved, made, clips):
         cells = [*(own @ torch.tensor([w, 1])), *(T * h * w + other @ torch.tensor([width, 1]))]
         values = np.stack([cosines(packed, int(cell), h * w) for cell in cells[:count]])
         shares.append(torch.from_numpy(values / tau).softmax(0))
-        if len(shares) == 1:  # by the first encoder; at a cell that tells the nearest from the dominant one
+        if len(shares) == 1:  # by the first encoder, at a cell that tells the nearest from dominant ones
             nearest = np.square(np.argwhere(np.ones((h, w)))[:, None] - own.numpy()).sum(-1).argmin(1)
-            dominant = values[: n * n].reshape(n * n, T, -1).argmax(0)
-            cell = int(np.flatnonzero((dominant[[0, 2]] != nearest).all(0))[0])
+            dominant, of_all = (part.argmax(0).reshape(T, -1) for part in (values[: n * n], values))
+            telling = (dominant[[0, 2]] != nearest).all(0) & ((of_all[2] >= n * n) | (clips == "own"))
+            cell = int(np.flatnonzero(telling)[0])
             (y, x), number = divmod(cell, w), {0: nearest[cell], 2: dominant[2, cell]}
     for frame, show in ((0, "share"), (2, "share"), (2, "dominant")):
         saved.set(f"show: '{show}', clips: '{clips}', n: {n}, tau: {tau}, frame: {frame}, y: {y}, x: {x}")
