@@ -122,8 +122,12 @@ def start() -> Iterator[Chromium]:
     """A browser that ends with the block."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
+    playwright = sync_playwright().start()
+    try:
         yield Chromium(playwright)
+    finally:
+        with limited(60):
+            playwright.stop()
 
 
 @contextlib.contextmanager
