@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +17,8 @@ from dulvos.errors import InputError
 from dulvos.files import expand, replacing
 from dulvos.study.collections import SOURCES
 
-__all__ = ["CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "check_submission", "class_scores",
-           "local_split", "object_categories", "open_split", "write_submission"]
+__all__ = ["CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "class_scores", "local_split",
+           "object_categories", "open_split", "write_submission"]
 
 SPLITS = ("valid", "local")
 LOCAL = "YouTube-VOS local split"  # its scores are not the server's, so no column of the paper shows them
@@ -68,19 +66,21 @@ def local_split(root: Path, *, seed: int = 0) -> LocalSplit:
     Raises:
         InputError: no meta.json, or too few categories or videos to divide.
     """
-    videos_of = object_categories(root)
-    ordered = sorted({category for own in videos_of.values() for category in own.values()})
-    generator = np.random.default_rng(seed)
-    unseen = {ordered[i] for i in generator.permutation(len(ordered))[: max(1, round(0.3 * len(ordered)))]}
-    holding = [name for name in sorted(videos_of) if unseen & set(videos_of[name].values())]
-    others = [name for name in sorted(videos_of) if name not in holding]
-    half = min(200, max(2, len(videos_of) // 3)) // 2
-    if len(unseen) == len(ordered) or not holding or len(others) <= half:
-        raise InputError(f"{Path(root) / 'train/meta.json'}: {len(videos_of)} videos of {len(ordered)} "
+    videos, generator = object_categories(root), np.random.default_rng(seed)
+
+    def draw(names: list[str], count: int) -> set[str]:
+        return {*generator.permutation(names)[:count].tolist()}
+
+    categories = sorted({category for own in videos.values() for category in own.values()})
+    unseen = draw(categories, max(1, round(0.3 * len(categories))))
+    holding = sorted(name for name, own in videos.items() if not unseen.isdisjoint(own.values()))
+    others = sorted(videos.keys() - holding)
+    half = min(200, max(2, len(videos) // 3)) // 2
+    if len(unseen) == len(categories) or not holding or len(others) <= half:
+        raise InputError(f"{Path(root) / 'train/meta.json'}: {len(videos)} videos of {len(categories)} "
                          "categories are too few to be divided into seen and unseen ones")
-    val = [[group[i] for i in generator.permutation(len(group))[:half]] for group in (holding, others)]
-    train = set(others) - set(val[1])
-    return LocalSplit(*(tuple(sorted(names)) for names in (unseen, train, val[0] + val[1])))
+    val = draw(holding, half), draw(others, half)
+    return LocalSplit(*(tuple(sorted(names)) for names in (unseen, {*others} - val[1], val[0] | val[1])))
 
 
 def object_categories(root: Path) -> dict[str, dict[int, str]]:
@@ -105,82 +105,39 @@ def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
         root: the folder of YouTube-VOS.
     """
     categories, unseen = object_categories(root), local_split(root).unseen
-    new = np.array([categories[line.sequence].get(line.object) in unseen for line in table.itertuples()])
-    means = [table.loc[new == which, f"{measure} mean"].mean() for which in (False, True) for measure in "JF"]
-    return dict(zip(CLASS_COLUMNS, [*means, float(np.mean(means))], strict=True))
+    new = [categories[name].get(i) in unseen for name, i in zip(table["sequence"], table["object"])]
+    means = table.groupby(new)[["J mean", "F mean"]].mean().to_numpy().ravel()
+    return dict(zip(CLASS_COLUMNS, [*means, means.mean()], strict=True))
 
 
 def write_submission(dataset: Dataset, folder: Path, path: Path) -> int:
-    """Pack the masks `folder/<video>/<frame>.png` into the zip that the server takes; check and count them.
+    """Check the masks `folder/<video>/<frame>.png`, pack them into the zip that the server takes, count them.
 
     Raises:
-        InputError: `check_submission` finds a fault; then no zip is left.
+        InputError: the first mask that the server would reject: it is missing or damaged, no palette PNG, of
+            another size than its frame, or holds ids of no object of its video. Then no zip is written.
     """
-    path = Path(path)
+    count = 0
     # uncompressed, because PNGs do not shrink further; undated, so that two zips can be compared
-    with replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with replacing(Path(path)) as stream, zipfile.ZipFile(stream, "w") as archive:
         for sequence in dataset.sequences:
-            for name in _names(sequence):
-                file = Path(folder) / sequence.name / Path(name).name
-                if file.is_file():
-                    archive.writestr(zipfile.ZipInfo(name), file.read_bytes())
+            objects = {0, *(sequence.objects or ())}.union(*map(np.unique, sequence.first_masks().values()))
+            for name in map(sequence.video.frame_name, sequence.handed_in):
+                file = Path(folder) / sequence.name / f"{name}.png"
+                _check(file, sequence.video.size, objects)
+                entry = zipfile.ZipInfo(f"Annotations/{sequence.name}/{name}.png")
+                archive.writestr(entry, file.read_bytes())
+                count += 1
+    return count
+
+
+def _check(file: Path, size: tuple[int, int], objects: set[int]) -> None:
+    expected = ("PNG", "P", size[::-1])
     try:
-        return check_submission(path, dataset)
-    except InputError:
-        path.unlink()
-        raise
-
-
-def check_submission(path: Path, dataset: Dataset) -> int:
-    """Look for every reason for which the server rejects a submission, and count the masks.
-
-    That is: a mask that is missing, additional or listed twice; other files, such as those that macOS adds; a
-    mask that is not a palette PNG, has another size than its frame, or holds ids of no object of its video.
-
-    Raises:
-        InputError: the first fault, by name, and the number of other faults.
-    """
-    wanted = {}
-    for sequence in dataset.sequences:
-        objects = {0, *(sequence.objects or ())}.union(*map(np.ravel, sequence.first_masks().values()))
-        wanted |= dict.fromkeys(_names(sequence), (sequence.video.size, objects))
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path}: not a zip ({error})") from None
-    faults = []
-    with archive:
-        found = Counter(entry.filename for entry in archive.infolist() if not entry.is_dir())
-        for name in sorted(found.keys() | wanted.keys()):
-            if name not in wanted:
-                fault = ("not to be handed in; expected Annotations/<video>/<frame>.png of the frames in "
-                         f"{dataset.split}/JPEGImages")
-            elif found[name] != 1:
-                fault = "listed twice" if found[name] else "missing"
-            else:
-                fault = _fault(archive, name, *wanted[name])
-            faults += [f"{name}: {fault}"] if fault else []
-    if faults:
-        raise InputError(f"{path}: {faults[0]}" + (f" (and {len(faults) - 1} more)" if faults[1:] else ""))
-    return len(wanted)
-
-
-def _names(sequence: Sequence) -> list[str]:
-    """Names in the zip of the masks of a video."""
-    stems = map(sequence.video.frame_name, sequence.handed_in)
-    return [f"Annotations/{sequence.name}/{stem}.png" for stem in stems]
-
-
-def _fault(archive: zipfile.ZipFile, name: str, size: tuple[int, int], objects: set[int]) -> str:
-    """What is wrong with a mask; "" if nothing is."""
-    try:
-        with Image.open(io.BytesIO(archive.read(name))) as image:
-            values, mode, kind = np.asarray(image), image.mode, image.format
-    except Exception as error:
-        return f"not a complete image ({type(error).__name__})"
-    if (kind, mode) != ("PNG", "P"):
-        return f"a {kind} of mode {mode}; expected a palette PNG (mode P)"
-    if values.shape != size:
-        return f"{values.shape[1]}x{values.shape[0]} (width x height); expected {size[1]}x{size[0]}"
-    stray = {*np.unique(values).tolist()} - objects
-    return f"holds id {min(stray)}; expected {', '.join(map(str, sorted(objects)))}" if stray else ""
+        with Image.open(file) as image:
+            found, ids = (image.format, image.mode, image.size), {*np.unique(image).tolist()}
+    except Exception as error:  # Pillow's differ with what is wrong
+        raise InputError(f"{file}: missing or damaged ({type(error).__name__}); expected a mask") from None
+    if found != expected or not ids <= objects:
+        raise InputError(f"{file}: format, mode, (width, height) and ids are {found} and {sorted(ids)}; "
+                         f"expected {expected} and no ids but {', '.join(map(str, sorted(objects)))}")
