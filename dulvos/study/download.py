@@ -8,13 +8,15 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pooch
 
-from dulvos.datasets import load_davis
+from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.files import AnyPath, cannot_write, expand
+from dulvos.study.paper import DAVIS_2017_VAL
 
-__all__ = ["ARCHIVES", "Archive", "check", "download", "unpack"]
+__all__ = ["ARCHIVES", "Archive", "check", "check_counts", "download", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,20 @@ class Archive:
     title: str
     year: int  # which DAVIS
     url: str
-    counts: dict[str, tuple[int, int, int | None]]  # {split: (sequences, frames, objects or unchecked)}
+    counts: dict[str, dict[str, int]]  # of each split, as `check` takes them
     sha256: str | None = None  # None if it is not known
-    licence: str = "CC BY-NC 4.0"
 
 
 ARCHIVES = {
     "davis2017": Archive(
-        "DAVIS-2017 trainval, 480p (0.8 GB)", 2017,
+        "DAVIS-2017 trainval, 480p (0.8 GB, CC BY-NC 4.0)", 2017,
         "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip",
-        {"train": (60, 4_209, None), "val": (30, 1_999, 61)},
+        {"train": {"sequences": 60, "frames": 4209}, "val": DAVIS_2017_VAL},
         "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"),
     "davis2016": Archive(  # no checksum: the archive was replaced several times
-        "DAVIS-2016 (1.9 GB)", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
-        {"train": (30, 2_079, 30), "val": (20, 1_376, 20)}),
+        "DAVIS-2016 (1.9 GB, CC BY-NC 4.0)", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
+        {"train": {"sequences": 30, "frames": 2079, "objects": 30},
+         "val": {"sequences": 20, "frames": 1376, "objects": 20}}),
 }
 
 
@@ -58,7 +60,7 @@ def download(name: str, to: AnyPath) -> Path:
     if folder.exists():
         check(folder, archive)
     else:
-        print(f"{archive.title}, {archive.licence}: {archive.url}")
+        print(f"{archive.title}: {archive.url}")
         try:
             work.mkdir(parents=True, exist_ok=True)
             unpack(_fetch(archive, work), unpacked)
@@ -88,20 +90,25 @@ def _fetch(archive: Archive, folder: Path) -> Path:
 
 
 def check(folder: AnyPath, archive: Archive) -> None:
-    """Count sequences, frames, masks, and the objects of the first masks.
-
-    Raises:
-        InputError: a file that the lists name is missing, or a count differs.
-    """
+    """Count what a folder holds; raises InputError if a listed file is missing or a count differs."""
     for split, expected in archive.counts.items():
-        sequences = load_davis(folder, split, archive.year).sequences
-        frames, masks = sum(len(s.video) for s in sequences), sum(len(s.masks) for s in sequences)
-        objects = None if expected[2] is None else sum(int(s.mask(0).max()) for s in sequences)
-        found = len(sequences), frames, objects
-        if found != expected or masks != frames:
-            raise InputError(f"{folder}: sequences, frames and objects of {split} are {found}, with {masks} "
-                             f"masks; expected {expected} and a mask for each frame; remove the folder and "
-                             "download it again")
+        dataset = load_davis(folder, split, archive.year)
+        check_counts(dataset, {**expected, "masks": expected["frames"]}, "remove it and download it again")
+
+
+def check_counts(dataset: Dataset, expected: dict[str, int], advice: str) -> None:
+    """Count sequences, frames, masks, and objects in the first masks; raises InputError if a count differs.
+
+    Arguments:
+        expected: the counts that matter.
+        advice: what to do otherwise.
+    """
+    videos = dataset.sequences
+    found = {"sequences": len(videos), "frames": sum(len(s.video) for s in videos),
+             "masks": sum(len(s.masks) for s in videos),
+             "objects": sum(len(np.setdiff1d(s.mask(min(s.masks)), 0)) for s in videos)}
+    if not expected.items() <= found.items():
+        raise InputError(f"{dataset.root}: {dataset.split} has {found}; expected {expected}; {advice}")
 
 
 def unpack(archive: AnyPath, folder: AnyPath) -> None:

@@ -30,7 +30,7 @@ SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
 SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
 SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
 DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}
-YOUTUBE_VOS_VALID = 474  # videos of YouTube-VOS 2018 val, Sec. 4.2
+YOUTUBE_VOS_VALID = {"sequences": 474}  # 2018 val, Sec. 4.2
 
 # What the paper fixes at inference (anything else is another experiment), and what a training may choose.
 PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSettings)
@@ -66,8 +66,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     paper's settings. The lines below hold the authors' weights, shorter trainings, incomplete data, selected
     snapshots, and ImageNet features.
     """
-    found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val",
-                            "sequences": DAVIS_2017_VAL["sequences"], "objects": DAVIS_2017_VAL["objects"]})
+    found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val", **DAVIS_2017_VAL})
     papers = TABLE1.to_dict("records")
     wanted = [(line, "", WEIGHTS if line["method"] == "CRW" else "") for line in papers]
     used = {(line["method"], line["data"], what) for line, _, what in wanted}
@@ -96,8 +95,7 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
     Arguments:
         results: the folder that holds the studies.
     """
-    found = _by_line(rows, {"kind": "youtube-vos", "split": "valid", "sequences": YOUTUBE_VOS_VALID,
-                            "every_frame": True})
+    found = _by_line(rows, {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID})
     lines = []
     for line in TABLE2.to_dict("records"):
         made = []

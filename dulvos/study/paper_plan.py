@@ -7,23 +7,23 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 from dulvos import devices
 from dulvos.checkpoints import load_encoder
 from dulvos.clips import usable_videos
-from dulvos.datasets import Dataset, load_davis
+from dulvos.datasets import load_davis
 from dulvos.errors import InputError
 from dulvos.files import expand
 from dulvos.released import FOLDER, RELEASES
 from dulvos.study import paper, runs, youtube_vos
 from dulvos.study.collections import Collection, paper_settings
+from dulvos.study.download import check_counts
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import SUFFIX, Study, newest, state
 from dulvos.study.runner import run_steps
@@ -35,6 +35,7 @@ __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "
 
 KINDS = {1: "evaluate", 2: "youtube-vos"}  # of the rows that a table shows
 SNAPSHOTS = 50  # encoders kept of a training, to select from; the authors looked at one an epoch
+ACCEPT = "--incomplete accepts that"
 PROBED = 2  # iterations that measure time and memory
 MINUTES = {1: 4, 2: 120}  # of an evaluation on a GPU, about
 
@@ -64,8 +65,6 @@ class Here:
     released: bool = False  # train as long as the authors' snapshots, not to the end of the schedule
     selected: bool = False  # also evaluate the checkpoint that five sequences select, as the paper did
     incomplete: bool = False  # accept data that lack videos or frames; tables keep such rows apart
-    training: dict = field(default_factory=dict, hash=False)  # settings unlike the paper's, for a trial:
-    inference: dict = field(default_factory=dict, hash=False)  # such rows fill no line of a table
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", expand(self.data).resolve())
@@ -81,33 +80,27 @@ class Here:
 
     def settings(self, name: str) -> TrainSettings:
         """The paper's settings for a collection, its epochs as iterations over the videos that are here."""
-        frames = self.training.get("frames", TrainSettings.frames)
-        videos, _ = usable_videos(open_collection(self, name).videos, frames)
+        videos, _ = usable_videos(open_collection(self, name).videos, TrainSettings.frames)
         workers = devices.reading_processes(devices.find_device(self.device))
-        settings = paper_settings(name, len(videos), released=self.released, workers=workers, **self.training)
+        settings = paper_settings(name, len(videos), released=self.released, workers=workers)
         return dataclasses.replace(settings, snapshot_every=math.ceil(settings.iterations / SNAPSHOTS))
 
 
 @cache
-def open_table(here: Here, table: int) -> Dataset:
-    """The data of a table: DAVIS-2017 val (1), or YouTube-VOS 2018 val with all frames (2).
+def open_table(here: Here, table: int) -> None:
+    """Look at the data of a table: DAVIS-2017 val (1), or YouTube-VOS 2018 val with all frames (2).
 
     Raises:
         InputError: they are missing or incomplete.
     """
     if table == 2:
-        dataset = youtube_vos.open_split("youtube-vos", "valid")
-        found, expected = {"sequences": len(dataset.sequences)}, {"sequences": paper.YOUTUBE_VOS_VALID}
+        dataset, expected = youtube_vos.open_split("youtube-vos", "valid"), paper.YOUTUBE_VOS_VALID
         if any(sequence.saved is None for sequence in dataset.sequences):
             raise InputError(f"{dataset.root}: no valid_all_frames/JPEGImages; masks go through every frame")
     else:
         dataset, expected = load_davis(here.data / "davis-2017", "val", year=2017), paper.DAVIS_2017_VAL
-        found = {"sequences": len(dataset.sequences),
-                 "objects": sum(len(np.setdiff1d(sequence.mask(0), 0)) for sequence in dataset.sequences),
-                 "frames": sum(len(sequence.video) for sequence in dataset.sequences)}
-    if found != expected and not here.incomplete:
-        raise InputError(f"{dataset.root}: has {found} instead of {expected}; --incomplete accepts that")
-    return dataset
+    if not here.incomplete:
+        check_counts(dataset, expected, ACCEPT)
 
 
 @cache
@@ -115,56 +108,55 @@ def open_collection(here: Here, name: str) -> Collection:
     """A training collection; an InputError if it is missing or incomplete."""
     found = runs.open_training(name)
     if found.miscounted and not here.incomplete:
-        raise InputError(f"{found.root}: {'; '.join(found.miscounted)}; --incomplete accepts that")
+        raise InputError(f"{found.root}: {'; '.join(found.miscounted)}; {ACCEPT}")
     return found
 
 
 @cache
-def probe(here: Here, name: str) -> dict:
-    """Train for a few iterations at a row's own settings: seconds an iteration and peak memory."""
+def probe(here: Here, name: str) -> float:
+    """Train for a few iterations at a row's own settings, print the peak memory; seconds an iteration."""
     settings, collection = here.settings(name), open_collection(here, name)
-    device = devices.find_device(here.device)
     short = dataclasses.replace(settings, iterations=PROBED, snapshot_every=0)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = train(short, collection.videos, folder, device=str(device), data=collection.fingerprint)
+        outcome = train(short, collection.videos, folder, device=here.device, data=collection.fingerprint)
         seconds = pd.read_csv(Path(folder, "history.csv"))["seconds"].diff()
     torch.cuda.empty_cache()  # the notebooks' processes need the memory
-    return {"seconds": seconds.iloc[-1], "peak_memory_mb": outcome["peak_memory_mb"]}
+    print(f"  {name}: the training takes {outcome['peak_memory_mb']:,.0f} MB of memory")
+    return seconds.iloc[-1]
 
 
 def what_is_missing(row: PaperRow, here: Here) -> list[str]:
-    """A line for each thing that a row needs and that is missing; if nothing is, its training is tried."""
+    """A line for each thing that a row needs and that is missing."""
     needs: list[tuple] = [(devices.find_device, here.device), (open_table, here, row.table)]
-    if row.collection and here.selected and row.table == 2:
-        needs.append((open_table, here, 1))
     if row.features in RELEASES:
         needs.append((load_encoder, row.features))
     if row.collection:
-        needs += [(open_collection, here, row.collection), (probe, here, row.collection)]
+        needs += [(open_collection, here, row.collection), *[(open_table, here, 1)] * here.selected]
     lines: list[str] = []
     for need, *given in needs:
         try:
-            if need is not probe or not lines:
-                need(*given)
+            need(*given)
         except InputError as error:
             lines.append(str(error))
-    return lines
+    return [*dict.fromkeys(lines)]
 
 
 def row_steps(row: PaperRow, here: Here) -> list[Step]:
-    """The notebooks of a row, in order: training, evaluation and, with `selected`, the paper's choice."""
+    """The notebooks of a row, in order: training, evaluation and, with `selected`, the paper's choice.
+
+    A training is tried for a few iterations, which tell its time.
+    """
     study, device, needs, steps = here.study(row.collection), {"device": here.device or ""}, (), []
     if row.collection:
         settings = dataclasses.asdict(here.settings(row.collection))
-        minutes = probe(here, row.collection)["seconds"] * settings["iterations"] / 60
+        minutes = probe(here, row.collection) * settings["iterations"] / 60
         steps.append(train_step(study, "trained", row.collection, settings, minutes, **device))
         needs = (steps[0].full_name,)
 
     def evaluate(table: int, name: str, features: str, **parameters) -> None:
         data = {"data": "youtube-vos", "split": "valid"} if table == 2 else {"data": "davis"}
-        steps.append(evaluate_step(
-            study, "table2-" * (table == 2) + name, features=features, minutes=MINUTES[table], needs=needs,
-            kind=KINDS[table], **data, **parameters, **here.inference, **device))
+        steps.append(evaluate_step(study, "table2-" * (table == 2) + name, features=features, needs=needs,
+                                   minutes=MINUTES[table], kind=KINDS[table], **data, **parameters, **device))
 
     evaluate(row.table, row.features, row.features, layer=row.layer)
     if row.collection and here.selected:
@@ -188,21 +180,19 @@ def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options)
     unknown = sorted(set(names) - set(ROWS))
     if unknown:
         raise InputError(f"no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
+    rows = [ROWS[name] for name in names or ROWS]
+    missing = {row.name: what_is_missing(row, here) for row in rows}
     steps: dict[tuple[str, str], Step] = {}  # rows share some
-    complete = True
-    for row in [ROWS[name] for name in names or ROWS]:
-        if missing := what_is_missing(row, here):
-            told, complete = f"MISSING: {'; '.join(missing)}", False
-        else:
+    for row in rows:
+        told = f"MISSING: {'; '.join(missing[row.name])}" if missing[row.name] else "complete"
+        if not any(missing.values()):
             own = row_steps(row, here)
             steps |= {(step.study.name, step.full_name): step for step in own}
             told = f"about {sum(step.minutes for step in own) / 60:.1f} h"
-            if row.collection:
-                told += f", peak memory {probe(here, row.collection)['peak_memory_mb']:,.0f} MB"
         print(f"  {row.name:30s} Table {row.table}  {told}")
-    if dry or not complete:
-        print("nothing was run" + "; --rows chooses rows" * (not complete))
-        return int(not complete)
+    if dry or not steps:
+        print("nothing was run" + "; --rows chooses rows" * (not steps))
+        return int(not steps)
     status = run_steps(list(steps.values()), **options)
     write_tables(here.study(None))
     return status
