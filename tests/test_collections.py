@@ -151,7 +151,7 @@ def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
     (tree / "cut" / "00000.jpg").touch()
     found = index(tree)
     assert lengths(found) == before and index(tree).notes == found.notes
-    assert len(found.notes) == 2 and found.notes[0].startswith("3 ") and "broken.mp4" in found.notes[0]
+    assert len(found.notes) == 1 and found.notes[0].startswith("4 ") and "broken.mp4" in found.notes[0]
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent", "tree/b"):  # the last one holds the frames itself
         with pytest.raises(InputError, match=folder):
@@ -290,5 +290,5 @@ def test_the_index_command_shows_what_is_expected_and_found(folder, capsys):
     make_layout("youtube-vos", folder / "youtube-vos")
     assert main(["index", "youtube-vos"]) == 1  # incomplete
     out = capsys.readouterr().out
-    assert "2 videos, 24 frames" in out and "3,469" in out
+    assert "2 videos, 24 frames" in out and "3,471" in out
     assert main(["index", "oxuva"]) == 2 and "OxUvA" in capsys.readouterr().err

@@ -133,27 +133,19 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     root, source = expand(folder), _source(name) if name else None
     own = root.resolve()
     index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
-    kept, (paths, skipped) = _read(index), (_listed_paths(source, root), []) if source else _all_paths(root)
-    paths.sort()
-
-    def look(path: str) -> _Entry | str:
-        try:
-            return _look(root / path, kept.get(path))
-        except (InputError, OSError) as error:
-            return str(error)
-
+    kept, places = _read(index), _listed(source, root) if source else _all(root)
+    paths = sorted(path.relative_to(root).as_posix() for path, is_video in places if is_video)
     with ThreadPool(_THREADS) as pool:
-        looks = tqdm(pool.imap(look, paths), "indexing", len(paths), unit=" videos", mininterval=5,
-                     disable=not paths)
-        found = dict(zip(paths, looks))
-    faults = [fault for fault in found.values() if isinstance(fault, str)]
-    entries = {path: entry for path, entry in found.items() if not isinstance(entry, str)}
+        looks = pool.imap(lambda path: _look(root / path, kept.get(path)), paths)
+        found = dict(zip(paths, tqdm(looks, "indexing", len(paths), unit=" videos", mininterval=5)))
+    entries = {path: entry for path, entry in found.items() if isinstance(entry, _Entry)}
+    left = [fault for fault in found.values() if isinstance(fault, str)]
+    left += [f"{path}: no video" for path, is_video in places if not is_video]
     if not entries:
-        reason = f" ({faults[0]})" if faults else ""
         expected = source or (f"folders of frames or video files, at most {_DEPTH} levels deep, or a name: "
                               + ", ".join(SOURCES))
-        raise InputError(f"{root}: no such folder, or no video in it{reason}; expected {expected}"
-                         + datasets.below(root, *(source.places if source else ())))
+        raise InputError(f"{root}: no such folder, or no video in it ({left[0] if left else 'it is empty'}); "
+                         f"expected {expected}" + datasets.below(root, *(source.places if source else ())))
     if entries != kept:
         with replacing(index) as stream:
             stream.write(gzip.compress(json.dumps(entries).encode(), mtime=0))
@@ -164,11 +156,10 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     if not source and title in {other.title for other in SOURCES.values()}:
         title += " (own folder)"  # tables know collections by their titles
     miscounted = _miscounted(source, videos) if source else []
-    unread = [f"{len(left)} {what}, left out; the first: {min(left)}" for left, what in (
-        (faults, "without a readable video"), (skipped, "other files or folders")) if left]
+    told = [f"{len(left)} files or folders are left out; the first: {left[0]}"] if left else []
     return Collection(title, root, "train", [datasets.Sequence(video.name, video, {}) for video in videos],
                       _hash([(path, *entry[:-1]) for path, entry in entries.items()]),
-                      miscounted, miscounted + unread)
+                      miscounted, miscounted + told)
 
 
 def paper_settings(name: str, videos: int, *, released: bool = False, **changes: Any) -> TrainSettings:
@@ -205,59 +196,58 @@ def _miscounted(source: Source, videos: list[Video]) -> list[str]:
     """A line for each count that differs from what is expected; an approximate count may lack a tenth."""
     lines, found = [], {"videos": len(videos), "frames": sum(map(len, videos))}
     for what, expected in source.counts.items():
-        said = f"{source.title}: {found[what]:,} {what} found, {'about ' * source.about}{expected:,} expected"
-        if found[what] < expected * (0.9 if source.about else 1):
-            lines.append(f"{said}: the copy is incomplete, {expected - found[what]:,} are missing")
-        elif found[what] > expected and not source.about:
-            lines.append(f"{said}: is another split in the folder?")
+        least, most = (0.9 * expected, math.inf) if source.about else (expected, expected)
+        if not least <= found[what] <= most:
+            lines.append(f"{source.title}: {found[what]:,} {what} found, {'about ' * source.about}"
+                         f"{expected:,} expected: the copy is incomplete, or it is another split")
     return lines
 
 
-def _listed_paths(source: Source, root: Path) -> list[str]:
-    """Paths of a collection's videos, below root."""
+def _listed(source: Source, root: Path) -> list[tuple[Path, bool]]:
+    """The videos of a collection, each with True."""
     found: list[Path] = []
     for pattern in source.places:
         found = found or [path for path in root.glob(pattern) if not path.name.startswith(".")
                           and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())]
     if found and source.listed:
         try:
-            text = (root / source.listed).read_text("utf-8-sig")
+            names = {*(root / source.listed).read_text("utf-8-sig").split()}
         except OSError:
             raise InputError(f"{root / source.listed}: no such file; it names the training videos") from None
-        names = {*map(str.strip, text.splitlines())}
         found = [path for path in found if path.name in names]
-    return [path.relative_to(root).as_posix() for path in found]
+    return [(path, True) for path in found]
 
 
-def _all_paths(root: Path) -> tuple[list[str], list[str]]:
-    """Paths of the videos below root, and paths that are skipped; hidden ones are in neither list."""
-    found: list[Path] = []
-    skipped: list[Path] = []
-    for here, folders, files in os.walk(root, followlinks=True):
-        place = Path(here).relative_to(root)
-        suffixes = {name: Path(name).suffix.lower() for name in files if not name.startswith(".")}
-        videos = {name for name, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES}
-        others = suffixes.keys() - videos
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if place.parts and not set(FRAME_SUFFIXES).isdisjoint(suffixes.values()):
-            others, videos = videos, {""}  # the folder itself is a video, and its folders belong to it
-            folders.clear()
-        if len(place.parts) == _DEPTH:
-            others.update(folders)
-            folders.clear()
-        found += map(place.joinpath, videos)
-        skipped += map(place.joinpath, others)
-    return [path.as_posix() for path in found], [path.as_posix() for path in skipped]
+def _all(folder: Path, depth: int = _DEPTH) -> list[tuple[Path, bool]]:
+    """What lies in a folder, but for hidden files, each with whether it is a video.
+
+    A folder that holds frames is one, and a video file beside them is not.
+    """
+    found: list[tuple[Path, bool]] = []
+    for path in sorted(folder.glob("[!.]*")):
+        inside = [*path.glob("[!.]*")] if path.is_dir() else []
+        films = [inner for inner in inside if inner.suffix.lower() in VIDEO_SUFFIXES]
+        if any(inner.suffix.lower() in FRAME_SUFFIXES for inner in inside):
+            found += [(path, True), *((film, False) for film in films)]
+        elif inside and depth > 1:
+            found += _all(path, depth - 1)
+        else:
+            found.append((path, path.suffix.lower() in VIDEO_SUFFIXES and not inside))
+    return found
 
 
-def _look(path: Path, old: _Entry | None) -> _Entry:
-    state = path.stat()
-    if old and old.changed == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
-        return old
-    video = open_video(path, quick=True)
-    counted = path.joinpath(*video.files[:1])
-    return _Entry(len(video), *video.size, counted.stat().st_size, _hash(video.files) if video.files else "",
-                  state.st_mtime_ns)
+def _look(path: Path, old: _Entry | None) -> _Entry | str:
+    """What the index keeps of a video, or why it cannot be read."""
+    try:
+        state = path.stat()
+        if old and old.changed == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
+            return old
+        video = open_video(path, quick=True)
+        counted = path.joinpath(*video.files[:1])
+        return _Entry(len(video), *video.size, counted.stat().st_size,
+                      _hash(video.files) if video.files else "", state.st_mtime_ns)
+    except (InputError, OSError) as error:
+        return str(error)
 
 
 def _hash(content: object) -> str:
