@@ -29,7 +29,7 @@ class Release:
     file: str
     data: str  # with the method: the row of the paper's tables that it belongs to
     source: str = "github.com/visinf/dense-ulearn-vos"  # the page that offers it
-    method: str = "Ours"
+    method: str = "the paper's method"
     layer: str = "res4"  # that its label propagation uses
 
 

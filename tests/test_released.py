@@ -139,5 +139,5 @@ def test_releases_are_found_by_name(encoder, tmp_path, monkeypatch):
 
 
 def test_releases_belong_to_rows_of_the_papers_table():
-    rows = list(zip(paper.TABLE1["method"], paper.TABLE1["data"]))
+    rows = list(zip(paper.TABLE1["method"], paper.TABLE1["train data"]))
     assert all(rows.count((release.method, release.data)) == 1 for release in released.RELEASES.values())

@@ -60,28 +60,17 @@ def test_sequence_table_ends_with_the_mean_over_objects(study, write_row):
     assert set(table["trained features"]) == {NOT_RUN}
 
 
-def test_the_curve_goes_from_no_training_to_the_last_encoder(study, write_row):
-    """It shows one training on one data set, and no table of methods shows its evaluations."""
-    given = {"settings": {"shorter_side": 240}}
-    for iteration, hours, mean in ((4000, 2.0, 0.6), (500, 0.25, 0.5), (1000, 0.5, 0.55)):
-        write_row("evaluate", f"curve-{iteration}", f"c{iteration}", trained_key="t1",
-                  training_cpu_seconds=3600 * hours, scores={**SCORES, "J&F-Mean": mean}, **given)
-    write_row("evaluate", "curve-0", "c0", scores={**SCORES, "J&F-Mean": 0.4}, stale=True, **given)
-    for other in ({"trained_key": "t0"}, {"fingerprint": "of other data"}):
-        write_row("evaluate", "curve-2000", f"c{[*other][0]}", date="2000-01-01", **given, **other)
-    curve = tables.score_curve(study)
-    assert curve["iteration"].tolist() == [0, 500, 1000, 4000]
-    assert curve["CPU hours"].tolist() == [0, 0.25, 0.5, 2]
-    assert curve["J&F"].tolist() == [40, 50, 55, 60]
-    assert curve["state"].str.startswith("†").tolist() == [True] + [False] * 3
-    assert not tables.study_table(study.rows())["method"].str.startswith("curve").any()
+def test_evaluations_of_the_curve_are_no_method_of_a_table(study, write_row):
+    write_row("evaluate", "curve-500", "c1", date="2026-01-01", data="of the curve alone")
+    table = tables.study_table(study.rows())
+    assert not table["method"].str.startswith("curve").any() and set(table["state"]) == {NOT_RUN}
 
 
 def test_without_rows_everything_says_not_run(study):
     made = tables.write_tables(study)
     assert set(made["table1"]["ours J&F_m"]) == set(made["study"]["state"]) == {NOT_RUN}
     assert set(made["table3"]["our iterations"]) == {NOT_RUN} and made["sequences"].empty
-    assert tables.score_curve(study).empty and NOT_RUN in tables.summary(study)
+    assert NOT_RUN in tables.summary(study)
     assert {path.name for path in (study.folder / "tables").iterdir()} == {
         f"{name}.{suffix}" for name in tables.TITLES for suffix in ("csv", "md")}
 

@@ -92,7 +92,7 @@ def comparison_table(study: Study) -> pd.DataFrame:
     """
     rows, found, lines = study.rows(), _evaluations(study), []
     trained = rows[rows["kind"] == "train"]
-    papers = {f"{line['method']}, {line['data']}": line["J&F_m"] for line in TABLE1.to_dict("records")}
+    papers = {f"{line['method']}, {line['train data']}": line["paper J&F_m"] for line in TABLE1.to_dict("records")}
     others = [{"key": "random", "name": "random features", "paper": "Random initialisation, None"},
               {"key": "colour", "name": "raw colours"}]
     for method in [*methods(), *others]:

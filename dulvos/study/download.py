@@ -37,7 +37,8 @@ ARCHIVES = {
         {"train": {"sequences": 60, "frames": 4209}, "val": DAVIS_2017_VAL},
         "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"),
     "davis2016": Archive(  # no checksum: the archive was replaced several times
-        "DAVIS-2016 (1.9 GB, CC BY-NC 4.0)", 2016, "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
+        "DAVIS-2016 (1.9 GB, CC BY-NC 4.0)", 2016,
+        "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
         {"train": {"sequences": 30, "frames": 2079, "objects": 30},
          "val": {"sequences": 20, "frames": 1376, "objects": 20}}),
 }

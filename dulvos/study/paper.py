@@ -9,22 +9,34 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from dulvos.encoder import STRIDE
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
-from dulvos.study.rows import NOT_RUN, Study, frame, has, newest, percent, remark, state, training
+from dulvos.study.rows import (
+    NOT_RUN,
+    Study,
+    counting,
+    frame,
+    has,
+    lookup,
+    newest,
+    percent,
+    remark,
+    state,
+    training,
+)
 from dulvos.training import NO_NUMBERS
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
-           "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "method_name",
-           "read_csv", "table1", "table2", "table3"]
+           "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "read_csv",
+           "table1", "table2", "table3"]
 
-OURS = "Ours"  # the paper's own method, as its tables call it
+OURS = "the paper's method"
 RANDOM = "Random initialisation"
-IMAGENET = "ImageNet ResNet-18 (supervised)"  # a line of ours
+IMAGENET = "ImageNet ResNet-18"  # a line of ours
 WEIGHTS = "released weights"
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
 SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
@@ -37,9 +49,11 @@ PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSet
             if field.name not in ("precision", "protocol")}
 FREE = ("seed", "precision", *NO_NUMBERS)
 
-# The lines of features that were not trained here: method, data, and how they differ from the paper's line.
-LINES = {"random": (RANDOM, None, ""), "imagenet": (IMAGENET, "ImageNet", ""),
-         **{name: (release.method, release.data, WEIGHTS) for name, release in RELEASES.items()}}
+# Features that were not trained here: method, data, what sets them apart from the paper's line, layer.
+LINES = {"random": (RANDOM, None, "", "res4"), "imagenet": (IMAGENET, "ImageNet", "supervised", "res4"),
+         **{name: (release.method, release.data, WEIGHTS, release.layer)
+            for name, release in RELEASES.items()}}
+KEYS = ["method", "train data", "apart"]
 
 
 def read_csv(name: str | Path) -> pd.DataFrame:
@@ -53,11 +67,6 @@ TABLE2 = read_csv("table2.csv")  # YouTube-VOS 2018 val, scored by its server
 TABLE3 = read_csv("table3.csv")  # cost of training, on one A100; a rival has the data of the line below it
 
 
-def method_name(method: str) -> str:
-    """The name of a method of the paper in our tables, where "Ours" would mean this study."""
-    return "the paper's method" if method == OURS else method
-
-
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
     """Table 1 (Sec. 4.1): each line of the paper's, then lines for results that belong to none of them.
 
@@ -67,24 +76,18 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     snapshots, and ImageNet features.
     """
     found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val", **DAVIS_2017_VAL})
-    papers = TABLE1.to_dict("records")
-    wanted = [(line, "", WEIGHTS if line["method"] == "CRW" else "") for line in papers]
-    used = {(line["method"], line["data"], what) for line, _, what in wanted}
-    imagenet = dict.fromkeys(TABLE1) | {"method": IMAGENET, "data": "ImageNet", "stride": 8}
-    for line in [*papers, imagenet]:
-        wanted += [(line, f", {what}" if what else "", what) for method, data, what in sorted(found, key=str)
-                   if (method, data) == (line["method"], line["data"]) and (method, data, what) not in used]
-    lines = []
-    for line, apart, what in wanted:
-        row, theirs = found.get((line["method"], line["data"], what)), line["J&F_m"]
-        ours = None if row is None else percent(row["scores.J&F-Mean"])
-        lines.append({
-            "method": method_name(line["method"]) + apart, "train data": line["data"],
-            "stride": line["stride"], **{f"paper {score}": line[score] for score in TABLE1.columns[5:]},
-            "ours J&F_m": NOT_RUN if ours is None else ours,
-            "difference": None if ours is None or theirs is None else round(ours - theirs, 1),
-            "state": state(row, rows) + ("" if row is None else f" (study {row['study']})")})
-    return frame(lines, list(lines[0]))
+    ours = frame([{**dict(zip(KEYS, line)), "ours J&F_m": percent(row["scores.J&F-Mean"]),
+                   "state": f"{state(row, rows)} (study {row['study']})"} for line, row in found.items()],
+                 [*KEYS, "ours J&F_m", "state"])
+    papers = TABLE1.assign(apart=TABLE1["method"].map({"CRW": WEIGHTS}).fillna(""))
+    table = pd.concat([papers, ours])[KEYS].drop_duplicates(ignore_index=True)
+    table = table.merge(TABLE1, "left", KEYS[:2]).merge(ours, "left", KEYS)
+    theirs = pd.to_numeric(table["paper J&F_m"])
+    table["difference"] = (pd.to_numeric(table["ours J&F_m"]) - theirs).round(1)
+    table = table.fillna({"stride": STRIDE, "ours J&F_m": NOT_RUN, "state": NOT_RUN})
+    table.loc[len(TABLE1):, "method"] += ", " + table["apart"]
+    scores = [column for column in TABLE1 if column.startswith("paper")]
+    return frame(table, ["method", "train data", "stride", *scores, "ours J&F_m", "difference", "state"])
 
 
 def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
@@ -95,68 +98,58 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
     Arguments:
         results: the folder that holds the studies.
     """
-    found = _by_line(rows, {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID})
-    lines = []
-    for line in TABLE2.to_dict("records"):
-        made = []
-        for (method, data, what), row in found.items():
-            if (method, data) == (line["method"], line["data"]):
-                path = Study(row["study"], results).path(row, "masks") / "submission.zip"
-                there = f"submit results/{path.relative_to(results)}"
-                made.append(f"{state(row, rows)}{what and f' ({what})'}: "
-                            f"{there if path.is_file() else 'its masks are not on this machine'}")
-        lines.append({"method": method_name(line["method"]), "train data": line["data"],
-                      **{f"paper {score}": line[score] for score in TABLE2.columns[3:]},
-                      "state": "; ".join(made) or NOT_RUN})
-    return frame(lines, list(lines[0]))
+    made: dict[tuple, list[str]] = {}
+    wanted = {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID}
+    for (*line, apart), row in _by_line(rows, wanted).items():
+        path = Study(row["study"], results).path(row, "masks") / "submission.zip"
+        there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are elsewhere"
+        made.setdefault(tuple(line), []).append(f"{state(row, rows)}{apart and f' ({apart})'}: {there}")
+    lines = zip(TABLE2["method"], TABLE2["train data"])
+    table = TABLE2.assign(state=["; ".join(made.get(line, [NOT_RUN])) for line in lines])
+    return table.drop(columns="supervised")
 
 
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
     """Table 3, the cost of training: ours beside the paper's, then our other trainings."""
-    trained, lines, used = rows[rows["kind"] == "train"], [], []
-    ours = trained[np.array([_length(row) == "" for _, row in trained.iterrows()], bool)]
+    trained = counting(rows[rows["kind"] == "train"], ["study", "name"]).sort_values(["study", "name"])
+    lines, others = [], trained
     for line in TABLE3.to_dict("records"):
-        row = newest(ours[ours["data"] == line["data"]]) if line["method"] == OURS else None
-        used += [] if row is None else [row["key"]]
-        lines.append({"method": method_name(line["method"]), "train data": line["data"],
-                      "paper iterations": line["iterations"], "paper time": line["time"],
-                      "paper memory (GB)": line["memory (GB)"], **_cost(row), "state": state(row, rows)})
-    for _, group in trained.groupby(["study", "name"]):
-        row = newest(group)
-        if row["key"] not in used:
-            lines.append({"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
-                          **_cost(row), "state": state(row, rows)})
-    return frame(lines, list(lines[0]))
+        row = None
+        if line["method"] == OURS:
+            own = trained[trained["data"] == line["train data"]]
+            row = newest(own[[_length(made) == "" for _, made in own.iterrows()]])
+            others = others.drop(index=[] if row is None else [row.name])
+        lines.append({**line, **_cost(row, rows)})
+    lines += [{"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
+               **_cost(row, rows)} for _, row in others.iterrows()]
+    return frame(lines, [*TABLE3, *_cost(None, rows)])
 
 
-def _cost(row: pd.Series | None) -> dict:
+def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
+    cost = dict.fromkeys(["our iterations", "our time", "our peak memory (MB)", "device", "state"], NOT_RUN)
     if row is None:
-        return {"our iterations": NOT_RUN, "our time": None, "our peak memory (MB)": None, "device": None}
+        return cost | dict.fromkeys(["our time", "our peak memory (MB)", "device"])
     minutes, device = row["seconds"] / 60, row["device"]
     if device.startswith("cpu"):
         device += f", {int(row['threads'])} threads"
-    elif isinstance(row.get("gpu"), str):
-        device = row["gpu"]
-    return {"our iterations": int(row["iterations"]),
-            "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device}
+    return dict(zip(cost, [
+        int(row["iterations"]), f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+        round(row["peak_memory_mb"]), lookup(row, "gpu") or device, state(row, rows)]))
 
 
 def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
-    """The newest evaluation with the paper's propagation for each line: method, data, what sets it apart."""
+    """The evaluation with the paper's propagation that counts for each line, by the line's `KEYS`."""
     found: dict[tuple, list[pd.Series]] = {}
     for _, row in rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)].iterrows():
-        features, chosen, made = row["features"], remark(row), training(row, rows)
-        line, layers = LINES.get(features), SELECTED_LAYERS if chosen else (PROTOCOL["layer"],)
-        if features in RELEASES:  # with the layer that it was made for
-            layers = (RELEASES[features].layer,)
+        made, chosen = training(row, rows), remark(row)
+        *line, layer = LINES.get(row["features"], (None, None, "", "res4"))
         if made is not None and (length := _length(made)) is not None:
-            miscounted = made.get("miscounted")
-            size = "data of another size" if isinstance(miscounted, list) and miscounted else ""
+            size = "data of another size" if lookup(made, "miscounted") else ""
             line = OURS, made["data"], ", ".join(filter(None, [length, size, chosen]))
-        if line and any(has(row, {**PROTOCOL, "layer": layer}) for layer in layers):
-            found.setdefault(line, []).append(row)
-    return {line: newest(pd.DataFrame(group)) for line, group in found.items()}
+        layers = SELECTED_LAYERS if chosen else [layer]
+        if line[0] and any(has(row, {**PROTOCOL, "layer": layer}) for layer in layers):
+            found.setdefault(tuple(line), []).append(row)
+    return {line: newest(pd.DataFrame(found[line])) for line in sorted(found, key=str)}
 
 
 def _length(made: pd.Series) -> str | None:

@@ -25,9 +25,9 @@ from dulvos.files import expand, make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
-__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "flat", "frame", "has",
-           "label", "lookup", "newest", "once", "percent", "plain_name", "provenance", "remark", "run_key",
-           "state", "training", "version", "write_json"]
+__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "counting", "flat",
+           "frame", "has", "label", "lookup", "newest", "once", "percent", "plain_name", "provenance",
+           "remark", "run_key", "state", "training", "version", "write_json"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "timm", "pandas")
@@ -188,6 +188,11 @@ def all_rows(results: Path | None = None) -> pd.DataFrame:
 def newest(rows: pd.DataFrame) -> pd.Series | None:
     """The row that counts among runs of one name: the newest current one; if none is current, the newest."""
     return None if rows.empty else rows.sort_values(["current", "date"]).iloc[-1]
+
+
+def counting(rows: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
+    """The row that counts (`newest`) of each group, which has the same values in the columns `by`."""
+    return rows.sort_values(["current", "date"]).groupby(by).tail(1)
 
 
 def state(row: pd.Series | None, rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ run" marks what is missing, and † marks rows of an earlier version.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ from dulvos.study.rows import (
     Study,
     all_rows,
     benchmarks,
+    counting,
     frame,
+    has,
     label,
     lookup,
-    newest,
     percent,
     remark,
     state,
 )
 
-__all__ = ["METHODS", "POINTS", "TITLES", "failure_frame", "score_curve", "sequence_table", "study_table",
+__all__ = ["METHODS", "POINTS", "TITLES", "failure_frame", "sequence_table", "study_table",
            "summary", "to_markdown", "to_text", "write", "write_tables"]
 
 POINTS = "points"  # the state of a line of differences, after a † if either side has one
@@ -38,9 +40,10 @@ METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "rand
 LABELS = {**METHODS, "davis2016": "shipped weights"}
 SCORES = {"J&F": "J&F-Mean", "J mean": "J-Mean", "J recall": "J-Recall", "J decay": "J-Decay",
           "F mean": "F-Mean", "F recall": "F-Recall", "F decay": "F-Decay"}
+COUNTS = ("sequences", "objects", "frames")
+MEAN = "mean over objects"
 SIGNED = "{:+z.1f}"
 FORMATS = {"difference": SIGNED, "ours": SIGNED, "seconds a frame": "{:.2f}", "CPU hours": "{:.2f}"}
-SAME = ("data", "split", "fingerprint", *(f"parameters.{name}" for name in PROTOCOL))  # to be comparable
 TITLES = {
     "table1": "Table 1: DAVIS-2017 val, J&F in percent",
     "study": "This study: means over objects, in percent",
@@ -57,38 +60,32 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of one study.
     """
     lines = []
-    for data, split in benchmarks(rows) or [(None, None)]:
-        found = _methods(rows, data, split)
-        made = [{"method": LABELS.get(method, method), **_measured(row), "state": state(row, rows)}
-                for method, row in found.items()]
+    for data, found in _by_benchmark(rows):
+        made = {method: {**_measured(row), "state": state(row, rows)} for method, row in found.items()}
         trained, random = found["trained"], found["random"]
-        gain = {"method": "trained - random", "state": NOT_RUN}
+        gain = {"state": NOT_RUN}
         if trained is not None and random is not None:
             gain["state"] = "not comparable: other data or settings"
-            if all(lookup(trained, name) == lookup(random, name) for name in SAME):
-                ours, theirs = _scores(trained), _scores(random)
-                gain |= {score: round(ours[score] - theirs[score], 1) for score in SCORES}
-                gain["state"] = "† " * ("†" in state(trained, rows) + state(random, rows)) + POINTS
-        lines += [{"data": data and f"{data} {split}", **line} for line in (*made, gain)]
-    return frame(lines, ["data", "method", *SCORES, "sequences", "objects", "frames", "seconds a frame",
-                         "threads", "state"])
+            settings = {name: lookup(trained, f"parameters.{name}") for name in PROTOCOL}
+            if has(random, settings) and trained["fingerprint"] == random["fingerprint"]:
+                gain = {score: round(made["trained"][score] - made["random"][score], 1) for score in SCORES}
+                stale = "†" in made["trained"]["state"] + made["random"]["state"]
+                gain["state"] = "† " * stale + POINTS
+        lines += [{"data": data, "method": LABELS.get(method, method), **line}
+                  for method, line in {**made, "trained - random": gain}.items()]
+    return frame(lines, ["data", "method", *SCORES, *COUNTS, "seconds a frame", "threads", "state"])
 
 
 def _measured(row: pd.Series | None) -> dict:
     if row is None:
         return {}
     try:
-        counts = {count: int(row[count]) for count in ("sequences", "objects", "frames")}
-        threads = int(row["threads"]) if pd.notna(row.get("threads")) else None
-        seconds = round(float(row["seconds_per_frame"]), 2)
-        return {**_scores(row), **counts, "seconds a frame": seconds, "threads": threads}
+        return {**{column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()},
+                **{count: int(row[count]) for count in COUNTS},
+                "seconds a frame": round(float(row["seconds_per_frame"]), 2), "threads": int(row["threads"])}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a "
                          f"number ({error}); restore it, or delete it to run again") from error
-
-
-def _scores(row: pd.Series) -> dict[str, float]:
-    return {column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()}
 
 
 def sequence_table(study: Study) -> pd.DataFrame:
@@ -97,46 +94,21 @@ def sequence_table(study: Study) -> pd.DataFrame:
     Selected checkpoints are left out, because some of these sequences selected them.
     """
     rows, blocks = study.rows(), [frame([], ["data", "sequence", "objects"])]
-    for data, split in benchmarks(rows):
+    for data, found in _by_benchmark(rows):
         titles, tables = [], []
-        for name, row in _methods(rows, data, split).items():
+        for name, row in found.items():
             if row is not None and remark(row):
                 continue
             titles.append(LABELS.get(name, name) + " †" * state(row, rows).startswith("†"))
             if row is not None and (path := study.path(row, "scores", ".csv")).exists():
                 tables.append(pd.read_csv(path).assign(method=titles[-1]))
-        if not tables:
-            continue
-        table = pd.concat(tables).eval("score = 50 * (`J mean` + `F mean`)")
-        margin = {"margins": True, "margins_name": "mean over objects"}
-        block = table.pivot_table("score", "sequence", "method", **margin)
-        block = block.reindex(columns=titles).round(1).astype(object)
-        counts = tables[-1].groupby("sequence").size()
-        block.insert(0, "objects", [*counts, counts.sum()])
-        block.insert(0, "data", f"{data} {split}")
-        blocks.append(block.where(block.notna(), NOT_RUN).reset_index())
-    table = pd.concat(blocks, ignore_index=True)
-    return table if len(table) else table.reindex(columns=[*table, *METHODS.values()])
-
-
-def score_curve(study: Study) -> pd.DataFrame:
-    """J&F against training: a line for each encoder that was evaluated on the way, in the order of training.
-
-    All lines are of one training and one data set, those of the newest such evaluation.
-    """
-    rows, lines = study.rows(), []
-    found = rows[(rows["kind"] == "evaluate") & rows["name"].str.startswith(CURVE)]
-    last = found[found["trained_key"] != ""].tail(1)  # the first point, untrained, has none
-    found = found[found["fingerprint"].isin(last["fingerprint"])
-                  & found["trained_key"].isin(["", *last["trained_key"]])]
-    for name, group in found.groupby("name"):
-        row = newest(group)
-        spent = row.get("training_cpu_seconds")
-        lines.append({"iteration": int(name.removeprefix(CURVE)),
-                      "CPU hours": 0.0 if pd.isna(spent) else round(spent / 3600, 2),
-                      **{score: _scores(row)[score] for score in ("J&F", "J mean", "F mean")},
-                      "shorter side": int(row["parameters.shorter_side"]), "state": state(row, rows)})
-    return pd.DataFrame(sorted(lines, key=lambda line: line["iteration"]))
+        if tables:
+            table = pd.concat(tables).eval("score = 50 * (`J mean` + `F mean`)")
+            block = table.pivot_table("score", "sequence", "method", margins=True, margins_name=MEAN)
+            block = block.reindex(columns=titles).round(1).astype(object).fillna(NOT_RUN).reset_index()
+            counts = tables[-1].groupby("sequence").size()
+            blocks.append(block.assign(data=data, objects=[*counts, counts.sum()]))
+    return pd.concat(blocks, ignore_index=True)
 
 
 def failure_frame(scores: np.ndarray, window: int = 5) -> int:
@@ -153,18 +125,17 @@ def failure_frame(scores: np.ndarray, window: int = 5) -> int:
 
 def to_text(table: pd.DataFrame) -> pd.DataFrame:
     """A table's cells as they are printed: one decimal, signs on differences, "-" for None."""
-    def cell(content: object, column: str, made: str) -> str:
+    def cell(content: object, column: str, state: object) -> str:
         if pd.isna(content):
             return "-"
         if isinstance(content, float):
-            signed = column in SCORES and made.removeprefix("† ") == POINTS
+            signed = column in SCORES and str(state).endswith(POINTS)
             return (SIGNED if signed else FORMATS.get(column, "{:.1f}")).format(content)
-        return f"{content:,}" if isinstance(content, (int, np.integer)) else str(content)
+        return f"{content:,}" if isinstance(content, int) else str(content)
 
-    states = table.get("state", [""] * len(table))
-    text = {column: [cell(content, column, made) for content, made in zip(table[column], states)]
-            for column in table}
-    return pd.DataFrame(text, columns=table.columns, dtype=object)
+    lines = [[cell(content, column, line.get("state")) for column, content in line.items()]
+             for line in table.to_dict("records")]
+    return pd.DataFrame(lines, columns=table.columns, dtype=object)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -200,10 +171,14 @@ def summary(study: Study) -> str:
     return f"study {study.name!r}: {TITLES['study']}\n{table.to_string(index=False)}"
 
 
-def _methods(rows: pd.DataFrame, data: str | None, split: str | None) -> dict[str, pd.Series | None]:
-    """The row that counts for each method: `METHODS`, None for an absent one, then others by their label."""
-    found = rows[(rows["kind"] == "evaluate") & (rows["data"] == data) & (rows["split"] == split)]
-    found = found[~found["name"].str.startswith(CURVE).astype(bool)]
+def _by_benchmark(rows: pd.DataFrame) -> Iterator[tuple[str | None, dict[str, pd.Series | None]]]:
+    """The row that counts for each method, of each benchmark, the latest first.
+
+    First come the `METHODS`, None for an absent one, then others by their labels.
+    """
+    found = rows[(rows["kind"] == "evaluate") & ~rows["name"].str.startswith(CURVE).astype(bool)]
     found = found.assign(label=[label(row) for _, row in found.iterrows()])
-    names = [*METHODS, *sorted(set(found["label"]) - set(METHODS))]
-    return {name: newest(found[found["label"] == name]) for name in names}
+    for data, split in benchmarks(found) or [("", "")]:
+        own = counting(found[(found["data"] == data) & (found["split"] == split)], "label")
+        made = {row["label"]: row for _, row in own.sort_values("label").iterrows()}
+        yield f"{data} {split}" if data else None, dict.fromkeys(METHODS) | made
