@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dulvos.datasets import Dataset, Sequence, load_youtube_vos
+from dulvos.datasets import Dataset, load_youtube_vos
 from dulvos.errors import InputError
 from dulvos.files import expand, replacing
 from dulvos.study.collections import SOURCES
