@@ -17,17 +17,17 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.study.paper import read_csv
-from dulvos.study.rows import NOT_RUN, Study, frame, has
+from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, state, training
 from dulvos.study.tables import write
 from dulvos.training import NO_NUMBERS, TrainSettings
 
@@ -42,7 +42,7 @@ CONFIDENCE = 0.95  # a difference counts if this share of further seeds would no
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale at which the grid is run, a line of `ablation_scales.csv`."""
+    """A scale at which the grid is run, a section of `ablation_scales.toml`."""
 
     name: str  # its rows lie in `results/ablation-<name>`
     train: str  # data, as notebook 01_train takes it
@@ -79,10 +79,8 @@ def pairs(text: str | None) -> dict:
     return settings
 
 
-SCALES = {line["name"]: Scale(**{
-    **line, "training": pairs(line["training"]), "inference": pairs(line["inference"]),
-    "seeds": [*map(int, line["seeds"].split())], "minutes": [*map(float, line["minutes"].split())]})
-    for line in read_csv("ablation_scales.csv").to_dict("records")}
+_TABLES = tomllib.loads(Path(__file__).with_name("ablation_scales.toml").read_text("utf-8"))
+SCALES = {name: Scale(name, **fields) for name, fields in _TABLES.items()}
 
 
 def find_scale(name: str) -> Scale:
@@ -135,21 +133,20 @@ def _point(scale: Scale, line: dict) -> Point:
         if line[column] not in allowed:
             raise InputError(f"{column} must be one of {allowed}, not {line[column]!r}")
     changes, base = pairs(line["settings"]), TrainSettings.from_dict(scale.training)
-    training = {name: value for name, value in changes.items() if hasattr(base, name)}
-    inference = {**scale.inference, **{name: changes[name] for name in changes.keys() - training.keys()}}
-    SegmentSettings(**inference)
     if line["varied"] == "B, T":  # T at a fixed B·T
-        training["batch"] = base.batch * base.frames // training["frames"]
+        changes["batch"] = base.batch * base.frames // changes["frames"]
         if scale.lengths == "epochs":
-            ratio = base.batch / training["batch"]
-            training |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
-    trained = "" if line["features"] else "own" if training else "baseline"
-    training = {**scale.training, **training}
-    settings = dataclasses.asdict(TrainSettings.from_dict(training))
+            ratio = base.batch / changes["batch"]
+            changes |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
+    training = {name: value for name, value in changes.items() if hasattr(base, name)}
+    inference = scale.inference | {name: changes[name] for name in changes.keys() - training.keys()}
+    SegmentSettings(**inference)
+    settings = dataclasses.asdict(TrainSettings.from_dict(scale.training | training))
     name, label = (line[column].format(**settings) for column in ("name", "label"))
+    trained = "" if line["features"] else name if training else "baseline"
     seeds = scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]
-    return Point(name, line["varied"], label, line["features"] or "trained", training, inference,
-                 name if trained == "own" else trained, seeds, line)
+    return Point(name, line["varied"], label, line["features"] or "trained", scale.training | training,
+                 inference, trained, seeds, line)
 
 
 def effects(study: Study, scale: Scale) -> pd.DataFrame:
@@ -162,97 +159,94 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         value: what the edge varies, None for the baseline and for claims.
         seeds, score: how many seeds were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
-        deviation: of `ours` over seeds; for the baseline, of a single seed.
+        deviation: of `ours` over seeds; for the baseline, of its scores.
         visible: what a difference must exceed to count: 95 % of further seeds stay within (Student's t).
         verdict: how `ours` compares with what the paper says.
         state: "not run", "run" or the number of seeds, with † if they or the baseline are of earlier code.
         data: the data that were evaluated.
     """
-    rows, lines = study.rows(), []
+    rows, lines, base = study.rows(), [], None
     rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
+    runs = [(row, training(row, rows), state(row, rows) == "run")
+            for _, row in rows[rows["kind"] == "evaluate"].iterrows()]
     for point in points(scale):
-        found, edge = _seeds(point, rows), EDGES.get(point.varied)
-        scores, count = 100 * found["scores.J&F-Mean"].to_numpy(float), len(found)
-        stale = count > 0 and not found["current"].any()
-        first = point.varied == "baseline"
-        if first:
-            base, old = scores, stale
-        ours, deviation, visible = _difference(scores[:1] if first else scores, base)
-        if first:
-            ours, deviation = None, float(base.std(ddof=1)) if count > 1 else None
-        state = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
-        if stale or old:
-            state = f"† {state} by earlier code"
+        found, edge = _seeds(point, runs), EDGES.get(point.varied)
+        if base is None:
+            base, difference = found, (None, found["score"].std(), None)
+        else:
+            difference = _difference(found["score"], base["score"])
+        count = len(found)
+        told = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
+        if not (found["current"].all() and base["current"].all()):
+            told = f"† {told} by earlier code"
         lines.append({
             **point.line, "name": point.name, "label": point.label, "seeds": count,
-            "score": scores.mean() if count else None, "value": edge and getattr(point.settings, edge),
-            "ours": ours, "deviation": deviation, "visible": visible, "state": state if count else NOT_RUN,
-            "verdict": _verdict(scale, point, ours, visible),
-            "data": found["data"].iloc[0] if count else None})
-    return frame(lines, [*lines[0]])
+            "score": found["score"].mean(), "value": edge and getattr(point.settings, edge),
+            **dict(zip(["ours", "deviation", "visible"], difference)), "data": found["data"].max(),
+            "state": told if count else NOT_RUN})
+    table = frame(lines, [*lines[0], "verdict"])
+    table["verdict"] = [_verdict(scale, line) for line in table.to_dict("records")]
+    return table
 
 
-def _seeds(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations that count for a point, one for each seed."""
-    found = _having(rows, "evaluate", dataclasses.asdict(SegmentSettings(**point.inference)))
-    if point.trained:
-        settings = dataclasses.asdict(point.settings)
-        trained = _having(rows, "train", {name: settings[name] for name in settings.keys() - FREE})
-        trained = trained.reindex(columns=["key", "parameters.seed", "current"])
-        trained.columns = ["trained_key", "seed", "fresh"]
-        found = found[found["snapshot"].isna()].drop(columns="seed", errors="ignore")
-        found = found.merge(trained, on="trained_key")
-        found["current"] &= found["fresh"]
-    else:
-        found = found[found["features"] == point.features]
-    if len(found):
-        found = found.sort_values(["current", "date"]).groupby("seed").tail(1).sort_values("seed")
-        found = found[found["current"] == found["current"].any()]
-    return found.reindex(columns=["scores.J&F-Mean", "current", "data"])
+def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -> pd.DataFrame:
+    """The evaluations that count for a point, one for each seed.
+
+    Arguments:
+        runs: each evaluation, its training, and whether today's code gives the same numbers.
+    """
+    settings, found = dataclasses.asdict(point.settings), []
+    settings = {name: settings[name] for name in settings.keys() - FREE}
+    inference = dataclasses.asdict(SegmentSettings(**point.inference))
+    for row, made, current in runs:
+        fits = row["features"] == point.features  # random ones
+        if made is not None:
+            fits = point.trained and pd.isna(row["snapshot"]) and has(made, settings)
+        if fits and has(row, inference):
+            seed = row.get("seed") if made is None else made["parameters.seed"]
+            found.append((seed, current, row["date"], 100 * row["scores.J&F-Mean"], row["data"]))
+    table = counting(pd.DataFrame(found, columns=["seed", "current", "date", "score", "data"]), "seed")
+    return table[table["current"] == table["current"].any()]
 
 
-def _having(rows: pd.DataFrame, kind: str, settings: dict) -> pd.DataFrame:
-    found = rows[rows["kind"] == kind]
-    return found[np.array([has(row, settings) for _, row in found.iterrows()], bool)]
+def _difference(scores: pd.Series, base: pd.Series) -> tuple[float, float, float]:
+    """The difference of two means, its deviation (the variance pooled over both), and what is visible.
+
+    NaN stands for what too few seeds cannot tell.
+    """
+    n, m, freedom = len(scores), len(base), len(scores) + len(base) - 2
+    deviation = math.nan
+    if n and m and freedom:
+        squares = n * scores.var(ddof=0) + m * base.var(ddof=0)
+        deviation = math.sqrt(squares / freedom * (1 / n + 1 / m))
+    return scores.mean() - base.mean(), deviation, deviation * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 
-def _difference(scores: np.ndarray, base: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """The difference of two means, its deviation (the variance pooled over both), and what is visible."""
-    if not len(scores) or not len(base):
-        return None, None, None
-    ours, freedom = float(scores.mean() - base.mean()), len(scores) + len(base) - 2
-    if not freedom:
-        return ours, None, None
-    squares = sum(((values - values.mean()) ** 2).sum() for values in (scores, base))
-    deviation = math.sqrt(squares / freedom * (1 / len(scores) + 1 / len(base)))
-    return ours, deviation, deviation * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-
-
-def _verdict(scale: Scale, point: Point, ours: float | None, visible: float | None) -> str:
-    expected = point.line["expected"]
-    if point.varied == "baseline" or ours is None:
-        return "-" if point.varied == "baseline" else NOT_RUN
+def _verdict(scale: Scale, line: dict) -> str:
+    """How a line of `effects` compares with what the paper says."""
+    ours, visible = line["ours"], line["visible"]
+    if line["varied"] == "baseline" or ours is None:
+        return "-" if line["varied"] == "baseline" else NOT_RUN
     if scale.meaningless:
         return "means nothing"
-    if expected is None:
-        return "-" if point.varied == "claim" else "not stated"
+    if line["expected"] is None:
+        return "-" if line["varied"] == "claim" else "not stated"
     if visible is None:
         return "deviation unknown"
-    if expected == "equal":
+    if line["expected"] == "equal":
         return "agrees" if abs(ours) <= visible else "differs"
     return "within the deviation" if abs(ours) <= visible else "agrees" if ours < 0 else "opposite"
 
 
 def figure_table(found: pd.DataFrame) -> pd.DataFrame:
     """Fig. 3 as a table: the baseline, then the points of each edge; `found` is what `effects` gives."""
-    lines = []
-    for line in found[found["varied"] != "claim"].to_dict("records"):
-        numbers = {name: line[name] and round(line[name], 4) for name in ("score", "ours", "deviation")}
-        paper = line["paper"]
-        told = "not stated" if paper is None else f"{paper:+z.1f}" if paper else "about 0"
-        lines.append({**line, **numbers, "J&F": numbers["score"], "setting": line["label"],
-                      "paper": "-" if line["varied"] == "baseline" else told})
-    return frame(lines, ["varied", "setting", "J&F", "ours", "deviation", "paper", "verdict", "state"])
+    lines = found[found["varied"] != "claim"].rename(columns={"label": "setting", "score": "J&F"})
+    numbers = ["J&F", "ours", "deviation"]
+    lines[numbers] = lines[numbers].astype(float).round(4)
+    told = ["not stated" if paper is None else f"{paper:+z.1f}" if paper else "about 0"
+            for paper in lines["paper"]]
+    lines["paper"] = ["-", *told[1:]]  # the baseline has none
+    return frame(lines, ["varied", "setting", *numbers, "paper", "verdict", "state"])
 
 
 def claims(found: pd.DataFrame) -> pd.DataFrame:
