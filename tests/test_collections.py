@@ -202,7 +202,7 @@ def test_each_layout_gives_its_training_videos_and_no_others(name, tmp_path):
         with pytest.raises(InputError) as error:
             open_collection(name, tmp_path / folder, tmp_path / "cache")
         said = str(error.value)
-        assert all(word in said for word in (folder, source.origin, source.layout, f"{source.videos:,}"))
+        assert all(word in said for word in (folder, source.origin, source.layout, f"{source.counts['videos']:,}"))
 
 
 def test_a_folder_that_is_named_like_a_collection_is_not_it(tmp_path):
@@ -237,15 +237,15 @@ def test_epochs_become_iterations_of_the_videos_that_are_there():
             paper_settings(name, 3, **changes)
 
 
-@pytest.mark.parametrize(("counts", "words"), [
-    ({"videos": 2, "frames": 24}, ""), ({"videos": 3, "frames": 0}, "2 videos.*3 expected"),
-    ({"videos": 2, "frames": 25}, "24 frames.*25 expected"),
-    ({"videos": 1, "frames": 0}, "2 videos.*1 expected"), ({"videos": 1, "frames": 0, "about": True}, ""),
-    ({"videos": 2, "frames": 25, "about": True}, ""),
-    ({"videos": 30, "frames": 0, "about": True}, "about 30")])
-def test_incomplete_and_overfull_copies_are_noticed(tmp_path, monkeypatch, counts, words):
+@pytest.mark.parametrize(("counts", "about", "words"), [
+    ({"videos": 2, "frames": 24}, False, ""), ({"videos": 3}, False, "2 videos.*3 expected"),
+    ({"videos": 2, "frames": 25}, False, "24 frames.*25 expected"),
+    ({"videos": 1}, False, "2 videos.*1 expected"), ({"videos": 1}, True, ""),
+    ({"videos": 2, "frames": 25}, True, ""), ({"videos": 30}, True, "about 30")])
+def test_incomplete_and_overfull_copies_are_noticed(tmp_path, monkeypatch, counts, about, words):
     make_layout("trackingnet", tmp_path / "data")
-    monkeypatch.setitem(SOURCES, "trackingnet", dataclasses.replace(SOURCES["trackingnet"], **counts))
+    source = dataclasses.replace(SOURCES["trackingnet"], counts=counts, about=about)
+    monkeypatch.setitem(SOURCES, "trackingnet", source)
     found = open_collection("trackingnet", tmp_path / "data", tmp_path / "cache").miscounted
     assert len(found) == bool(words) and re.search(words, "".join(found))
 
@@ -286,7 +286,7 @@ def test_the_train_command_keeps_the_papers_settings_and_epochs(folder):
 def test_the_index_command_shows_what_is_expected_and_found(folder, capsys):
     assert main(["index"]) == 0
     said = capsys.readouterr().out
-    assert all(source.origin in said and f"{source.videos:,} videos" in said for source in SOURCES.values())
+    assert all(source.origin in said and f"{source.counts['videos']:,} videos" in said for source in SOURCES.values())
     make_layout("youtube-vos", folder / "youtube-vos")
     assert main(["index", "youtube-vos"]) == 1  # incomplete
     out = capsys.readouterr().out

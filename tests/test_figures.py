@@ -62,7 +62,7 @@ def test_cells_lie_where_their_pixels_are() -> None:
     assert axes[3].images[1].get_extent() == [-4, 76, 60, -4]
     assert axes[9].images[1].get_extent() == [-0.5, 79.5, 63.5, -0.5]
     assert axes[3].get_xlim() == (-0.5, 79.5) and axes[3].get_ylim() == (63.5, -0.5)
-    assert np.ptp(axes[3].images[0].get_array(), axis=2).max() == 0
+    assert axes[3].images[0].get_array().ndim == 2
     assert (axes[5].images[0].get_array() == FRAME).all()
     limits = [axis.images[1].get_clim() for axis in axes[3:5]]  # one line of maps has one scale
     assert limits[0] == limits[1] == (VALUES[0].min(), VALUES[1].max() + 3)

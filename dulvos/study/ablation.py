@@ -26,17 +26,16 @@ from scipy import stats
 
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.study.paper import read_csv
+from dulvos.study.paper import read_csv, trained_with
 from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, state, training
 from dulvos.study.tables import write
-from dulvos.training import NO_NUMBERS, TrainSettings
+from dulvos.training import TrainSettings
 
 __all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs",
            "points", "scale_text", "write_tables"]
 
 EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what each varies
 ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
-FREE = {"seed", *NO_NUMBERS}  # settings in which the trainings of a point may differ
 CONFIDENCE = 0.95  # a difference counts if this share of further seeds would not reach it
 
 
@@ -195,13 +194,11 @@ def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -
     Arguments:
         runs: each evaluation, its training, and whether today's code gives the same numbers.
     """
-    settings, found = dataclasses.asdict(point.settings), []
-    settings = {name: settings[name] for name in settings.keys() - FREE}
-    inference = dataclasses.asdict(SegmentSettings(**point.inference))
+    inference, found = dataclasses.asdict(SegmentSettings(**point.inference)), []
     for row, made, current in runs:
         fits = row["features"] == point.features  # random ones
         if made is not None:
-            fits = point.trained and pd.isna(row["snapshot"]) and has(made, settings)
+            fits = point.trained and pd.isna(row["snapshot"]) and trained_with(made, point.settings)
         if fits and has(row, inference):
             seed = row.get("seed") if made is None else made["parameters.seed"]
             found.append((seed, current, row["date"], 100 * row["scores.J&F-Mean"], row["data"]))

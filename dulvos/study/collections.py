@@ -43,9 +43,8 @@ class Source:
     layout: str  # path of a frame or file, below the collection's folder
     places: list[str]  # patterns of its videos' paths; the first one that matches counts
     settings: dict[str, Any]  # what differs from the defaults of `TrainSettings`
+    counts: dict[str, int]  # expected numbers of videos and of frames, where a public page states them
     listed: str = ""  # a file with the names of the videos to take; "" takes all
-    videos: int = 0  # the expected number; 0 if no public page states it
-    frames: int = 0  # likewise
     about: bool = False  # copies differ, so these numbers are approximate
     epochs: int = 0  # of the paper's training; 0 if the paper did not train on it
     decay_epochs: int = 0  # between two decays of the learning rate
@@ -57,12 +56,6 @@ class Source:
         counts = " and ".join(f"{number:,} {what}" for what, number in self.counts.items())
         return (f"{self.title} ({'about ' * self.about}{counts}) as {self.layout}, from {self.origin}"
                 + (f" ({self.remark})" if self.remark else ""))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The expected numbers of videos and of frames, where they are known."""
-        counts = {"videos": self.videos, "frames": self.frames}
-        return {what: number for what, number in counts.items() if number}
 
 
 _TABLES = tomllib.loads(Path(__file__).with_name("collections.toml").read_text("utf-8"))

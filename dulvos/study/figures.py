@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import matplotlib
 import numpy as np
@@ -194,20 +195,18 @@ def cell_maps(frames: Sequence[np.ndarray], lines: Sequence[Maps], titles: Seque
     figure = NotebookFigure((WIDTH, 0.2 + len(lines) * (side * height / width + 0.02)))
     figure.get_layout_engine().set(**TIGHT)
     for axes, line in zip(figure.subplots(len(lines), len(frames), squeeze=False), lines):
-        # a photograph that shines through must not change the map's colours
-        pictures = [picture if cells is None else picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
-                    for picture, cells in zip(frames, line.maps)]
-        show_pictures(axes, pictures, titles)
+        show_pictures(axes, frames, titles)
         titles = ()
-        values = [cells for cells in line.maps if cells is not None and cells.ndim == 2] or [0, 1]
+        values = [cells for cells in line.maps if np.ndim(cells) == 2] or [0, 1]
         scale = Normalize(*(line.limits or (np.nanmin(values), np.nanmax(values))))
-        for axis, cells in zip(axes, line.maps):
+        for axis, cells, mark in zip_longest(axes, line.maps, line.marks):
             if cells is not None:
+                # a photograph that shines through must not change the map's colours
+                axis.images[0].set(data=axis.images[0].get_array().mean(2), cmap="gray", clim=(0, 255))
                 top, left = np.subtract(line.offset, np.divide(line.stride, 2)) * np.ones(2)
                 bottom, right = np.multiply(cells.shape[:2], line.stride) + (top, left)
                 axis.imshow(cells, "viridis", scale, alpha=line.opacity, interpolation="nearest",
                             extent=(left, right, bottom, top))
-        for axis, mark in zip(axes, line.marks):
             if mark is not None:
                 y, x = (np.reshape(mark[0], (-1, 2)) * line.stride + line.offset).T
                 for colour, rim in (("black", 1.4), ("white", 0.7)):  # visible on any background

@@ -28,11 +28,11 @@ from dulvos.study.rows import (
     state,
     training,
 )
-from dulvos.training import NO_NUMBERS
+from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
            "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "read_csv",
-           "table1", "table2", "table3"]
+           "table1", "table2", "table3", "trained_with"]
 
 OURS = "the paper's method"
 RANDOM = "Random initialisation"
@@ -122,19 +122,19 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({**line, **_cost(row, rows)})
     lines += [{"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
                **_cost(row, rows)} for _, row in others.iterrows()]
-    return frame(lines, [*TABLE3, *_cost(None, rows)])
+    return frame(lines, [*TABLE3, "our iterations", "our time", "our peak memory (MB)", "device", "state"])
 
 
 def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
-    cost = dict.fromkeys(["our iterations", "our time", "our peak memory (MB)", "device", "state"], NOT_RUN)
     if row is None:
-        return cost | dict.fromkeys(["our time", "our peak memory (MB)", "device"])
+        return {"our iterations": NOT_RUN, "state": NOT_RUN}
     minutes, device = row["seconds"] / 60, row["device"]
     if device.startswith("cpu"):
         device += f", {int(row['threads'])} threads"
-    return dict(zip(cost, [
-        int(row["iterations"]), f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-        round(row["peak_memory_mb"]), lookup(row, "gpu") or device, state(row, rows)]))
+    return {"our iterations": int(row["iterations"]),
+            "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": lookup(row, "gpu") or device,
+            "state": state(row, rows)}
 
 
 def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
@@ -160,7 +160,12 @@ def _length(made: pd.Series) -> str | None:
     name = {source.title: name for name, source in SOURCES.items() if source.epochs}.get(made["data"])
     if name and pd.notna(made.get("videos")):
         for released, what in ((False, ""), (True, "released length")):
-            expected = dataclasses.asdict(paper_settings(name, int(made["videos"]), released=released))
-            if has(made, {setting: value for setting, value in expected.items() if setting not in FREE}):
+            if trained_with(made, paper_settings(name, int(made["videos"]), released=released)):
                 return what
     return None
+
+
+def trained_with(made: pd.Series, settings: TrainSettings) -> bool:
+    """Whether a training had these settings, but for its seed and for those that change no number."""
+    wanted = dataclasses.asdict(settings)
+    return has(made, {name: value for name, value in wanted.items() if name not in FREE})
