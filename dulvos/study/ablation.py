@@ -15,6 +15,7 @@ A line of `ablation.csv` is a point. Its columns:
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import math
 import tomllib
@@ -71,10 +72,9 @@ def pairs(text: str | None) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"settings must be name=value pairs, not {text!r}")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        settings[name] = value
     return settings
 
 
@@ -248,14 +248,14 @@ def figure_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def claims(found: pd.DataFrame) -> pd.DataFrame:
     """The paper's other claims beside what we see, a line for each; `found` is what `effects` gives."""
-    lines = []
-    for claim, group in found[found["varied"] == "claim"].groupby("claim", sort=False):
-        tried = group.to_dict("records")
-        verdicts = dict.fromkeys(line["verdict"] for line in tried if line["verdict"] != NOT_RUN)
-        lines.append({"claim": claim, "where": tried[0]["where"], "the paper says": tried[0]["says"],
-                      "we see (J&F)": "; ".join(_seen(line, found["score"].iloc[0]) for line in tried),
-                      "verdict": ", ".join(verdicts) or NOT_RUN})
-    return frame(lines, ["claim", "where", "the paper says", "we see (J&F)", "verdict"])
+    def verdicts(own: pd.Series) -> str:
+        return ", ".join(dict.fromkeys(own[own != NOT_RUN])) or NOT_RUN
+
+    tried, base = found[found["varied"] == "claim"], found["score"].iloc[0]
+    tried = tried.assign(seen=[_seen(line, base) for line in tried.to_dict("records")])
+    table = tried.groupby("claim", sort=False, as_index=False).agg(
+        {"where": "first", "says": "first", "seen": "; ".join, "verdict": verdicts})
+    return table.rename(columns={"says": "the paper says", "seen": "we see (J&F)"})
 
 
 def _seen(line: dict, base: float | None) -> str:

@@ -113,10 +113,10 @@ class Notebook:
         if not vector:
             figure.text(1, -0.005, self.credit, ha="right", va="top", fontsize=5, color="0.4")
         for suffix in ("png", "pdf")[: 1 + vector]:
-            # without a date, the same figure gives the same bytes
-            metadata = {"CreationDate": None} if suffix == "pdf" else None
             with replacing(self.figures / f"{name}.{suffix}") as stream:
-                figure.savefig(stream, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
+                # without a date, the same figure gives the same bytes
+                figure.savefig(stream, format=suffix, dpi=150, bbox_inches="tight",
+                               metadata={"CreationDate": None})
         return figure
 
     def caption(self, text: str) -> None:
