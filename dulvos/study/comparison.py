@@ -2,9 +2,9 @@
 
 All are trained on the same clips, with the same encoder, optimiser, number of frames and seeds, and carry
 masks by the same propagation; only the loss differs. A row is called "CRW objective", never "CRW"; the
-column `differs` says what is unlike the original. A new line of `comparison.csv` is a new row: with what
-its runs' names begin, its name, settings as name=value pairs, and the line of the paper's Table 1 ("method,
-data") whose number stands beside it.
+column `differs` says what is unlike the original. To add a row, add a line to `comparison.csv`: key (the
+names of its runs begin with it), name, settings as name=value pairs (none for features that are not trained),
+and the line of the paper's Table 1 ("method, data") whose number stands beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MINUTES = {"train": 35, "evaluate": 8}  # about, on one core, as the method took
 
 
 def methods() -> list[dict]:
-    """The lines of `comparison.csv`; features that are not trained have no settings."""
+    """The lines of `comparison.csv`, their settings as a dictionary."""
     lines = read_csv("comparison.csv").to_dict("records")
     return [{**line, "settings": pairs(line["settings"])} for line in lines]
 
