@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,14 +15,13 @@ import pooch
 from dulvos.datasets import Dataset, load_davis
 from dulvos.errors import InputError
 from dulvos.files import AnyPath, cannot_write, expand
-from dulvos.study.paper import DAVIS_2017_VAL
 
 __all__ = ["ARCHIVES", "Archive", "check", "check_counts", "download", "unpack"]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set as its authors offer it."""
+    """A data set as its authors offer it: a section of `archives.toml`."""
 
     title: str
     year: int  # which DAVIS
@@ -30,18 +30,8 @@ class Archive:
     sha256: str | None = None  # None if it is not known
 
 
-ARCHIVES = {
-    "davis2017": Archive(
-        "DAVIS-2017 trainval, 480p (0.8 GB, CC BY-NC 4.0)", 2017,
-        "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip",
-        {"train": {"sequences": 60, "frames": 4209}, "val": DAVIS_2017_VAL},
-        "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"),
-    "davis2016": Archive(  # no checksum: the archive was replaced several times
-        "DAVIS-2016 (1.9 GB, CC BY-NC 4.0)", 2016,
-        "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
-        {"train": {"sequences": 30, "frames": 2079, "objects": 30},
-         "val": {"sequences": 20, "frames": 1376, "objects": 20}}),
-}
+_TABLES = tomllib.loads(Path(__file__).with_name("archives.toml").read_text("utf-8"))
+ARCHIVES = {name: Archive(**fields) for name, fields in _TABLES.items()}
 
 
 def download(name: str, to: AnyPath) -> Path:

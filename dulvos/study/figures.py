@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -38,16 +39,12 @@ WIDTH = 7.0  # inches, across a page
 COLOURS = [f"#{bytes(colour).hex()}" for colour in OBJECT_COLOURS]
 VERMILLION, _, _, GREEN, _, BLUE, _ = COLOURS
 LINES = ((BLUE, "-"), (VERMILLION, "--"), ("0.45", ":"), (GREEN, "-."))  # told apart without colours, too
-STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
-         "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2,
-         "legend.frameon": False, "figure.dpi": 110, "figure.constrained_layout.use": True,
-         "pdf.fonttype": 42}
 TIGHT = {"w_pad": 0.01, "h_pad": 0.01, "wspace": 0.01, "hspace": 0.01}
 
 
 def style() -> AbstractContextManager:
-    """The settings of every figure, as a context or a decorator."""
-    return matplotlib.rc_context(STYLE)
+    """The settings of every figure (`figures.mplstyle`), as a context or a decorator."""
+    return matplotlib.style.context(Path(__file__).with_suffix(".mplstyle"))
 
 
 class NotebookFigure(Figure):

@@ -15,6 +15,7 @@ from dulvos.encoder import STRIDE
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
+from dulvos.study.download import ARCHIVES
 from dulvos.study.rows import (
     NOT_RUN,
     Study,
@@ -41,7 +42,7 @@ WEIGHTS = "released weights"
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
 SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
 SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
-DAVIS_2017_VAL = {"sequences": 30, "objects": 61, "frames": 1999}
+DAVIS_2017_VAL = ARCHIVES["davis2017"].counts["val"]
 YOUTUBE_VOS_VALID = {"sequences": 474}  # 2018 val, Sec. 4.2
 
 # What the paper fixes at inference (anything else is another experiment), and what a training may choose.
