@@ -33,11 +33,12 @@ from dulvos.training import TrainSettings, train
 
 __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "what_is_missing"]
 
-KINDS = {1: "evaluate", 2: "youtube-vos"}  # of the rows that a table shows
+# Of the evaluations that a table shows; minutes on a GPU, about.
+TABLES = {1: {"kind": "evaluate", "data": "davis", "minutes": 4},
+          2: {"kind": "youtube-vos", "data": "youtube-vos", "split": "valid", "minutes": 120}}
 SNAPSHOTS = 50  # encoders kept of a training, to select from; the authors looked at one an epoch
 ACCEPT = "--incomplete accepts that"
 PROBED = 2  # iterations that measure time and memory
-MINUTES = {1: 4, 2: 120}  # of an evaluation on a GPU, about
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,8 @@ def row_steps(row: PaperRow, here: Here) -> list[Step]:
         needs = (steps[0].full_name,)
 
     def evaluate(table: int, name: str, features: str, **parameters) -> None:
-        data = {"data": "youtube-vos", "split": "valid"} if table == 2 else {"data": "davis"}
         steps.append(evaluate_step(study, "table2-" * (table == 2) + name, features=features, needs=needs,
-                                   minutes=MINUTES[table], kind=KINDS[table], **data, **parameters, **device))
+                                   **TABLES[table], **parameters, **device))
 
     evaluate(row.table, row.features, row.features, layer=row.layer)
     if row.collection and here.selected:
@@ -202,7 +202,7 @@ def rows_table(found: pd.DataFrame) -> str:
     """The rows of Tables 1 and 2 in Markdown: name for `--rows`, what it needs, its state in `found`."""
     lines = ["| table | row | `--rows` | needs | state |", "|---|---|---|---|---|"]
     for row in ROWS.values():
-        run = found[found["kind"] == KINDS[row.table]]
+        run = found[found["kind"] == TABLES[row.table]["kind"]]
         study = f"paper-{row.collection}" if row.collection else "paper"
         name = "table2-" * (row.table == 2) + row.features
         told = state(newest(run[(run["study"] == study) & (run["name"] == name)]), found)
