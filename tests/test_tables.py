@@ -72,7 +72,7 @@ def test_without_rows_everything_says_not_run(study):
     assert set(made["table3"]["our iterations"]) == {NOT_RUN} and made["sequences"].empty
     assert NOT_RUN in tables.summary(study)
     assert {path.name for path in (study.folder / "tables").iterdir()} == {
-        f"{name}.{suffix}" for name in tables.TITLES for suffix in ("csv", "md")}
+        f"{name}.{suffix}" for name in made for suffix in ("csv", "md")}
 
 
 def test_a_row_without_a_number_is_named(study, write_row):

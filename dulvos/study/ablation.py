@@ -276,11 +276,7 @@ def scale_text(found: pd.DataFrame, scale: Scale) -> str:
 
 def write_tables(study: Study, scale: Scale, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Make the tables "fig3" and "claims" and write them, by default into the study's folder `tables`."""
-    found, folder = effects(study, scale), Path(folder or study.folder / "tables")
+    found = effects(study, scale)
     about = "These numbers mean nothing: they show that everything runs. " * scale.meaningless
-    about += f"Scale: {scale_text(found, scale)}."
-    made = {"fig3": figure_table(found), "claims": claims(found)}
-    title = "Fig. 3: J&F in percent, differences in points from the baseline"
-    write(made["fig3"], folder / "fig3", title, about)
-    write(made["claims"], folder / "claims", "The paper's other claims", about)
-    return made
+    return write({"fig3": figure_table(found), "claims": claims(found)},
+                 Path(folder or study.folder / "tables"), f"{about}Scale: {scale_text(found, scale)}.")

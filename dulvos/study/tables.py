@@ -50,6 +50,8 @@ TITLES = {
     "sequences": "J&F in percent: sequences are means over their objects",
     "table2": "Table 2: YouTube-VOS 2018 val, in percent",
     "table3": "Table 3: cost of training",
+    "fig3": "Fig. 3: J&F in percent, differences in points from the baseline",
+    "claims": "The paper's other claims",
 }
 
 
@@ -146,22 +148,23 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def write(table: pd.DataFrame, path: Path, title: str, about: str = "") -> None:
-    """Write a table as CSV and, below a title and what it is about, as Markdown; `path` has no suffix."""
-    title = f"**{title}.** {about}" if about else f"**{title}**"
-    for suffix, text in (("csv", table.to_csv(index=False)), ("md", f"{title}\n\n{to_markdown(table)}")):
-        with replacing(path.with_name(f"{path.name}.{suffix}")) as stream:
-            stream.write(text.encode())
+def write(tables: dict[str, pd.DataFrame], folder: Path, about: str = "") -> dict[str, pd.DataFrame]:
+    """Write tables as CSV and, below their titles and what they are about, as Markdown; return them."""
+    for name, table in tables.items():
+        title = f"**{TITLES[name]}.** {about}" if about else f"**{TITLES[name]}**"
+        texts = {"csv": table.to_csv(index=False), "md": f"{title}\n\n{to_markdown(table)}"}
+        for suffix, content in texts.items():
+            with replacing(folder / f"{name}.{suffix}") as stream:
+                stream.write(content.encode())
+    return tables
 
 
 def write_tables(study: Study, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Make every table and write it, by default into the study's folder `tables`."""
     rows = all_rows(study.results)
-    made = {"table1": table1(rows), "study": study_table(study.rows()), "sequences": sequence_table(study),
-            "table2": table2(rows, study.results), "table3": table3(rows)}
-    for name, table in made.items():
-        write(table, Path(folder or study.folder / "tables") / name, TITLES[name])
-    return made
+    return write({"table1": table1(rows), "study": study_table(study.rows()),
+                  "sequences": sequence_table(study), "table2": table2(rows, study.results),
+                  "table3": table3(rows)}, Path(folder or study.folder / "tables"))
 
 
 def summary(study: Study) -> str:
