@@ -144,7 +144,7 @@ def test_table2_tells_which_submissions_to_send(write_row, study):
 
 def test_table3_sets_only_the_papers_settings_beside_the_paper(write_row, study):
     write_row("train", "trained", "t1", peak_memory_mb=11000.4, seconds=7200.0, device="cuda", gpu="A100")
-    write_row("train", "lam0", "t2", data="OxUvA", settings={"lam": 0.0}, threads=3)
+    write_row("train", "lam0", "t2", data="OxUvA", settings={"lam": 0.0}, threads=3, gpu="A100")
     write_row("train", "small", "t3", data="Kinetics-400", settings={"crop": 128})
     table = paper.table3(all_rows(study.results))
     run = table[table["our iterations"] != NOT_RUN].set_index("method")

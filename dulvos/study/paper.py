@@ -103,7 +103,7 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
     wanted = {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID}
     for (*line, apart), row in _by_line(rows, wanted).items():
         path = Study(row["study"], results).path(row, "masks") / "submission.zip"
-        there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are elsewhere"
+        there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are not here"
         made.setdefault(tuple(line), []).append(f"{state(row, rows)}{apart and f' ({apart})'}: {there}")
     lines = zip(TABLE2["method"], TABLE2["train data"])
     table = TABLE2.assign(state=["; ".join(made.get(line, [NOT_RUN])) for line in lines])
@@ -129,12 +129,11 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
 def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
     if row is None:
         return {"our iterations": NOT_RUN, "state": NOT_RUN}
-    minutes, device = row["seconds"] / 60, row["device"]
-    if device.startswith("cpu"):
-        device += f", {int(row['threads'])} threads"
+    minutes, on_cpu = row["seconds"] / 60, row["device"].startswith("cpu")
+    device = f"cpu, {int(row['threads'])} threads" if on_cpu else lookup(row, "gpu") or row["device"]
     return {"our iterations": int(row["iterations"]),
             "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": lookup(row, "gpu") or device,
+            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device,
             "state": state(row, rows)}
 
 
