@@ -85,7 +85,8 @@ def _measured(row: pd.Series | None) -> dict:
         threads = lookup(row, "threads")
         return {**{column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()},
                 **{count: int(row[count]) for count in COUNTS},
-                "seconds a frame": round(float(row["seconds_per_frame"]), 2), "threads": threads and int(threads)}
+                "seconds a frame": round(float(row["seconds_per_frame"]), 2),
+                "threads": threads and int(threads)}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a "
                          f"number ({error}); restore it, or delete it to run again") from error
