@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import report
-from dulvos.clips import Clips, frame_indices
+from dulvos.clips import Clips, ClipSettings, frame_indices
 from dulvos.datasets import load_davis
 from dulvos.encoder import prepare_frames
 from dulvos.views import sample_similarity
@@ -27,7 +27,8 @@ FRAMES, CROP, SCALE = 5, 256, (256, 319)
 def ours(davis: str, numbers: range) -> float:
     torch.set_num_threads(1)
     videos = [s.video for s in load_davis(davis, "val").sequences]
-    clips = Clips(videos, frames=FRAMES, gap=2, crop=CROP, scale=SCALE)
+    settings = ClipSettings(frames=FRAMES, gap=2, crop=CROP, scale_min=SCALE[0], scale_max=SCALE[1])
+    clips = Clips(videos, settings)
     started = time.perf_counter()
     for number in numbers:
         frames = prepare_frames(clips[number][None])

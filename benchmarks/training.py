@@ -20,7 +20,7 @@ from benchmarks.loss import plain as plain_loss
 from benchmarks.measure import peak, report
 from dulvos import encoder, losses, views
 from dulvos.datasets import load_davis
-from dulvos.objectives import TrainSettings, training_loss
+from dulvos.objectives import Iteration, TrainSettings
 from dulvos.training import make_clips, parameter_groups
 
 
@@ -39,7 +39,7 @@ def iteration(way: str, davis: str) -> dict:
         generator = torch.Generator().manual_seed(number)
         optimiser.zero_grad()
         if way != "plain":
-            training_loss(net, frames, settings, generator).total.backward()
+            Iteration(net, frames, settings, generator).loss().total.backward()
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE

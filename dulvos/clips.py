@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as colour
 from dulvos.errors import InputError
 from dulvos.videos import Video, resize
 
-__all__ = ["PHOTOMETRIC", "Clips", "frame_indices", "usable_videos"]
+__all__ = ["PHOTOMETRIC", "ClipSettings", "Clips", "frame_indices", "usable_videos"]
 
 PHOTOMETRIC = ("none", "video", "frame")
 _CHANGES = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation)
@@ -46,67 +46,65 @@ def frame_indices(length: int, frames: int, gap: int, generator: np.random.Gener
     return indices if ordered else generator.permutation(indices)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are drawn; lengths are in pixels, and the defaults are the paper's for YouTube-VOS."""
+
+    seed: int = 0
+    frames: int = 5  # T, frames a clip
+    gap: int = 2  # between sampled frames; 1 takes neighbours
+    crop: int = 256  # side S of the square crops
+    scale_min: int = 256  # the shorter side is scaled to U{scale_min..scale_max} before cropping
+    scale_max: int = 319
+    centre: bool = False  # crop at the centre (TrackingNet, Kinetics)
+    ordered: bool = False  # keep the frames of a clip in order
+    photometric: str = "none"  # colour changes: none (the method), video (one a clip), frame (App. B.2)
+
+
 class Clips(Dataset):
     """An endless sequence of clips; each epoch takes one clip of each video, in an order drawn anew.
 
     A clip depends only on the seed and its number, so training resumes exactly with any number of workers.
-    All frames of a clip share one random square crop, at a scale where the shorter side would have U{scale}
-    pixels, and one horizontal flip with p = 0.5.
+    All frames of a clip share one random square crop and one horizontal flip with p = 0.5. Colour changes
+    multiply brightness, contrast and saturation by U(0.6, 1.4).
 
     Arguments:
         videos: at least one with T frames or more; shorter ones are left out.
-        frames, gap, ordered: as `frame_indices` takes them.
-        crop: side S of the crop, in pixels.
-        scale: least and greatest length of the shorter side, in pixels, both included; >= crop.
-        centre: crop at the centre (TrackingNet, Kinetics).
-        photometric: brightness, contrast and saturation times U(0.6, 1.4): "none" (the method), "video"
-            (alike in all frames of a clip), "frame" (anew in each; App. B.2 says that this hurts).
 
     Raises:
         InputError: no video is long enough.
     """
 
-    videos: Sequence[Video]
-    _: KW_ONLY
-    frames: int
-    gap: int
-    crop: int
-    scale: tuple[int, int]
-    centre: bool = False
-    ordered: bool = False
-    photometric: str = "none"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.videos, _ = usable_videos(self.videos, self.frames)
+    def __init__(self, videos: Sequence[Video], settings: ClipSettings) -> None:
+        self.videos, _ = usable_videos(videos, settings.frames)
+        self.settings = settings
 
     def video_of(self, number: int) -> Video:
         """The video that clip `number` is taken from."""
         epoch, position = divmod(number, len(self.videos))
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.videos))
+        order = np.random.default_rng((self.settings.seed, 0, epoch)).permutation(len(self.videos))
         return self.videos[order[position]]
 
     def __getitem__(self, number: int) -> Tensor:
         """(T, 3, S, S) uint8 RGB; frame 0 is the reference."""
-        video = self.video_of(number)
-        generator = np.random.default_rng((self.seed, 1, number))
-        indices = frame_indices(len(video), self.frames, self.gap, generator, ordered=self.ordered)
-        shorter = int(generator.integers(self.scale[0], self.scale[1] + 1))
+        s, video = self.settings, self.video_of(number)
+        generator = np.random.default_rng((s.seed, 1, number))
+        indices = frame_indices(len(video), s.frames, s.gap, generator, ordered=s.ordered)
+        shorter = int(generator.integers(s.scale_min, s.scale_max + 1))
         flip, y, x = generator.random() < 0.5, generator.random(), generator.random()
-        if self.centre:
+        if s.centre:
             y = x = 0.5
         frames = {index: video.read(index) for index in sorted(indices.tolist())}  # files are read forwards
         height, width = frames[indices[0]].shape[:2]
-        side = min(round(self.crop / shorter * min(height, width)), height, width)  # before it is resized
+        side = min(round(s.crop / shorter * min(height, width)), height, width)  # before it is resized
         top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
         window = slice(top, top + side), slice(left, left + side)
-        clip = np.stack([resize(frames[index][window], (self.crop, self.crop)) for index in indices])
+        clip = np.stack([resize(frames[index][window], (s.crop, s.crop)) for index in indices])
         clip = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [T, 3, S, S]
         clip = clip.flip(-1) if flip else clip
-        if self.photometric != "none":
-            draws = 1 if self.photometric == "video" else self.frames
-            factors = np.broadcast_to(generator.uniform(0.6, 1.4, (draws, 3)), (self.frames, 3))
+        if s.photometric != "none":
+            draws = 1 if s.photometric == "video" else s.frames
+            factors = np.broadcast_to(generator.uniform(0.6, 1.4, (draws, 3)), (s.frames, 3))
             for t, row in enumerate(factors):
                 frame = clip[t]
                 for change, factor in zip(_CHANGES, row):

@@ -51,10 +51,7 @@ def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]
     if processes == 1:
         return 0, 1, place
     if place.type == "cuda":
-        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local >= gpus:
-            raise InputError(f"more processes were started than this machine has GPUs ({gpus}); start {gpus}")
-        place = torch.device("cuda", local)
+        place = find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
         torch.cuda.set_device(place)
     if not distributed.is_initialized():
         try:

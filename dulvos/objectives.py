@@ -17,7 +17,7 @@ from dulvos import baselines, clips, encoder, losses, views
 from dulvos.devices import autocast
 from dulvos.errors import InputError, check_choices, check_types
 
-__all__ = ["OBJECTIVES", "Objective", "TrainSettings", "forward_views", "training_loss"]
+__all__ = ["OBJECTIVES", "Iteration", "Objective", "TrainSettings", "forward_views"]
 
 EDGE_DROPOUT = 0.1  # of CRW's walks
 KEPT_COPIES = (0.1, 0.4)  # CorrFlow's share of copies that are passed on: at first, and from lr_every on
@@ -30,7 +30,7 @@ Output = losses.LossOutput | baselines.WalkOutput | baselines.ColourOutput
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(clips.ClipSettings):
     """Settings of a training; lengths are in pixels.
 
     The defaults are the paper's for YouTube-VOS, except `iterations` and `lr_every`, which depend on the
@@ -41,18 +41,9 @@ class TrainSettings:
         InputError: a value of the wrong type or out of range.
     """
 
-    seed: int = 0
     objective: str = "dense"  # the method; or crw, crw-dense-nodes, mast, corrflow, colorize, contrastcorr
     iterations: int = 100_000
     batch: int = 16  # B, clips a batch, over all processes
-    frames: int = 5  # T, frames a clip
-    gap: int = 2  # between sampled frames; 1 takes neighbours
-    crop: int = 256  # side of the square crops
-    scale_min: int = 256  # the shorter side is scaled to U{scale_min..scale_max} before cropping
-    scale_max: int = 319
-    centre: bool = False  # crop at the centre
-    ordered: bool = False  # keep the frames of a clip in order
-    photometric: str = "none"  # colour augmentation of the clips (App. B.2): none (the method), video, frame
     view_scale: float = 0.5  # view 2 is a crop of relative size U(view_scale, 1)
     view_flip: bool = True  # flipped with p = 0.5; False and view_scale=1: no regularising branch (Sec. 3.5)
     grid: int = 8  # N, anchors a side
@@ -83,26 +74,21 @@ class TrainSettings:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
-        if self.frames < OBJECTIVES[self.objective].frames:
-            raise InputError(f"objective={self.objective!r} needs frames >= "
-                             f"{OBJECTIVES[self.objective].frames}, not {self.frames}")
-        if self.dim > 2**16 or self.view_scale > 1 or self.crop % 8:
-            raise InputError("dim must be <= 65536, view_scale <= 1 and crop a multiple of 8, not "
-                             f"dim={self.dim}, view_scale={self.view_scale}, crop={self.crop}")
-        if not self.crop <= self.scale_min <= self.scale_max:
-            raise InputError("scale_min and scale_max must satisfy crop <= scale_min <= scale_max, not "
-                             f"crop={self.crop}, scale_min={self.scale_min}, scale_max={self.scale_max}")
-        cells = self.crop // self.stride
-        for name in ("grid", "cross_grid"):
-            if cells % getattr(self, name):
-                raise InputError(f"{name}={getattr(self, name)} does not divide the {cells}x{cells} feature "
-                                 f"map of crop={self.crop}; choose a divisor of {cells}")
+        frames, cells = OBJECTIVES[self.objective].frames, self.crop // self.stride
+        for rule, kept in {
+                f"frames >= {frames} for objective={self.objective!r}": self.frames >= frames,
+                "crop <= scale_min <= scale_max": self.crop <= self.scale_min <= self.scale_max,
+                "dim <= 65536": self.dim <= 2**16, "view_scale <= 1": self.view_scale <= 1,
+                "a crop that is a multiple of 8": self.crop % 8 == 0,
+                f"grid and cross_grid that divide the {cells}x{cells} cells of a crop":
+                not (cells % self.grid or cells % self.cross_grid)}.items():
+            if not kept:
+                values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name in rule)
+                raise InputError(f"settings must have {rule}, not {values}")
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainSettings:
         """Settings from a mapping; unknown names raise an InputError that lists the known ones."""
-        if not isinstance(values, dict):
-            raise InputError(f"settings must be a mapping of names to values, not {values!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(map(str, values.keys() - set(known))):
             raise InputError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}")
@@ -146,16 +132,29 @@ def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, secon
 
 
 @dataclass(frozen=True)
-class _Iteration:
-    """The arguments of `training_loss`, and what several objectives make of them."""
+class Iteration:
+    """One iteration of training, and what several objectives make of it.
+
+    Arguments:
+        net: an Encoder, or DistributedDataParallel around one.
+        frames: (B, T, 3, S, S) float, from `dulvos.encoder.prepare_frames`; with several processes, the
+            B / processes clips of this one.
+        generator: a CPU generator that all draws come from, in the same state in every process.
+        number: of the iteration, for schedules.
+        rank, processes: number of this process, and of all.
+    """
 
     net: nn.Module
     frames: Tensor
     settings: TrainSettings
     generator: torch.Generator
-    number: int
-    rank: int
-    processes: int
+    number: int = 0
+    rank: int = 0
+    processes: int = 1
+
+    def loss(self) -> Output:
+        """`dulvos.losses.LossOutput` for "dense"; what a baseline's loss returns, which has `total` too."""
+        return OBJECTIVES[self.settings.objective].loss(self)
 
     @property
     def batch(self) -> int:
@@ -171,10 +170,6 @@ class _Iteration:
         key = _key(self.net, self.frames.flatten(0, 1), self.settings.precision, **options)
         return key.unflatten(0, self.frames.shape[:2])
 
-    def encode_some_channels(self) -> Tensor:
-        """The same, not normalised, of frames without some channels, as in CorrFlow and ContrastCorr."""
-        return self.encode(factors=baselines.channel_factors(self.generator), normalise=False)
-
     def lab(self) -> Tensor:
         """The frames' true colours, (B, T, 3, S, S) Lab."""
         return baselines.rgb_to_lab(encoder.restore_rgb(self.frames))
@@ -185,7 +180,7 @@ class _Iteration:
         return baselines.one_hot_cells(classes, len(centres), self.settings.stride), classes
 
 
-def _dense(it: _Iteration) -> losses.LossOutput:
+def _dense(it: Iteration) -> losses.LossOutput:
     """Draw 𝒯 and the grids, encode both views, compare."""
     s, device, cells = it.settings, it.frames.device, it.settings.crop // it.settings.stride
     similarity = views.sample_similarity(it.batch, s.crop, it.generator, scale=(s.view_scale, 1.0),
@@ -200,14 +195,14 @@ def _dense(it: _Iteration) -> losses.LossOutput:
                              corrected_stride=s.stride if s.alignment == "corrected" else None)
 
 
-def _walk(it: _Iteration, nodes: Tensor) -> baselines.WalkOutput:
+def _walk(it: Iteration, nodes: Tensor) -> baselines.WalkOutput:
     # the loss draws for this process's clips alone
     seeds = torch.randint(2**62, (it.processes,), generator=it.generator)
     generator = torch.Generator().manual_seed(int(seeds[it.rank]))
     return baselines.walk_loss(nodes, tau=it.settings.tau, dropout=EDGE_DROPOUT, generator=generator)
 
 
-def _crw(it: _Iteration) -> baselines.WalkOutput:
+def _crw(it: Iteration) -> baselines.WalkOutput:
     """Walks over patches, each encoded alone and averaged before the head."""
     clips, count = it.frames.shape[:2]
     boxes = baselines.patch_boxes(it.batch * count, it.settings.crop, it.generator)
@@ -217,39 +212,40 @@ def _crw(it: _Iteration) -> baselines.WalkOutput:
     return _walk(it, key.flatten(1).unflatten(0, (clips, count, -1)).permute(0, 3, 1, 2))
 
 
-def _crw_dense_nodes(it: _Iteration) -> baselines.WalkOutput:
+def _crw_dense_nodes(it: Iteration) -> baselines.WalkOutput:
     """Walks over the cells of whole frames."""
     return _walk(it, it.encode().flatten(3).transpose(1, 2))
 
 
-def _mast(it: _Iteration) -> baselines.ColourOutput:
+def _mast(it: Iteration) -> baselines.ColourOutput:
     factors = baselines.channel_factors(it.generator, (1, 2), most=1, probability=1)
     dropped = int(factors.argmin())
     truth = baselines.scale_lab(it.lab())[:, :, dropped:dropped + 1]
     return baselines.mast_loss(it.encode(factors=factors, normalise=False), truth)
 
 
-def _corrflow(it: _Iteration) -> baselines.ColourOutput:
-    features = it.encode_some_channels()
+def _corrflow(it: Iteration) -> baselines.ColourOutput:
+    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
     low, high = KEPT_COPIES  # over lr_every, since the length of a run may change when it is prolonged
     share = low + (high - low) * min(1, it.number / it.settings.lr_every)
     keep = torch.rand(it.batch, it.settings.frames, generator=it.generator)[it.own] < share
     return baselines.corrflow_loss(features, *it.classes(baselines.LAB_CLASSES), keep)
 
 
-def _colorize(it: _Iteration) -> baselines.ColourOutput:
+def _colorize(it: Iteration) -> baselines.ColourOutput:
     return baselines.colorize_loss(it.encode(normalise=False), *it.classes(baselines.AB_CLASSES))
 
 
-def _contrastcorr(it: _Iteration) -> baselines.ColourOutput:
-    return baselines.contrast_loss(it.encode_some_channels(), baselines.scale_lab(it.lab()))
+def _contrastcorr(it: Iteration) -> baselines.ColourOutput:
+    features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
+    return baselines.contrast_loss(features, baselines.scale_lab(it.lab()))
 
 
 @dataclass(frozen=True)
 class Objective:
     """What training needs of an objective: its loss, the least frames a clip, and what the encoder sees."""
 
-    loss: Callable[[_Iteration], Output]
+    loss: Callable[[Iteration], Output]
     frames: int = 2
     colour: str = "rgb"
 
@@ -263,22 +259,3 @@ OBJECTIVES = {
     "colorize": Objective(_colorize, colour="grey"),
     "contrastcorr": Objective(_contrastcorr),
 }
-
-
-def training_loss(net: nn.Module, frames: Tensor, settings: TrainSettings, generator: torch.Generator, *,
-                  iteration: int = 0, rank: int = 0, processes: int = 1) -> Output:
-    """The loss of one iteration, by the objective of the settings.
-
-    Arguments:
-        net: an Encoder, or DistributedDataParallel around one.
-        frames: (B, T, 3, S, S) float, from `dulvos.encoder.prepare_frames`; with several processes, the
-            B / processes clips of this one.
-        generator: a CPU generator that all draws come from, in the same state in every process.
-        iteration: number of the iteration, for schedules.
-        rank, processes: number of this process, and of all.
-
-    Returns:
-        `dulvos.losses.LossOutput` for "dense"; else what the baseline's loss returns, also with `total`.
-    """
-    compute = OBJECTIVES[settings.objective].loss
-    return compute(_Iteration(net, frames, settings, generator, iteration, rank, processes))

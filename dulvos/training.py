@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
 import os
-import pickle
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +22,7 @@ from dulvos import clips, devices, encoder
 from dulvos.checkpoints import save_encoder
 from dulvos.errors import InputError
 from dulvos.files import make_folder, replacing
-from dulvos.objectives import OBJECTIVES, TrainSettings, training_loss
+from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings
 from dulvos.videos import Video, fingerprint
 
 __all__ = ["NO_NUMBERS", "TrainSettings", "clip_numbers", "make_clips", "make_parts", "parameter_groups",
@@ -35,7 +31,6 @@ __all__ = ["NO_NUMBERS", "TrainSettings", "clip_numbers", "make_clips", "make_pa
 NO_NUMBERS = ("workers", "checkpoint_minutes", "snapshot_every")  # settings that change no number
 LOSSES = {"loss": "total", "loss_st": "space_time", "loss_cv": "cross_view"}  # column: term of the loss
 COLUMNS = ("iteration", *LOSSES, "lr", "seconds")  # of the history
-COUNTERS = ("iteration", "seconds", "cpu_seconds", "peak")  # of a run
 
 
 def parameter_groups(net: nn.Module, settings: TrainSettings) -> list[dict]:
@@ -48,10 +43,8 @@ def parameter_groups(net: nn.Module, settings: TrainSettings) -> list[dict]:
 
 def make_clips(settings: TrainSettings, videos: Sequence[Video]) -> clips.Clips:
     """The clips that these settings draw from the videos; baselines take their frames in order."""
-    return clips.Clips(videos, frames=settings.frames, gap=settings.gap, crop=settings.crop,
-                       scale=(settings.scale_min, settings.scale_max), centre=settings.centre,
-                       ordered=settings.ordered or settings.objective != "dense",
-                       photometric=settings.photometric, seed=settings.seed)
+    ordered = settings.ordered or settings.objective != "dense"
+    return clips.Clips(videos, dataclasses.replace(settings, ordered=ordered))
 
 
 def clip_numbers(settings: TrainSettings, iteration: int, *, rank: int = 0, processes: int = 1) -> range:
@@ -91,8 +84,8 @@ def training_step(model: nn.Module, parts: dict, batch: Tensor, settings: TrainS
     """
     state = np.random.SeedSequence((settings.seed, 2, iteration)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> 1))
-    output = training_loss(model, encoder.prepare_frames(batch), settings, generator, iteration=iteration,
-                           rank=rank, processes=processes)
+    output = Iteration(model, encoder.prepare_frames(batch), settings, generator, iteration, rank,
+                       processes).loss()
     values = torch.stack([getattr(output, term, output.total.new_tensor(math.nan)).detach()
                           for term in LOSSES.values()])
     if processes > 1:
@@ -146,37 +139,39 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
                      "a video, which are false negatives of each other")
     for line in lines if rank == 0 else ():
         print(line)
-    dataset, parts = make_clips(settings, kept), make_parts(settings, place)
-    run = _Run(folder, settings, data or fingerprint(kept), parts, place, rank, processes)
+    dataset = make_clips(settings, kept)
+    run = _Run(folder, settings, data or fingerprint(kept), place, rank, processes)
     # each process keeps its own BatchNorm statistics, and those of process 0 are saved
-    model = parts["net"] if processes == 1 else DistributedDataParallel(parts["net"], broadcast_buffers=False)
+    model = run.parts["net"]
+    if processes > 1:
+        model = DistributedDataParallel(model, broadcast_buffers=False)
     own = [clip_numbers(settings, i, rank=rank, processes=processes)
-           for i in range(run.iteration, settings.iterations)]
+           for i in range(len(run.history), settings.iterations)]
     share = settings.batch // processes
     workers = devices.fitting_processes(settings.workers, share * settings.frames * 3 * settings.crop**2)
-    batches = iter(DataLoader(dataset, batch_sampler=own, num_workers=workers,
-                              multiprocessing_context="spawn" if workers else None))
-    saved = time.monotonic()
-    bar = tqdm(total=settings.iterations, initial=run.iteration, desc="training", unit="it", mininterval=5.0,
+    batches = DataLoader(dataset, batch_sampler=own, num_workers=workers,
+                         multiprocessing_context="spawn" if workers else None)
+    bar = tqdm(batches, "training", settings.iterations, initial=len(run.history), unit="it", mininterval=5.0,
                disable=rank > 0)
+    saved = time.monotonic()
     try:
-        while run.iteration < settings.iterations:
-            batch = next(batches).to(place)
-            values = training_step(model, parts, batch, settings, run.iteration, rank=rank,
+        for batch in bar:
+            values = training_step(model, run.parts, batch.to(place), settings, len(run.history), rank=rank,
                                    processes=processes)
             run.add(values)
-            bar.update()
             bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
-            if settings.snapshot_every and run.iteration % settings.snapshot_every == 0:
-                run.save_encoder(folder / "snapshots" / f"encoder-{run.iteration}.safetensors")
+            if settings.snapshot_every and len(run.history) % settings.snapshot_every == 0:
+                run.save_encoder(f"snapshots/encoder-{len(run.history)}.safetensors")
             if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 run.save()
                 saved = time.monotonic()
+        run.measure()  # with the processes that read, which have ended
         run.save()
     except FloatingPointError as error:
-        names = {dataset.video_of(number).name for number in clip_numbers(settings, run.iteration)}
-        raise FloatingPointError(f"{error} at iteration {run.iteration}, clips of {', '.join(sorted(names))}"
-                                 f"; lr={settings.lr} may be too high: start again with a lower one, in "
+        iteration = len(run.history)
+        names = {dataset.video_of(number).name for number in clip_numbers(settings, iteration)}
+        raise FloatingPointError(f"{error} at iteration {iteration}, clips of {', '.join(sorted(names))}; "
+                                 f"lr={settings.lr} may be too high: start again with a lower one, in "
                                  f"another folder ({run.path} is kept)") from None
     except InputError as error:  # a frame cannot be read; a worker's message is its traceback, which ends so
         run.save()
@@ -186,74 +181,69 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
             raise
         raise ChildProcessError("a process that reads clips was killed (out of memory?); give fewer workers, "
                                 f"and the same call resumes from {run.path}") from None
-    bar.close()
-    path = folder / "encoder.safetensors"
-    run.save_encoder(path)
+    run.save_encoder("encoder.safetensors")
     if processes > 1:
         distributed.barrier()  # the encoder is there when any process returns
     means = run.table().tail(100).mean()
-    return {"encoder": path, "iterations": run.iteration,
+    return {"encoder": folder / "encoder.safetensors", "iterations": len(run.history),
             **{name: None if math.isnan(means[name]) else float(means[name]) for name in LOSSES},
-            "seconds": run.seconds, "cpu_seconds": run.cpu_seconds,
-            "seconds_per_iteration": run.seconds / run.iteration, "peak_memory_mb": run.peak,
-            "device": str(place), "computed_in": devices.computed_in(place.type, settings.precision),
-            "processes": processes, "videos": len(kept)}
+            **{name: run.taken[name] for name in ("seconds", "cpu_seconds")},
+            "seconds_per_iteration": run.taken["seconds"] / len(run.history),
+            "peak_memory_mb": run.taken["peak"], "device": str(place),
+            "computed_in": devices.computed_in(place.type, settings.precision), "processes": processes,
+            "videos": len(kept)}
 
 
 class _Run:
-    """What `checkpoint.pt` saves of a training: no generator, since draws follow from seed and iteration.
+    """A run, and what `checkpoint.pt` keeps of it: no generator, since draws follow from seed and iteration.
 
     Raises:
         InputError: the checkpoint is damaged or belongs to another run.
     """
 
-    def __init__(self, folder: Path, settings: TrainSettings, data: str, parts: dict, place: torch.device,
-                 rank: int, processes: int) -> None:
-        self.folder, self.path, self.parts = folder, folder / "checkpoint.pt", parts
-        self.settings, self.data, self.place, self.rank = settings, data, place, rank
-        self.iteration, self.history = 0, []  # iterations done, and a tuple of `COLUMNS` for each
-        self.seconds = self.cpu_seconds = self.peak = 0.0  # time that they took, peak memory in MB
-        # what must not change between calls; a run can be prolonged, so not `iterations`
-        self.determining = {name: value for name, value in dataclasses.asdict(settings).items()
-                            if name not in ("iterations", *NO_NUMBERS)} | {"processes": processes}
-        for orphan in folder.glob(".*.tmp"):  # of a call that was killed while it wrote
-            orphan.unlink(missing_ok=True)
+    def __init__(self, folder: Path, settings: TrainSettings, data: str, place: torch.device, rank: int,
+                 processes: int) -> None:
+        self.folder, self.path, self.place, self.rank = folder, folder / "checkpoint.pt", place, rank
+        self.parts = make_parts(settings, place)
+        self.notes = {"settings": dataclasses.asdict(settings), "data": data}
+        # what must not change between calls, but that iterations may be added
+        self.determining = {name: value for name, value in self.notes["settings"].items()
+                            if name not in NO_NUMBERS} | {"processes": processes, "data": data}
+        self.history: list[tuple[float, ...]] = []  # `COLUMNS` of each iteration done
+        self.taken = {"seconds": 0.0, "cpu_seconds": 0.0, "peak": 0.0}  # the last one in MB of memory
         if self.path.exists():
             self.load()
-        self.zero = time.monotonic() - self.seconds, _cpu_seconds() - self.cpu_seconds
+        self.zero = time.monotonic() - self.taken["seconds"], _cpu_seconds() - self.taken["cpu_seconds"]
 
     def add(self, values: tuple[float, ...]) -> None:
         """Count an iteration that returned these values of `training_step`."""
-        self.iteration += 1
-        self.seconds = time.monotonic() - self.zero[0]
-        self.history.append((self.iteration, *values, self.seconds))
+        self.taken["seconds"] = time.monotonic() - self.zero[0]
+        self.history.append((len(self.history) + 1, *values, self.taken["seconds"]))
+        self.measure()
+
+    def measure(self) -> None:
+        """Read the processors' clock and the peak memory."""
+        self.taken["cpu_seconds"] = _cpu_seconds() - self.zero[1]
+        self.taken["peak"] = max(self.taken["peak"], devices.peak_memory(self.place))
 
     def table(self) -> pd.DataFrame:
         """The history, a row an iteration."""
         return pd.DataFrame(self.history, columns=COLUMNS)
 
-    def measure(self) -> None:
-        """Read the processor's clock and the peak memory."""
-        self.cpu_seconds = _cpu_seconds() - self.zero[1]
-        self.peak = max(self.peak, devices.peak_memory(self.place))
-
-    def save_encoder(self, path: Path) -> None:
+    def save_encoder(self, name: str) -> None:
         """Write the network as it is now."""
-        self.measure()
         if self.rank == 0:
-            save_encoder(self.parts["net"], path, settings=dataclasses.asdict(self.settings), data=self.data,
-                         iteration=self.iteration, seconds=self.seconds, cpu_seconds=self.cpu_seconds)
+            save_encoder(self.parts["net"], self.folder / name, **self.notes, iteration=len(self.history),
+                         **self.taken)
 
     def save(self) -> None:
         """Replace the checkpoint, then the history; a FloatingPointError if a weight is NaN or infinite."""
         if not all(value.isfinite().all() for value in self.parts["net"].state_dict().values()):
             raise FloatingPointError("weights are NaN or infinite")
-        self.measure()
         if self.rank:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {name: getattr(self, name) for name in COUNTERS}
-        state |= {"settings": self.determining, "data": self.data,
+        state |= {"settings": self.determining, "iteration": len(self.history), **self.taken,
                   "history": torch.tensor(self.history, dtype=torch.float64)}
         content = io.BytesIO()  # torch's own errors about a full disk do not say so
         torch.save(state, content)
@@ -266,30 +256,23 @@ class _Run:
         """Load the checkpoint; InputError if it does not fit."""
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            # settings that came later had their defaults
-            theirs = {**dataclasses.asdict(TrainSettings()), "processes": 1, **saved["settings"],
-                      "data": saved["data"]}
-            ours = self.determining | {"data": self.data}
-            other = {name: theirs[name] for name, value in ours.items() if theirs[name] != value}
+            self.history = [tuple(row) for row in saved["history"].tolist()]
+            self.taken = {name: saved[name] for name in self.taken}
+            # settings that came later had their defaults; a run may be prolonged, but not shortened
+            theirs = {**dataclasses.asdict(TrainSettings()), "processes": 1, "data": saved.get("data"),
+                      **saved["settings"]}
+            theirs["iterations"] = max(self.determining["iterations"], len(self.history))
+            other = {name: theirs[name] for name, value in self.determining.items() if theirs[name] != value}
             for name, part in self.parts.items() if not other else ():
                 part.load_state_dict(saved[name])
-            vars(self).update({name: saved[name] for name in COUNTERS})
-            self.history = [tuple(row) for row in saved["history"].tolist()]
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError,
-                ValueError, AttributeError) as error:
+        except Exception as error:  # the unpickler fails in many ways on random bytes
             raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to "
                              f"start anew ({type(error).__name__})") from None
-        if self.iteration > self.settings.iterations:
-            other["iterations"] = self.iteration
         if other:
             raise InputError(f"{self.path}: belongs to a run with other settings or data ({other}); give "
                              "another folder, or delete it")
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of those that read for it, also of those that have ended."""
-    total, own = 0.0, psutil.Process()
-    for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            total += sum(process.cpu_times()[:4])  # user and system, then those of its ended children
-    return total
+    """Processor time of this process, and of those that it started and that have ended."""
+    return sum(os.times()[:4])

@@ -139,7 +139,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"
     (dataset("valid/meta.json", load_youtube_vos),
      fields("videos") | st.fixed_dictionaries({"videos": VIDEOS})),
     (dataset("benchmark.json", load_davis), fields("name")),
-    (TrainSettings.from_dict, settings_of(TrainSettings) | st.dictionaries(st.text(max_size=5), ANY) | ANY),
+    (TrainSettings.from_dict, settings_of(TrainSettings) | st.dictionaries(st.text(max_size=5), ANY)),
     (inference, settings_of(SegmentSettings)),
     (lambda given: check_parameters(ROOT / "notebooks" / f"{given[0]}.ipynb", given[1]),
      st.tuples(NOTEBOOKS, st.dictionaries(PARAMETERS, ANY, max_size=3))),

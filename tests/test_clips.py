@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dulvos.clips import Clips, frame_indices, usable_videos
+from dulvos.clips import Clips, ClipSettings, frame_indices, usable_videos
 from dulvos.errors import InputError
 from tests.oracles import ArrayVideo, texture
 
@@ -23,7 +23,8 @@ def stills(count: int, length: int = 12) -> list[ArrayVideo]:
 
 def clips(videos: list[ArrayVideo], seed: int = 0, frames: int = 3, gap: int = 2, crop: int = 32,
           scale: tuple[int, int] = (32, 48), **keywords: bool) -> Clips:
-    return Clips(videos, frames=frames, gap=gap, crop=crop, scale=scale, seed=seed, **keywords)
+    settings = ClipSettings(seed, frames, gap, crop, *scale, **keywords)
+    return Clips(videos, settings)
 
 
 @pytest.mark.parametrize(("length", "frames", "gap", "taken"), [

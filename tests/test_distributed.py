@@ -21,7 +21,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.encoder import Encoder, prepare_frames
 from dulvos.errors import InputError
 from dulvos.losses import LossOutput
-from dulvos.objectives import TrainSettings, training_loss
+from dulvos.objectives import Iteration, TrainSettings
 from dulvos.study.rows import ROOT
 from dulvos.training import train
 from tests.oracles import open_videos, write_textures
@@ -37,8 +37,8 @@ def step(net: nn.Module, objective: str, rank: int, clips: int) -> dict:
     """Loss and gradients of a process's clips. BatchNorm is in evaluation mode: its statistics are local."""
     frames = torch.randint(0, 256, (4, 2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     own = prepare_frames(frames.to(torch.uint8))[rank * clips: (rank + 1) * clips]
-    output = training_loss(net.eval(), own, dataclasses.replace(SETTINGS, objective=objective),
-                           torch.Generator().manual_seed(2), rank=rank, processes=SETTINGS.batch // clips)
+    output = Iteration(net.eval(), own, dataclasses.replace(SETTINGS, objective=objective),
+                       torch.Generator().manual_seed(2), rank=rank, processes=SETTINGS.batch // clips).loss()
     net.zero_grad()
     output.total.backward()
     plain = getattr(net, "module", net)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dulvos.encoder import Encoder, Features, prepare_frames
 from dulvos.errors import InputError
-from dulvos.objectives import OBJECTIVES, TrainSettings, forward_views, training_loss
+from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings, forward_views
 from dulvos.training import clip_numbers, make_clips, make_parts, training_step
 from tests.oracles import ArrayVideo, texture
 
@@ -28,8 +28,8 @@ BASELINES = [name for name in OBJECTIVES if name != "dense"]
     ({"objective": "crw", "frames": 2}, "frames >= 3"), ({"objective": "mast", "frames": 1}, "frames >= 2"),
     ({"optimiser": "lamb"}, "optimiser.*adam.*sgd"), ({"second_forward": "test"}, "second_forward.*train"),
     ({"alignment": "none"}, "alignment.*published"), ({"tau": 1e-320}, "tau"), ({"dim": 10**12}, "dim"),
-    ({"crop": 320}, "crop=320"), ({"cross_grid": 5}, "cross_grid=5.*32x32"),
-    ({"crop": 128, "grid": 32}, "grid=32.*16x16"), ({"lamda": 0.1, "iters": 5}, "iters, lamda; .*lam,")])
+    ({"crop": 320}, "crop=320"), ({"cross_grid": 5}, "32x32.*cross_grid=5"),
+    ({"crop": 128, "grid": 32}, "16x16.*grid=32"), ({"lamda": 0.1, "iters": 5}, "iters, lamda; .*lam,")])
 def test_wrong_settings_are_named(values: object, named: str) -> None:
     with pytest.raises(InputError, match=named):
         TrainSettings.from_dict(values)
@@ -107,7 +107,7 @@ def moving_textures(count: int, frames: int = 6) -> list[ArrayVideo]:
 @torch.no_grad()
 def loss_of(net: nn.Module, frames: Tensor, settings: TrainSettings, seed: int = 0, **options: int) -> float:
     generator = torch.Generator().manual_seed(seed)
-    return float(training_loss(net, frames, settings, generator, **options).total)
+    return float(Iteration(net, frames, settings, generator, **options).loss().total)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -167,5 +167,5 @@ def test_corrflow_passes_more_copies_on_as_training_goes() -> None:
     settings = dataclasses.replace(TINY, objective="corrflow", lr_every=100)
     frames = torch.randn(64, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     net = make_parts(settings, torch.device("cpu"))["net"].eval()
-    first, half, full, later = (loss_of(net, frames, settings, iteration=i) for i in (0, 50, 100, 10**6))
+    first, half, full, later = (loss_of(net, frames, settings, number=i) for i in (0, 50, 100, 10**6))
     assert first != half != full == later
