@@ -282,7 +282,7 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
                          "find; give the first one alone, or leave some out")
     opened.verify()
     check_memory(opened, first, chosen, encoder)
-    folder = masks.check_folder(out, opened, named, overwrite)
+    folder = masks.check_folder(out, opened, overwrite)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, np.setdiff1d(ids, 0)))}")
     found = segment(opened.frames(), first, partial(encode, encoder), chosen, ended=ended)

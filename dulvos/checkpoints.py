@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 import torchvision
+from torch import nn
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, expand, replacing
+from dulvos.files import AnyPath, expand, read_json, replacing
 from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_weights
-
-if TYPE_CHECKING:
-    from dulvos.timm_encoders import TimmEncoder
 
 __all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
 
@@ -71,7 +69,7 @@ def encoder_file(name: str) -> Path:
     return path
 
 
-def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> Encoder | TimmEncoder:
+def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
     Arguments:
@@ -110,25 +108,8 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> Encoder | TimmEncod
                          f"'davis2016', 'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
     if path.suffix != ".safetensors":
         return read_released(path)
-    encoder = _build(path.with_suffix(".json"))
-    load_weights(encoder, read_weights(path), path, strict=True)
+    # older sidecars have neither stride nor colour
+    encoder = read_json(path.with_suffix(".json"), "the sidecar of the checkpoint", lambda config: Encoder(
+        config["dim"], config["norm"], config.get("stride", 8), config.get("colour", "rgb")))
+    load_weights(encoder, read_weights(path)[0], path, strict=True)
     return encoder.eval()
-
-
-def _build(sidecar: Path) -> Encoder:
-    try:
-        config = json.loads(sidecar.read_bytes())
-        dim, norm, architecture = config["dim"], config["norm"], config["architecture"]
-        if type(dim) is not int or not 1 <= dim <= 2**16:
-            raise InputError(f"dim must be a whole number in 1..65536, not {dim!r}")
-        # older sidecars have neither stride nor colour
-        encoder = Encoder(dim, norm, config.get("stride", 8), config.get("colour", "rgb"))
-        if architecture != encoder.config["architecture"]:
-            raise InputError(f"architecture {architecture!r}; this package builds "
-                             f"{encoder.config['architecture']!r}")
-    except InputError as error:
-        raise InputError(f"{sidecar}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{sidecar}: not a sidecar with 'architecture', 'dim' and 'norm'; copy it again "
-                         "with the checkpoint") from None
-    return encoder

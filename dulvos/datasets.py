@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, expand
-from dulvos.masks import is_binary, mask_files, read_mask, read_values
+from dulvos.files import AnyPath, expand, read_json
+from dulvos.masks import mask_files, read_mask
 from dulvos.videos import Video, open_video
 
 __all__ = ["Dataset", "Sequence", "below", "load_davis", "load_youtube_vos", "read_predictions"]
@@ -118,15 +115,16 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
         raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
                          f"ImageSets/2017/{split}.txt, or 480p or 2016 for 2017" + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
-    for name, files in _read_list(listed).items():
+    for name in _read_list(listed):
         frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
-        for path in (frames, annotations, *(root / file for file in files)):
+        for path in (frames, annotations):
             if not os.path.exists(path):
                 raise InputError(f"{path}: missing on disk; expected it because {listed} lists it")
         video = open_video(frames)
         sequence = Sequence(name, video, mask_files(video, annotations), merged=year == 2016)
         sequence.mask(0)
-        if year == 2017 and own is None and is_binary(read_values(sequence.masks[0])):
+        greys = cv2.imread(os.fspath(sequence.masks[0]), cv2.IMREAD_GRAYSCALE)
+        if year == 2017 and own is None and np.unique(greys).tolist() == [0, 255]:
             raise InputError(f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's; set year=2016, or name "
                              'your data in benchmark.json: {"name": ...}')
         sequences.append(sequence)
@@ -150,9 +148,10 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected {split}/JPEGImages and {split}/Annotations"
                              + below(root, split))
-    objects = _read_json(meta, '{"videos": {name: {"objects": {id: ...}}}}', lambda content: {
-        name: tuple(map(int, video["objects"].keys())) for name, video in content["videos"].items()})
-    if objects is None:
+    if meta.exists():
+        objects = read_json(meta, '{"videos": {name: {"objects": {id: ...}}}}', lambda content: {
+            name: tuple(map(int, video["objects"].keys())) for name, video in content["videos"].items()})
+    else:
         objects = {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
     if not objects:
         raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video, and "
@@ -192,19 +191,16 @@ def below(root: Path, *patterns: str) -> str:
     return f"; {root / found.relative_to(root).parts[0]} has it: give that folder" if found else ""
 
 
-def _read_list(listed: Path) -> dict[str, list[str]]:
-    """The sequences of a list, each with the files that the list names (none for DAVIS-2017)."""
-    sequences = {}
+def _read_list(listed: Path) -> list[str]:
+    """The sequences of a list, which has a name or "/image /mask" in each line."""
     try:
-        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{listed}: not a list of sequences; expected text, a name in each line") from error
-    for name, *files in (re.split(r"\s+(?=/)", line) for line in filter(None, map(str.strip, lines))):
-        files = [file.lstrip("/") for file in (name, *files)] if files else []
-        sequences.setdefault(_plain(Path(files[0]).parent.name if files else name, listed), []).extend(files)
-    if not sequences:
+    names = dict.fromkeys(Path(line).parent.name or line for line in lines if line)
+    if not names:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
-    return sequences
+    return [_plain(name, listed) for name in names]
 
 
 def _plain(name: str, source: Path) -> str:
@@ -215,14 +211,7 @@ def _plain(name: str, source: Path) -> str:
 
 
 def _own_name(root: Path) -> str | None:
-    return _read_json(root / "benchmark.json", '{"name": "..."}', lambda content: str.strip(content["name"]))
-
-
-def _read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
-    """What `pick` takes from the content of a file; None if there is no file."""
+    file = root / "benchmark.json"
     if not file.exists():
         return None
-    try:
-        return pick(json.loads(file.read_bytes()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: wrong content; expected {expected}") from error
+    return read_json(file, '{"name": "..."}', lambda content: str.strip(content["name"]))

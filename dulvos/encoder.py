@@ -46,8 +46,8 @@ class Encoder(nn.Module):
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):
         super().__init__()
-        for name, value, allowed in (("norm", norm, ("batch", "layer")), ("stride", stride, (4, 8)),
-                                     ("colour", colour, COLOURS)):
+        for name, value, allowed in (("dim", dim, range(1, 2**16 + 1)), ("norm", norm, ("batch", "layer")),
+                                     ("stride", stride, (4, 8)), ("colour", colour, COLOURS)):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {value!r}")
         self.stride, self.colour = stride, colour

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from dulvos.errors import InputError
 
-__all__ = ["SIGNATURE", "AnyPath", "cannot_write", "expand", "locked", "make_folder", "replacing"]
+__all__ = ["SIGNATURE", "AnyPath", "cannot_write", "expand", "locked", "make_folder", "read_json",
+           "replacing"]
 
 AnyPath = str | os.PathLike[str]
 SIGNATURE = "written by dulvos"  # in masks and movies: the next run may replace them
@@ -22,6 +24,14 @@ SIGNATURE = "written by dulvos"  # in masks and movies: the next run may replace
 def expand(path: AnyPath) -> Path:
     """The path; a leading ~ is the user's folder."""
     return Path(os.path.expanduser(path))
+
+
+def read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
+    """What `pick` takes from the JSON in a file; an InputError says what was expected."""
+    try:
+        return pick(json.loads(file.read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: wrong content ({error}); expected {expected}") from None
 
 
 @contextmanager

@@ -118,10 +118,8 @@ def seen_size(size: tuple[int, int], settings: SegmentSettings, multiple: int = 
 
 
 def _seen(frame: np.ndarray, settings: SegmentSettings, multiple: int = 1) -> np.ndarray:
-    height, width = size = seen_size(frame.shape[:2], settings, multiple)
-    if size == frame.shape[:2]:
-        return frame
-    return cv2.resize(frame, (width, height)) if settings.frames == "dino" else resize(frame, size)
+    size = seen_size(frame.shape[:2], settings, multiple)
+    return cv2.resize(frame, size[::-1]) if settings.frames == "dino" else resize(frame, size)
 
 
 def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
@@ -144,10 +142,12 @@ def colour_features(frames: Iterable[np.ndarray],
     Yields:
         (4, h, w) float32, L2-normalised, as `encode` does.
     """
-    for frame in frames:
-        image = prepare_frames(torch.from_numpy(_seen(frame, settings)).permute(2, 0, 1)[None])
-        colour = F.adaptive_avg_pool2d(image, [-(-side // STRIDE) for side in image.shape[2:]])
-        yield F.normalize(torch.cat([colour, torch.ones_like(colour[:, :1])], 1), dim=1)[0]
+    return encode(_mean_colours, frames, settings)
+
+
+def _mean_colours(images: Tensor) -> Tensor:
+    colours = F.adaptive_avg_pool2d(images, [-(-side // STRIDE) for side in images.shape[2:]])
+    return torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
 
 
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],

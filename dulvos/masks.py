@@ -17,11 +17,11 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dulvos.errors import InputError
-from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, replacing
+from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, read_json, replacing
 from dulvos.videos import Video
 
-__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "check_folder", "given_masks", "is_binary", "mask_files",
-           "overlay", "read_ended", "read_mask", "read_values", "save_given", "save_masks", "write_mask"]
+__all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "as_png", "check_folder", "given_masks", "mask_files",
+           "overlay", "read_ended", "read_mask", "save_given", "save_masks", "write_mask"]
 
 MOVIE = "overlay.mp4"
 _SIGNED = PngInfo()
@@ -42,7 +42,7 @@ From Okabe and Ito, "Color Universal Design" (2008): people with any colour visi
 """
 
 
-def read_mask(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndarray:
+def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
     """Read the object ids of a mask, (H, W) uint8 in 0..254, from a PNG file (other formats change ids).
 
     If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
@@ -52,14 +52,39 @@ def read_mask(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndar
 
     Arguments:
         threshold: in 1..255, pixels of at least this grey level are object 1 and all others background.
-        drawn: refuse a grey mask that is mostly 255 but holds other ids: users draw objects, not void.
 
     Raises:
         InputError: the file is missing, damaged or no PNG, has soft edges or its object in the alpha channel
-            only, or holds colours or values that are not ids.
+            only, holds colours or values that are not ids, or is grey and mostly 255 but holds other ids.
     """
-    values = read_values(path, threshold, drawn)
-    ids = np.where(values == 255, is_binary(values), values)
+    path, kind = expand(path), None
+    try:
+        with Image.open(path) as image:
+            kind = image.format
+            image.verify()  # compares the checksums, which decoding does not
+        with Image.open(path, formats=("PNG",)) as image:
+            ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
+            pixels, greys, palette = np.asarray(image), np.asarray(image.convert("L")), image.getpalette()
+    except Exception as error:  # Pillow raises many kinds
+        reason = error if kind == "PNG" else f"a {kind} file" if kind else "not a complete PNG"
+        reason = getattr(error, "strerror", None) or reason
+        raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
+    if threshold:
+        return (greys >= threshold).astype(np.uint8)
+    if palette:
+        values = _ids_of_indices(pixels, np.resize(palette, (256, 3)), path)
+    elif image.mode in ("RGB", "RGBA"):
+        values = _ids_of_colours(pixels[..., :3], path)
+    else:
+        values = greys if image.mode == "LA" else pixels
+    if values.max() > 255:
+        raise InputError(f"{path}: values up to {values.max()} (mode {image.mode}); expected ids of 0 to 255")
+    if "A" in image.mode and values.min() == values.max() > 0 and np.ptp(pixels[..., -1]):
+        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
+                         "black, without transparency")
+    if not palette or values is not pixels:  # the ids of `PALETTE` say nothing of brightness
+        _refuse_soft(greys, path, bool(palette))
+    ids = np.where(values == 255, not (values % 255).any(), values).astype(np.uint8)
     if ids.all():
         warnings.warn(f"{path}: no pixel is background, which is 0; is this meant?", stacklevel=2)
     return ids
@@ -78,46 +103,15 @@ def write_mask(path: AnyPath, ids: np.ndarray) -> None:
         raise InputError(f"{path}: ids must be (H, W) uint8 in 0..254, not {ids.shape} {ids.dtype}"
                          f" up to {ids.max(initial=0)}")
     with replacing(path) as stream:
-        stream.write(_as_png(ids))
+        stream.write(as_png(ids))
 
 
-def _as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
+def as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
+    """The palette PNG of ids, (H, W) uint8."""
     image, stream = Image.fromarray(ids), io.BytesIO()
     image.putpalette(PALETTE.tobytes())
     image.save(stream, format="PNG", pnginfo=texts)
     return stream.getvalue()
-
-
-def read_values(path: AnyPath, threshold: int = 0, drawn: bool = False) -> np.ndarray:
-    """(H, W) uint8 values of a mask file, 255 included; takes and raises what `read_mask` does."""
-    path, kind = expand(path), None
-    try:
-        with Image.open(path) as image:
-            kind = image.format
-            image.verify()  # compares the checksums, which decoding does not
-        with Image.open(path, formats=("PNG",)) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
-            pixels, greys, palette = np.asarray(image), np.asarray(image.convert("L")), image.getpalette()
-    except Exception as error:  # Pillow raises many kinds
-        reason = error if kind == "PNG" else f"a {kind} file" if kind else "not a complete PNG"
-        reason = getattr(error, "strerror", None) or reason
-        raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
-    if threshold:
-        return np.where(greys < threshold, 0, 255).astype(np.uint8)
-    if palette:
-        values = _ids_of_indices(pixels, np.resize(palette, (256, 3)), path)
-    elif image.mode in ("RGB", "RGBA"):
-        values = _ids_of_colours(pixels[..., :3], path)
-    else:
-        values = greys if image.mode == "LA" else pixels
-    if values.max() > 255:
-        raise InputError(f"{path}: values up to {values.max()} (mode {image.mode}); expected ids of 0 to 255")
-    if "A" in image.mode and values.min() == values.max() > 0 and np.ptp(pixels[..., -1]):
-        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
-                         "black, without transparency")
-    if not palette or values is not pixels:  # the ids of `PALETTE` say nothing of brightness
-        _refuse_soft(greys, path, drawn and not palette)
-    return values.astype(np.uint8)
 
 
 def _ids_of_indices(indices: np.ndarray, palette: np.ndarray, path: AnyPath) -> np.ndarray:
@@ -136,24 +130,20 @@ def _ids_of_indices(indices: np.ndarray, palette: np.ndarray, path: AnyPath) -> 
     return ids[indices]
 
 
-def _refuse_soft(greys: np.ndarray, path: AnyPath, drawn: bool) -> None:
-    """Raise an InputError if most greys are those of rims: no block of 3 x 3, but beside another object."""
+def _refuse_soft(greys: np.ndarray, path: AnyPath, colours: bool) -> None:
+    """Raise an InputError if most greys are of rims; without colours also if 255 is most, but not alone."""
     kernel = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(greys, kernel), cv2.dilate(greys, kernel)
+    # a rim is no block of 3 x 3, but lies beside another object
     rim = (low < high) & (greys > 0) & ((low > 0) | (greys < high))
     thin, found = (len(np.setdiff1d(*pair)) for pair in ((greys[rim], greys[low == high]), (greys, [0, 255])))
     white = found and np.bincount(greys.ravel(), minlength=256)[1:].argmax() == 254
     # where most pixels are rims, there are no objects that could have soft edges
-    if white and (drawn or thin > found / 2) or 2 < thin > found / 2 and rim.mean() < 0.5:
+    if white and (thin > found / 2 or not colours) or 2 < thin > found / 2 and rim.mean() < 0.5:
         half = greys.max() // 2
         raise InputError(f"{path}: {found} greys besides 0 and 255 would be objects; for one object give "
                          f"--threshold={half} (threshold={half} in Python) or save it as 0 and 255 without "
                          "soft edges, for several give each an id from 1 to 254")
-
-
-def is_binary(values: np.ndarray) -> bool:
-    """Whether values are all 0 or 255, and not all 0."""
-    return values.max() == 255 and not (values % 255).any()
 
 
 def _ids_of_colours(colours: np.ndarray, path: AnyPath) -> np.ndarray:
@@ -174,19 +164,12 @@ def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     Arguments:
         frame: (H, W, 3) uint8 RGB. ids: (H, W) integers; pixels of id 0 keep their colour.
-
-    Raises:
-        InputError: the mask has another size than the frame.
     """
-    if ids.shape != frame.shape[:2]:
-        raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; they must have one size")
     ids = ids.astype(np.uint8)
     kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-    strength = np.where(cv2.erode(ids, kernel) != cv2.dilate(ids, kernel), 1, 0.5)
-    marked, mixed = ids > 0, frame.copy()  # most of a frame is background and need not be computed
-    colour = OBJECT_COLOURS[(ids[marked] - 1) % len(OBJECT_COLOURS)].astype(float)
-    mixed[marked] = np.rint(frame[marked] + strength[marked, None] * (colour - frame[marked]))
-    return mixed
+    strength = np.where(cv2.erode(ids, kernel) != cv2.dilate(ids, kernel), 1, 0.5) * (ids > 0)
+    colour = OBJECT_COLOURS[(ids - 1) % len(OBJECT_COLOURS)].astype(np.float32)
+    return np.rint(frame + strength[..., None].astype(np.float32) * (colour - frame)).astype(np.uint8)
 
 
 def given_masks(video: Video, given: Sequence[AnyPath],
@@ -208,7 +191,7 @@ def given_masks(video: Video, given: Sequence[AnyPath],
         if frame in masks or frame >= len(video):
             raise InputError(f"{path}: given for frame {frame}; give one mask for a frame, as FRAME=PNG, "
                              f"where FRAME is 0 to {len(video) - 1}")
-        masks[frame] = read_mask(path, threshold, drawn=True)
+        masks[frame] = read_mask(path, threshold)
         video.check_size(masks[frame].shape, path)
     if not any(ids.any() for ids in masks.values()):
         named = ", ".join(map(os.fspath, given)) or "none"
@@ -246,22 +229,19 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     return dict(sorted((numbers[stem], file) for stem, file in files.items()))
 
 
-def check_folder(out: AnyPath, video: Video,
-                 given: Sequence[AnyPath] = (), overwrite: bool = False) -> Path:
+def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
     """Make the folder for the results.
 
     Arguments:
         overwrite: results may replace files that no earlier run wrote.
 
     Raises:
-        InputError: not a folder, not writable, or one that holds the video's frames or a given mask, or a
-            file that results would replace and that no earlier run wrote.
+        InputError: not a folder, not writable, the one of the video's frames, or one with a file (such as a
+            given mask) that results would replace and that no earlier run wrote.
     """
-    taken = {video.path.resolve(), *(path.resolve().parent for _, path in _given_files(video, given))}
     out = expand(out)
-    if out.resolve() in taken:
-        raise InputError(f"{out}: holds the video's frames or a given mask, which results would replace; "
-                         "give another folder")
+    if out.resolve() == video.path.resolve():
+        raise InputError(f"{out}: holds the video's frames; give another folder for the results")
     for path in () if overwrite else (out / name for name in _result_names(video)):
         if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
@@ -284,36 +264,31 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         for name in () if count else names[t:]:
             (out / name).unlink(missing_ok=True)
         with replacing(out / names[t]) as stream:
-            stream.write(_as_png(ids, _SIGNED))
+            stream.write(as_png(ids, _SIGNED))
         yield t, ids
 
 
 def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
-               ended: Mapping[int, Collection[int]]) -> set[Path]:
+               ended: Mapping[int, Collection[int]]) -> None:
     """Make a folder hold these masks and ends of objects, and no others, for `given_masks` and `read_ended`.
 
-    Masks drawn by hand are never deleted: others in the folder are moved to `earlier-<number>/` in it.
+    Masks drawn by hand are never deleted: a folder that holds others is renamed to `<folder>-<number>`.
 
     Arguments:
         given: frame number -> (H, W) uint8 ids.
         ended: frame number -> ids of the objects that are gone from that frame on.
-
-    Returns:
-        the files of these masks and ends.
     """
-    files = {f"{video.frame_name(frame)}.png": _as_png(ids) for frame, ids in given.items()}
+    files = {f"{video.frame_name(frame)}.png": as_png(ids) for frame, ids in given.items()}
     if ended:
         ends = {video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())}
         files[_ENDED] = json.dumps(ends).encode()
-    place = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
-    for path in [*folder.glob("*.png"), *folder.glob(_ENDED)]:
-        if path.read_bytes() != files.get(path.name):
-            place.mkdir(exist_ok=True)
-            path.rename(place / path.name)
+    found = {path.name: path.is_file() and path.read_bytes() for path in folder.glob("*")}
+    if found and found != files:
+        numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+        folder.rename(next(path for path in numbered if not path.exists()))
     for name, content in files.items():
         with replacing(folder / name) as stream:
             stream.write(content)
-    return {folder / name for name in files}
 
 
 def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, ...]]:
@@ -327,11 +302,7 @@ def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, .
     """
     numbers, ended = video.numbers(), {}
     for path in (expand(item) / _ENDED for item in given):
-        try:
-            if path.is_file():
-                ends = json.loads(path.read_bytes())
-                ended |= {numbers[name]: tuple(map(int, ids)) for name, ids in ends.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: damaged, or names a frame that {video.path} does not have; remove "
-                             "this file, and end the objects again") from error
+        if path.is_file():
+            ended |= read_json(path, f"ids of objects by frames of {video.path}", lambda ends: {
+                numbers[name]: tuple(map(int, ids)) for name, ids in ends.items()})
     return ended

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from dulvos.encoder import Encoder
 from dulvos.errors import InputError
 from dulvos.files import AnyPath
 
-__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "read_released", "read_weights"]
+__all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "read_released", "read_weights", "without_prefix"]
 
 FOLDER = "DULVOS_WEIGHTS"
 
@@ -42,9 +41,6 @@ RELEASES = {
     "crw": Release("pretrained.pth", "Kinetics-400", "github.com/ajabri/videowalk", "CRW", "res3"),
 }
 
-# How the names of the backbone and of the head begin in a file. CRW's own head compares patches, not cells.
-_PREFIXES = {"fast_net.backbone.": "fast_net.emb_q.", "encoder.model.": None, "": None}
-
 # Training scripts save these beside the weights: their options, and a score that is a numpy number.
 _HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)),
              (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
@@ -62,72 +58,68 @@ class _Absent(nn.Module):
         raise InputError(self.message)
 
 
-def read_weights(path: AnyPath) -> dict[str, Tensor]:
-    """Read the weights in a .safetensors or a torch file.
+def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
+    """Read the weights in a .safetensors or a torch file, and the whole content of the latter.
 
     In a torch file they stand at the top level or under `model`, `state_dict` or `teacher` (DINO's).
-    `module.`, which parallel trainings add to names, is removed.
+    `module.`, which parallel trainings add to names, is removed. Only tensors and plain values are unpickled.
 
     Raises:
         InputError: the file is damaged, or would run code.
     """
-    if Path(path).suffix != ".safetensors":
-        return _read_torch(path)[0]
     try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); replace it") from None
-
-
-def _read_torch(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
-    """The weights in a torch file, and its whole content; only tensors and plain values are unpickled."""
-    try:
+        if Path(path).suffix == ".safetensors":
+            return safetensors.torch.load_file(path), {}
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in many ways on random bytes
         raise InputError(f"{path}: damaged, or holds more than weights ({type(error).__name__}); copy it "
-                         "again from where it was released") from None
+                         "again from where it came") from None
     content = content if isinstance(content, dict) else {}
     state = next((content[key] for key in ("model", "state_dict", "teacher") if key in content), content)
     state = state if isinstance(state, dict) else {}
     return {str(k).replace("module.", ""): v for k, v in state.items() if isinstance(v, Tensor)}, content
 
 
-def read_released(path: AnyPath) -> Encoder:
+def without_prefix(state: dict[str, Tensor], known: str) -> dict[str, Tensor]:
+    """The weights whose names begin as the shortest one that ends with a known name does, without that."""
+    prefix = min((name for name in state if name.endswith(known)), key=len, default=known)[: -len(known)]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read_released(path: Path) -> Encoder:
     """Build an encoder, in evaluation mode, from a released torch file.
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and
-    torchvision's ResNet-18 (`conv1.weight`, ...). CRW has no head for dense features and may end with layer3;
+    any other ResNet-18 with torchvision's names. CRW has no head for dense features and may end with layer3;
     using the missing part raises an InputError. CRW pads by reflection if its file says so.
 
     Raises:
         InputError: the file is damaged or would run code, or holds another network.
     """
-    path = Path(path)
-    state, content = _read_torch(path)
-    for prefix, head in _PREFIXES.items():  # noqa: B007
-        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight
-        backbone = {re.sub(r"(conv\d)\.1\.weight$", r"\1.weight", k): value for k, value in found.items()}
-        if "conv1.weight" in backbone:
-            break
-    else:
-        expected = " or ".join(f"{prefix}conv1.weight" for prefix in _PREFIXES)
-        raise InputError(f"{path}: holds no ResNet-18 (expected {expected}); its first names are "
-                         f"{', '.join(list(state)[:3]) or 'none'}")
+    state, content = read_weights(path)
+    # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight
+    renamed = {re.sub(r"(conv\d)\.1\.weight$", r"\1.weight", name): value for name, value in state.items()}
+    backbone = without_prefix(renamed, "layer1.0.conv1.weight")
+    if "conv1.weight" not in backbone:
+        raise InputError(f"{path}: holds no ResNet-18 (conv1.weight, layer1.0.conv1.weight, ..., after any "
+                         f"prefix); its first names are {', '.join([*state][:3]) or 'none'}")
     weights = {f"backbone.{name}": value for name, value in backbone.items()}
-    if head:
-        weights |= _head_weights(path, state, head)
+    head = [name for name in state if name.startswith("fast_net.emb_q.")]
+    if head:  # its layers are a convolution, a normalisation and a convolution, whatever their names
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in head)
+        for theirs, ours in zip(layers, ("head.0", "head.1", "head.3")):
+            weights |= {name.replace(theirs, ours): value for name, value in state.items()
+                        if name.startswith(f"{theirs}.")}
         norm = "batch" if "head.1.running_mean" in weights else "layer"
-        encoder = Encoder(len(weights["head.3.weight"]), norm)
+        encoder = Encoder(len(weights.get("head.3.weight", "x")), norm)
     else:
         encoder = Encoder()
         encoder.head = _Absent(f"{path.name} has no head for dense features; give layer='res3' or 'res4'")
         if not any(name.startswith("layer4.") for name in backbone):
             encoder.backbone.layer4 = _Absent(f"{path.name} ends with layer3; give layer='res3'")
     load_weights(encoder, weights, path)
-    scratch = getattr(content.get("args"), "model_type", "") == "scratch"
-    if prefix == "encoder.model." and (scratch or found.keys() != backbone.keys()):
+    if renamed.keys() != state.keys() or getattr(content.get("args"), "model_type", "") == "scratch":
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d) and sum(module.padding):
                 module.padding_mode = "reflect"
@@ -146,29 +138,15 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
     """
     wanted = network.state_dict()
     # old files lack BatchNorm's counts, which no feature depends on
-    weights = {name: count for name, count in wanted.items() if "num_batches_tracked" in name} | weights
-    for name, value in wanted.items():
-        found = weights.get(name)
-        if found is None or found.shape != value.shape:
-            problem = "missing" if found is None else f"{tuple(found.shape)}, not {tuple(value.shape)}"
-            raise InputError(f"{path}: holds weights of another network: {name} is {problem}")
-        if value.is_floating_point() and not (found.is_floating_point() and found.isfinite().all()):
+    counts = {name: count for name, count in wanted.items() if "num_batches_tracked" in name}
+    weights = counts | {name: value for name, value in weights.items() if strict or name in wanted}
+    for name, value in weights.items():
+        if wanted.get(name, value).is_floating_point() and not (
+                value.is_floating_point() and value.isfinite().all()):
             raise InputError(f"{path}: {name} holds infinite values or no floating-point numbers; copy or "
                              "train it again")
-    if strict and (more := sorted(weights.keys() - wanted.keys())):
-        raise InputError(f"{path}: holds weights of another network: {more[0]} is unknown")
-    network.load_state_dict({name: weights[name] for name in wanted})
-
-
-def _head_weights(path: Path, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of the head under our names; its layers are recognised by their order and shapes."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        if name.startswith(prefix):
-            layer, _, field = name.removeprefix(prefix).rpartition(".")
-            layers.setdefault(layer, {})[field] = value
-    if [layer["weight"].ndim if "weight" in layer else 0 for layer in layers.values()] != [4, 1, 4]:
-        raise InputError(f"{path}: expected a convolution, a normalisation and a convolution in {prefix}*; "
-                         f"it holds {', '.join(layers) or 'nothing'}")
-    return {f"head.{ours}.{field}": value for ours, layer in zip("013", layers.values())
-            for field, value in layer.items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).split("\n\t")[1][:200]
+        raise InputError(f"{path}: holds weights of another network: {first}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -43,10 +43,10 @@ class Session:
                  ended: Mapping[int, Collection[int]] | None = None):
         self.video, self.settings = video, settings
         self.given, self.ended = dict(given or {}), dict(ended or {})
-        self._encode, self._stream, self._encoded = features, None, 0
-        self._file = tempfile.TemporaryFile()
-        self._softs: list[tuple[tuple[int, ...], Tensor]] = []  # ids of the channels, (M, h, w)
-        self._found: list[bytes] = []  # masks, compressed: a mask of 4K would take 8 MB
+        self._encode, self._stream = features, None
+        self._file, self._places = tempfile.TemporaryFile(), []  # features, and where each frame's begin
+        # of each frame: ids of the channels, (M, h, w), and the mask, compressed: one of 4K would take 8 MB
+        self._found: list[tuple[tuple[int, ...], Tensor, bytes]] = []
         self._valid, self._made = 0, ({}, {})  # number of masks that follow from these given and ended
         self._before: dict[int, tuple[np.ndarray, set[int]]] = {}  # frame -> mask before, objects touched
 
@@ -66,7 +66,7 @@ class Session:
         """The mask of a frame, (H, W) uint8 ids, as found and then corrected; 0 before anything is known."""
         ids = np.zeros(self.video.size, np.uint8)
         if t < self.found:
-            ids = np.frombuffer(zlib.decompress(self._found[t]), np.uint8).reshape(ids.shape)
+            ids = np.frombuffer(zlib.decompress(self._found[t][2]), np.uint8).reshape(ids.shape)
         given = self.given.get(t, np.zeros_like(ids))
         corrected = np.isin(ids, [*objects(given), *self.ended.get(t, ())])
         return np.where(given > 0, given, np.where(corrected, 0, ids)).astype(np.uint8)
@@ -120,14 +120,12 @@ class Session:
                   for t in range(len(self.video)))
         carried = carry(needed, given, self.settings,
                         ended={t: [i for i in gone if i in ids] for t, gone in ended.items()},
-                        history=[_channels(soft, old, ids) for old, soft in self._softs[:start]])
+                        history=[_channels(soft, old, ids) for old, soft, _ in self._found[:start]])
         self._valid, self._made = start, made
-        del self._softs[start:]
         for t, (soft, labels) in enumerate(carried, start):
             if t > start or t >= self.found:  # from now on, painting it is compared with its new mask
                 self._before.pop(t, None)
-            self._softs.append((ids, soft.cpu()))
-            self._found[t:t + 1] = [zlib.compress(labels.tobytes(), 1)]
+            self._found[t:t + 1] = [(ids, soft.cpu(), zlib.compress(labels.tobytes(), 1))]
             self._valid = t + 1
             yield t, labels
 
@@ -139,22 +137,20 @@ class Session:
                              f"{len(self.video)} frames of {self.video.path}")
 
     def _feature(self, t: int) -> Tensor:
-        while self._encoded <= t:
+        while len(self._places) <= t:
             if self._stream is None:
-                self._stream = iter(self._encode(self.video.frames(self._encoded), self.settings))
+                self._stream = iter(self._encode(self.video.frames(len(self._places)), self.settings))
             try:
                 features = next(self._stream)
-                self._device, self._shape = features.device, features.shape
-                self._file.seek(4 * features.numel() * self._encoded)
-                self._file.write(features.float().cpu().numpy().tobytes())
+                place = self._file.seek(0, os.SEEK_END)
+                np.save(self._file, features.float().cpu().numpy())
             except BaseException:  # Ctrl-C too: a generator that an exception left gives no more
                 self._stream = None
                 raise
-            self._encoded += 1
-        count = math.prod(self._shape)
-        self._file.seek(4 * count * t)
-        kept = np.fromfile(self._file, np.float32, count).reshape(self._shape)
-        return torch.from_numpy(kept).to(self._device)
+            self._device = features.device
+            self._places.append(place)
+        self._file.seek(self._places[t])
+        return torch.from_numpy(np.load(self._file)).to(self._device)
 
 
 def _channels(soft: Tensor, old: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:

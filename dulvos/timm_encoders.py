@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from dulvos.errors import InputError
 from dulvos.files import expand
-from dulvos.released import load_weights, read_weights
+from dulvos.released import load_weights, read_weights, without_prefix
 
 __all__ = ["TimmEncoder"]
 
@@ -36,7 +33,7 @@ class TimmEncoder(nn.Module):
         seed: of the random weights.
 
     Attributes:
-        stride: pixels a cell. offset: the pixel at the centre of the first cell. channels: K.
+        stride: pixels a cell. channels: K.
         multiple: frames are resized to sides that are multiples of this (a transformer's patches).
         mean, std: of the RGB in [0, 1] that the network was trained with.
 
@@ -62,7 +59,6 @@ class TimmEncoder(nn.Module):
         self.stride, self.channels = info["reduction"], info["num_chs"]
         patches = hasattr(self.network, "patch_embed")
         self.multiple = max(stage["reduction"] for stage in stages.values()) if patches else 1
-        self.offset = (self.stride - 1) / 2 if patches else 0
         self.mean, self.std = config["mean"], config["std"]
         self.eval()
 
@@ -89,11 +85,10 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
         raise InputError(f"'timm:{architecture}': timm has no such network; similar names: "
                          f"{', '.join(near) or 'none, see timm.list_models()'}")
     try:
-        with _one_try(pretrained):
-            try:
-                network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
-            except TypeError:  # a network without position embeddings
-                network = timm.create_model(architecture, pretrained, num_classes=0)
+        try:
+            network = timm.create_model(architecture, pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # a network without position embeddings
+            network = timm.create_model(architecture, pretrained, num_classes=0)
     except OSError as error:
         raise InputError(f"'timm:{architecture}': its weights cannot be downloaded ({_line(error)}); fetch "
                          f"them from huggingface.co elsewhere, and give 'timm:{architecture}=FILE'") from None
@@ -106,29 +101,11 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
     return network
 
 
-@contextmanager
-def _one_try(pretrained: bool) -> Iterator[None]:
-    """If the hub does not answer, take files on the disk only: its client would retry for a minute."""
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        if pretrained:
-            get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of the HTTP library that this version of the hub's client uses
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
 def _load(network: nn.Module, path: Path) -> None:
     """Load weights from a file; any prefix of their names is removed, and timm converts known releases."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected weights (.safetensors, or a torch file)")
-    state = read_weights(path)
-    first = next(iter(network.state_dict()))
-    named = min((name for name in state if name.endswith(first)), key=len, default=first)
-    state = {name.removeprefix(named.removesuffix(first)): value for name, value in state.items()}
+    state = without_prefix(read_weights(path)[0], next(iter(network.state_dict())))
     convert: Any = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:

@@ -190,6 +190,8 @@ def fingerprint(videos: Iterable[Video]) -> str:
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a frame, (H, W, 3) uint8, to size (h, w) by the project's one filter: bilinear, antialiased."""
+    if tuple(size) == frame.shape[:2]:
+        return frame
     image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
     image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
     return image[0].permute(1, 2, 0).numpy()
@@ -204,8 +206,7 @@ def shrunk_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
 
 def shrink(frame: np.ndarray, shorter_side: int) -> np.ndarray:
     """Reduce a frame, (H, W, 3) uint8, to a shorter side in pixels; 0 or a longer one keeps the frame."""
-    size = shrunk_size(frame.shape[:2], shorter_side)
-    return frame if size == frame.shape[:2] else resize(frame, size)
+    return resize(frame, shrunk_size(frame.shape[:2], shorter_side))
 
 
 def _header_size(path: Path) -> tuple[int, int]:

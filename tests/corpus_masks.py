@@ -219,7 +219,6 @@ for option, value, words in (  # what tests/test_main.py does not try
         ("checkpoint", "x" * 300, "no such checkpoint"), ("checkpoint", "", "no such checkpoint"),
         ("frobnicate", "1", "unrecognized .*--frobnicate")):
     add(COMMAND, f"--{option} {str(value)[:20]}", words, segment, [f"--{option}", value])
-add(COMMAND, "results onto the mask", "a given mask", partial(segment, out="."), [])
 
 
 def segment_again(folder: Path, *others: str, options: tuple[str, ...] = (), runs: int = 1) -> list[str]:

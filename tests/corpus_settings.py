@@ -47,9 +47,15 @@ refuse(TRAIN, make, {
     "seed": [1.5, True, -1, 10**30, np.int64(3)], "iterations": [0, "5", None], "batch": [0], "frames": [-1],
     "gap": [0], "lr": [NAN, INF, "1e-4", 0, True, 10**400], "lr_decay": [-1], "tau": [-1],
     "lam": [-0.1, 1e300], "crop": [100, 0], "grid": [7], "scale_min": [9], "scale_max": [5],
+    "optimiser": ["lamb"], "second_forward": ["test"], "alignment": ["none"], "cross_grid": [5],
     "view_scale": [0, 2], "centre": [1, "yes"], "jitter": ["x", None, []], "norm": ["instance"],
-    "stride": [16], "objective": ["moco"], "precision": ["fp16"], "workers": [-1], "dim": [0],
+    "stride": [16], "objective": ["moco"], "precision": ["fp16"], "workers": [-1], "dim": [0, 10**12],
     "checkpoint_minutes": [INF], "photometric": ["all"], "learning_rate": [1], "lr ": [1], 1: [2]})
+for values, named in (
+        ({"objective": "crw", "frames": 2}, "frames >= 3"),
+        ({"objective": "mast", "frames": 1}, "frames >= 2"),
+        ({"crop": 128, "grid": 32}, "16x16.*grid=32"), ({"lamda": 0.1, "iters": 5}, "iters, lamda; .*lam,")):
+    add(TRAIN, short(values), named, lambda folder, values: make(values), values)
 for values in ({}, {"lr": 1}, {"frames": 1}, {"seed": 2**62}, {"view_scale": 1, "view_flip": False}):
     add(TRAIN, short(values), lambda made, values=values: values.items() <= vars(made).items(),
         lambda folder, values: make(values), values)

@@ -69,7 +69,7 @@ def test_a_sidecar_from_before_stride_and_colour_came(saved: Path) -> None:
     config = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps({name: config[name] for name in ("architecture", "dim", "norm")}))
     assert load_encoder(saved).config == config
-    for wrong, named in (({"stride": 4}, "json"), ({"stride": [8]}, "json"), ({"colour": "hsv"}, "json"),
+    for wrong, named in (({"stride": 16}, "json"), ({"stride": [8]}, "json"), ({"colour": "hsv"}, "json"),
                          ({"norm": "layer"}, "safetensors.*head")):  # that takes a BatchNorm's weights
         sidecar.write_text(json.dumps(config | wrong))
         with pytest.raises(InputError, match=rf"own\.{named}"):

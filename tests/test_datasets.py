@@ -85,13 +85,6 @@ def test_an_error_names_the_folder_below_that_holds_the_data(tmp_path: Path, you
             load(str(tmp_path))
 
 
-@pytest.mark.parametrize("gone", ["JPEGImages/480p/a/00002.jpg", "Annotations/480p/a/00001.png"])
-def test_what_a_list_of_davis_2016_names_must_be_on_disk(tmp_path: Path, gone: str) -> None:
-    (make_davis16(tmp_path, "a") / gone).unlink()
-    with pytest.raises(InputError, match=gone):
-        load_davis(tmp_path)
-
-
 @pytest.mark.parametrize("meta", [True, False])
 @pytest.mark.parametrize("dense", [True, False])
 def test_youtube_vos_gives_each_object_where_it_enters(youtube_vos: Path, tmp_path: Path, meta: bool,

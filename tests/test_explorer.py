@@ -71,30 +71,30 @@ def test_the_geometry_is_the_encoder_s(clip, stride, cells):
 def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_path):
     other = write_textures(tmp_path, ["other"], 1, (32, 48)) / "other"
     encoder = Patches(8)
-    explorer = widgets.Explorer(clip, encoder, others=[other], frames=3, gap=3, layer="res3")
+    explorer = widgets.Explorer(clip, [encoder], others=[other], frames=3, gap=3, layer="res3")
     [(head, packed)] = explorer.packed().values()
     assert explorer.indices == (0, 3, 6) and head["others"] == [(4, 6)]
     for video, start, cells in ((clip, 3, slice(63, 126)), (other, 0, slice(3 * 63, None))):
-        alone = widgets.Explorer(video, encoder, frames=1, start=start, layer="res3")
+        alone = widgets.Explorer(video, [encoder], frames=1, start=start, layer="res3")
         [(_, expected)] = alone.packed().values()
         assert np.abs(packed.cosines(cells.start)[cells] - expected.cosines(0)).max() < 0.02
 
 
 @pytest.mark.parametrize("options, line", [
-    ({"layer": "res9"}, "res3, res4, key"), ({"frames": 10}, "1 to 9"), ({"gap": 0}, "gap"),
+    ({"layer": "res9"}, "res9"), ({"frames": 10}, "1 to 9"), ({"gap": 0}, "gap"),
     ({"tau": 0.0}, "tau"), ({"n": 40}, "n"), ({"shown": 1}, "shown"), ({"x": "a"}, "x"),
-    ({"show": "all"}, "show"), ({"encoders": ()}, "one or two"), ({"encoders": "nowhere"}, "nowhere"),
+    ({"show": "all"}, "show"), ({"encoders": ()}, "one or two"), ({"encoders": ["nowhere"]}, "nowhere"),
     ({"video": "nowhere.mp4"}, "nowhere.mp4"), ({"channels": 40}, "channels"),
     ({"others": ["nowhere"]}, "nowhere"),
 ])
 def test_a_wrong_input_is_one_clear_line(clip, options, line):
     with pytest.raises(InputError, match=line) as error:
-        widgets.Explorer(**{"video": clip, "encoders": "random", "layer": "res3", **options})
+        widgets.Explorer(**{"video": clip, "encoders": ["random"], "layer": "res3", **options})
     assert "\n" not in str(error.value)
 
 
 def test_a_layer_is_computed_when_the_browser_asks_for_it(clip):
-    explorer, sent = widgets.Explorer(clip, "random", layer="res3", frames=2), []
+    explorer, sent = widgets.Explorer(clip, ["random"], layer="res3", frames=2), []
     explorer.send = lambda content, buffers=None: sent.append((content, buffers))
     for want in ("clip", "key", "res9"):
         explorer._handle_custom_msg({"want": want}, [])
@@ -106,7 +106,7 @@ def test_a_layer_is_computed_when_the_browser_asks_for_it(clip):
 
 
 def test_a_saved_page_loads_nothing_from_elsewhere(clip, tmp_path):
-    explorer = widgets.Explorer(clip, "random", layer="res3", frames=2)
+    explorer = widgets.Explorer(clip, ["random"], layer="res3", frames=2)
     page = explorer.save_html(tmp_path / "new" / "page.html", layers=("res3", "key")).read_text()
     assert "http" not in page.replace("http-equiv", "") and "src=" not in page and "import " not in page
     assert explorer.save_html(tmp_path / "again.html", layers=("res3", "key")).read_text() == page

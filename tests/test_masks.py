@@ -73,8 +73,6 @@ def test_overlay_is_the_mixture_of_every_pixel(dtype: type) -> None:
     assert mixed.dtype == np.uint8
     assert np.array_equal(mixed, np.rint(frame + strength * (colour - frame)).astype(np.uint8))
     assert np.array_equal(frame, before)
-    with pytest.raises(InputError):
-        overlay(frame, ids[1:])
 
 
 @pytest.fixture
@@ -98,13 +96,12 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
 def test_results_never_replace_what_they_are_made_from(video: Video, tmp_path: Path) -> None:
     mask = save(tmp_path / "masks" / "10.png", blocks(1))
     (tmp_path / "file").touch()
-    for out, given in ((video.path, []), (mask.parent, [mask]), (mask.parent, [f"2={mask}"]),
-                       (mask.parent, [mask.parent]), (tmp_path / "file", []), (tmp_path / "file/out", [])):
+    for out in (video.path, mask.parent, tmp_path / "file", tmp_path / "file/out"):
         with pytest.raises(InputError, match=str(out)):
-            masks.check_folder(out, video, given)
+            masks.check_folder(out, video)
     out = tmp_path / "new" / "out"
     save(out / "given" / "10.png", blocks(1))  # masks of an earlier session lie in a folder of their own
-    assert masks.check_folder(out, video, [mask, out / "given"]).is_dir()
+    assert masks.check_folder(out, video).is_dir()
     assert [path.name for path in out.iterdir()] == ["given"]
 
 
@@ -137,12 +134,12 @@ def test_given_masks_are_kept_as_they_are_now(video: Video, tmp_path: Path) -> N
         masks.save_given(folder, video, {0: first}, {2: (5, 6)})
         given = masks.given_masks(video, [folder])
         assert given.keys() == {0} and np.array_equal(given[0], first)
-        assert (folder / f"earlier-{number}" / "10.png").exists(), "drawn by hand: never deleted"
+        assert (tmp_path / "out" / f"given-{number}" / "10.png").exists(), "drawn by hand: never deleted"
     masks.save_given(folder, video, given, {2: (5, 6)})
-    assert np.array_equal(masks.read_mask(folder / "earlier-1" / "14.png"), blocks(2))
-    assert not (folder / "earlier-3").exists()
+    assert np.array_equal(masks.read_mask(tmp_path / "out" / "given-1" / "14.png"), blocks(2))
+    assert not (tmp_path / "out" / "given-3").exists()
     assert masks.read_ended(video, [folder / "10.png", folder]) == {2: (5, 6)}
-    assert masks.read_ended(video, [folder / "earlier-1"]) == {3: (1,)}
+    assert masks.read_ended(video, [tmp_path / "out" / "given-1"]) == {3: (1,)}
     for wrong in ('{"99": [1]}', '{"10": ["a"]}', "[1]", "{"):
         (folder / "ended.json").write_text(wrong)
         with pytest.raises(InputError, match="ended.json"):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dulvos.encoder import Encoder, Features, prepare_frames
-from dulvos.errors import InputError
 from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings, forward_views
 from dulvos.training import clip_numbers, make_clips, make_parts, training_step
 from tests.oracles import ArrayVideo, texture
@@ -22,18 +21,6 @@ BASELINES = [name for name in OBJECTIVES if name != "dense"]
 
 
 # settings
-
-@pytest.mark.parametrize(("values", "named"), [  # the corpus holds more of them
-    ({"objective": "moco"}, "objective.*dense.*crw.*moco"), ({"stride": 16}, "stride.*4.*8"),
-    ({"objective": "crw", "frames": 2}, "frames >= 3"), ({"objective": "mast", "frames": 1}, "frames >= 2"),
-    ({"optimiser": "lamb"}, "optimiser.*adam.*sgd"), ({"second_forward": "test"}, "second_forward.*train"),
-    ({"alignment": "none"}, "alignment.*published"), ({"tau": 1e-320}, "tau"), ({"dim": 10**12}, "dim"),
-    ({"crop": 320}, "crop=320"), ({"cross_grid": 5}, "32x32.*cross_grid=5"),
-    ({"crop": 128, "grid": 32}, "16x16.*grid=32"), ({"lamda": 0.1, "iters": 5}, "iters, lamda; .*lam,")])
-def test_wrong_settings_are_named(values: object, named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        TrainSettings.from_dict(values)
-
 
 def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
     assert TrainSettings() == TrainSettings(

@@ -141,7 +141,7 @@ def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painte
     assert all(np.array_equal(ids, painter.session.labels(t)) for t, ids in enumerate(saved))
     painter.receive(*painted(5, ids))
     list(painter.carry())
-    assert not list(painter.out.glob("given/earlier*")), "corrections of this session replace each other"
+    assert not list(painter.out.glob("given-*")), "corrections of this session replace each other"
 
 
 def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(painter, tmp_path):

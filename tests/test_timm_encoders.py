@@ -44,7 +44,6 @@ def test_every_stride_gives_unit_features_that_carry_masks(frames, mask, name, s
     encoder = load_encoder(f"timm:{name}=random")
     found = list(encode(encoder, frames, EXACT))
     assert encoder.stride == stride and not encoder.training
-    assert encoder.offset == ((stride - 1) / 2 if name.startswith(("vit", "swin")) else 0)
     assert {tuple(features.shape) for features in found} == {(encoder.channels, *cells)}
     assert torch.allclose(found[0].norm(dim=0), torch.ones(cells), atol=1e-5)
     masks = list(segment(frames, mask, partial(encode, encoder)))
@@ -103,11 +102,10 @@ def test_a_wrong_name_is_answered_with_the_right_ones(name, words):
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line_that_says_how(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it tries for a minute
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="timm:vit_tiny_patch16_224=FILE"):
         load_encoder("timm:vit_tiny_patch16_224")
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE  # only meanwhile
 
 
 @pytest.mark.parametrize(("name", "size"), [

@@ -155,11 +155,10 @@ class Explorer(anywidget.AnyWidget):
     pinned = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, video: AnyPath | Video,
-                 encoders: str | Callable | Sequence[str | Callable] = ("davis2016", "random"), *,
+                 encoders: Sequence[str | Callable] = ("davis2016", "random"), *,
                  others: Sequence[AnyPath | Video] = (), frames: int = 5, start: int = 0,
                  gap: int = 4, shorter_side: int = 256, channels: int = 128, device: str | None = None,
                  seed: int = 0, **view: object) -> None:
-        encoders = [encoders] if isinstance(encoders, str) or callable(encoders) else list(encoders)
         if not 1 <= len(encoders) <= 2:
             raise InputError(f"the explorer shows one or two encoders, not {len(encoders)}")
         if unknown := set(view) - set(self.FIELDS):
@@ -176,7 +175,7 @@ class Explorer(anywidget.AnyWidget):
             on_device = network.to(find_device(device)) if isinstance(network, nn.Module) else network
             self._encoders[_label(encoder)] = on_device
         choice = any(isinstance(network, Encoder) for network in self._encoders.values())
-        self._layers = LAYERS if choice else (self.layer,)  # other encoders give one layer, whatever its name
+        self._layers = LAYERS if choice else (self.layer,)  # other encoders give one, whatever its name
         self._side, self._channels, self._packed = shorter_side, channels, {}
         self.packed()  # what is wrong is found here, not by the browser
         self.on_msg(lambda _, content, __: self._answer(content["want"]))
@@ -189,9 +188,7 @@ class Explorer(anywidget.AnyWidget):
         `stride`, from cell to cell, and `offset`, the first cell's middle.
         """
         layer = layer or self.layer
-        if layer not in self._layers:
-            raise InputError(f"layer must be one of {', '.join(self._layers)}, not {layer!r}")
-        settings = SegmentSettings(layer=layer if layer in LAYERS else "res4", shorter_side=self._side)
+        settings = SegmentSettings(layer=layer, shorter_side=self._side)
         for name, encoder in self._encoders.items():
             if (name, layer) not in self._packed:
                 frames = [*map(self.video.read, self.indices), *(other.read(0) for other in self.others)]
@@ -256,7 +253,6 @@ def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) 
 
 
 def _label(encoder: str | Callable) -> str:
-    if not isinstance(encoder, str):
-        return getattr(encoder, "name", getattr(encoder, "__name__", type(encoder).__name__))
-    path = Path(encoder)
-    return f"{path.parent.name}/{path.stem}" if path.suffix in (".safetensors", ".pth") else encoder
+    if isinstance(encoder, str):
+        return "/".join(Path(encoder).parts[-2:])  # of a file, its folder and name
+    return getattr(encoder, "name", type(encoder).__name__)

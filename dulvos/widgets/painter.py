@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 import traitlets
 
 from dulvos.errors import InputError
-from dulvos.masks import MOVIE, OBJECT_COLOURS, given_masks, overlay, save_given, save_masks, write_mask
+from dulvos.masks import MOVIE, OBJECT_COLOURS, as_png, given_masks, overlay, save_given, save_masks
 from dulvos.movies import write_mp4
 from dulvos.session import Session, objects
 from dulvos.videos import shrink
@@ -50,7 +51,7 @@ class Painter(anywidget.AnyWidget):
         self.session, self.out = session, out
         self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
         self._searches = self._start = 0  # number of searches so far, first frame of the latest one
-        self._kept: set[Path] = set()  # what this painter saved in given/
+        self._saved = False
         super().__init__(size=list(session.video.size), length=len(session.video), fps=session.video.rate,
                          colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
@@ -76,10 +77,11 @@ class Painter(anywidget.AnyWidget):
             self._tell()
             masks = self.session.run()
             if self.out:
-                for path in self._kept:
-                    path.unlink(missing_ok=True)
-                self._kept = save_given(self.out / "given", self.session.video, dict(self.session.given),
-                                        dict(self.session.ended))
+                if self._saved:  # by this painter
+                    shutil.rmtree(self.out / "given", ignore_errors=True)
+                save_given(self.out / "given", self.session.video, dict(self.session.given),
+                           dict(self.session.ended))
+                self._saved = True
                 masks = save_masks(masks, self.session.video, self.out)
             for t, _ in masks:
                 self._show(t)
@@ -135,14 +137,10 @@ class Painter(anywidget.AnyWidget):
                     self.session.paint(t, ids, content["ended"])
                     self._tell()
                 case "load":
-                    ids, notes = self._load(t, content["name"], buffers[0])
-                    self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
-                    self._tell(notes)
+                    self._load(t, content["name"], buffers[0])
                 case "save":
-                    with tempfile.TemporaryDirectory() as folder:
-                        path = Path(folder) / f"{video.frame_name(t)}.png"
-                        write_mask(path, self.session.labels(t))
-                        self.send({"kind": "save", "frame": t, "name": path.name}, [path.read_bytes()])
+                    head = {"kind": "save", "frame": t, "name": f"{video.frame_name(t)}.png"}
+                    self.send(head, [as_png(self.session.labels(t))])
                 case "run":
                     threading.Thread(target=self._carry_on, daemon=True).start()
                 case "stop":
@@ -150,17 +148,19 @@ class Painter(anywidget.AnyWidget):
         except InputError as error:
             self._tell(str(error))
 
-    def _load(self, t: int, name: str, content: bytes) -> tuple[np.ndarray, str]:
-        """The ids of a mask file, and what it warns of."""
+    def _load(self, t: int, name: str, content: bytes) -> None:
+        """Send the ids of a mask file, and tell what is wrong with it."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             path = Path(folder) / Path(name).name
             path.write_bytes(content)
             try:
                 ids = given_masks(self.session.video, [f"{t}={path}"])[t]
+                self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
+                said = " ".join(str(note.message) for note in notes)
             except InputError as error:
-                raise InputError(str(error).replace(f"{folder}/", "")) from None
-            return ids, " ".join(str(note.message) for note in notes).replace(f"{folder}/", "")
+                said = str(error)
+        self._tell(said.replace(f"{folder}/", ""))
 
     def _show(self, t: int) -> None:
         ids = zlib.compress(self.session.labels(t).tobytes(), 1)
