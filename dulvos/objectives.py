@@ -133,7 +133,7 @@ def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, secon
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration of training, and what several objectives make of it.
+    """One iteration of training, with what several objectives compute from it.
 
     Arguments:
         net: an Encoder, or DistributedDataParallel around one.

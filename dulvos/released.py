@@ -112,7 +112,7 @@ def read_released(path: Path) -> Encoder:
             weights |= {name.replace(theirs, ours): value for name, value in state.items()
                         if name.startswith(f"{theirs}.")}
         norm = "batch" if "head.1.running_mean" in weights else "layer"
-        encoder = Encoder(len(weights.get("head.3.weight", "x")), norm)
+        encoder = Encoder(len(weights.get("head.3.weight", [0])), norm)  # what is missing is named below
     else:
         encoder = Encoder()
         encoder.head = _Absent(f"{path.name} has no head for dense features; give layer='res3' or 'res4'")
@@ -123,7 +123,7 @@ def read_released(path: Path) -> Encoder:
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d) and sum(module.padding):
                 module.padding_mode = "reflect"
-    return encoder.float().eval()
+    return encoder.eval()
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, strict: bool = False) -> None:

@@ -6,7 +6,6 @@ import base64
 import gzip
 import html
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -87,8 +86,7 @@ def pack(features: Tensor, channels: int = 128) -> Packed:
         raise InputError(f"channels must be a multiple of 16 between 16 and 128, not {channels!r}")
     mean = features.mean(0)
     centred = features - mean
-    some = centred[:: math.ceil(len(centred) / 2**14)]  # enough to find the axes
-    axes = torch.linalg.eigh((some.T @ some).double()).eigenvectors  # [K, K], the greatest last
+    axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors  # [K, K], the greatest last
     values = F.pad(centred @ axes.flip(1)[:, :channels].to(features), (0, -len(axes) % 16)).cpu()
     values = values[:, :channels]  # a multiple of 16, as the browser needs
     step = max(float(values.abs().max()), 1e-6) / 127
