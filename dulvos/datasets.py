@@ -186,7 +186,7 @@ def read_predictions(folder: AnyPath, sequence: Sequence) -> np.ndarray:
 
 
 def below(root: Path, *patterns: str) -> str:
-    """The end of an error if what a folder lacks lies one level below it."""
+    """A hint for an error: the folder one level below that holds what was looked for, if there is one."""
     found = next((path for pattern in patterns for path in root.glob(f"*/{pattern}")), None)
     return f"; {root / found.relative_to(root).parts[0]} has it: give that folder" if found else ""
 

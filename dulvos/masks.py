@@ -47,8 +47,8 @@ def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
 
     If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
     images give their indices; if the palette has no black at 0, black is the background. Images without a
-    palette give the id whose colour in `PALETTE` they show, or their grey level. Alpha is ignored. A warning
-    tells of another palette's background, and of a mask without background.
+    palette give the id whose colour in `PALETTE` they show, or their grey level. Alpha is ignored. It warns
+    if a palette has black elsewhere than at 0, and if no pixel is background.
 
     Arguments:
         threshold: in 1..255, pixels of at least this grey level are object 1 and all others background.

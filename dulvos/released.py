@@ -82,7 +82,7 @@ def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
 
 
 def without_prefix(state: dict[str, Tensor], known: str) -> dict[str, Tensor]:
-    """The weights whose names begin as the shortest one that ends with a known name does, without that."""
+    """Remove the prefix of a file's names, found by one known name; names without the prefix are dropped."""
     prefix = min((name for name in state if name.endswith(known)), key=len, default=known)[: -len(known)]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
