@@ -23,23 +23,18 @@ __all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_encoder(encoder: Encoder, path: AnyPath, *, dtype: torch.dtype = torch.float32,
-                 **notes: Any) -> Path:
+def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
     """Write an encoder's weights as safetensors, with a JSON sidecar of the same stem.
 
     Arguments:
         path: the file, with suffix .safetensors.
-        dtype: of the floating-point weights in the file; float16 halves it.
         notes: JSON values for the sidecar, such as where the weights come from and their licence.
 
     Raises:
-        InputError: another suffix, or the files cannot be written.
+        InputError: the files cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: encoders are saved as .safetensors")
-    weights = {name: value.cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-               for name, value in encoder.state_dict().items()}
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     with replacing(path.with_suffix(".json")) as stream:
         stream.write((json.dumps({**encoder.config, **notes}, indent=1) + "\n").encode())
     with replacing(path) as stream:  # last: where the weights are, the sidecar is

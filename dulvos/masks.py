@@ -94,11 +94,9 @@ def write_mask(path: AnyPath, ids: np.ndarray) -> None:
     """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above.
 
     Raises:
-        InputError: the suffix is not .png, or `ids` has another shape or dtype or holds 255 (void).
+        InputError: `ids` has another shape or dtype or holds 255 (void).
     """
     path = expand(path)
-    if path.suffix != ".png":
-        raise InputError(f"{path}: masks are PNG files; give a name that ends in .png")
     if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
         raise InputError(f"{path}: ids must be (H, W) uint8 in 0..254, not {ids.shape} {ids.dtype}"
                          f" up to {ids.max(initial=0)}")

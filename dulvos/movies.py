@@ -29,11 +29,9 @@ def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = RATE,
         aspect: width / height of a pixel when the movie is shown.
 
     Raises:
-        InputError: another suffix, no frames, or frames of differing size.
+        InputError: no frames, or frames of differing size.
     """
     path = Path(path)
-    if path.suffix != ".mp4":
-        raise InputError(f"{path}: movies are mp4 files; expected a name that ends in .mp4")
     rate = min(max(0.1, fps), 1000)  # 0.1 for a fps that is no number, too
     if rate != fps:
         print(f"note: {path} plays {rate:g} frames a second instead of {fps:g}, which players cannot do")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -45,7 +46,8 @@ def test_random_depends_on_the_seed_alone(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_round_trip(encoder: Encoder, tmp_path: Path, dtype: torch.dtype) -> None:
-    path = save_encoder(encoder, tmp_path / "new" / "own.safetensors", dtype=dtype, licence="CC0-1.0")
+    saved = copy.deepcopy(encoder).to(dtype)
+    path = save_encoder(saved, tmp_path / "new" / "own.safetensors", licence="CC0-1.0")
     loaded = load_encoder(path)
     assert not loaded.training and is_whole(path)
     for name, value in encoder.state_dict().items():
@@ -80,8 +82,6 @@ def test_no_such_encoder(saved: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path / "absent.safetensors", saved.with_suffix(".json")):
         with pytest.raises(InputError, match=wrong.name):
             load_encoder(wrong)
-    with pytest.raises(InputError, match=r"own\.pt"):
-        save_encoder(Encoder(), tmp_path / "own.pt")
     saved.write_bytes(saved.read_bytes()[:-1])
     assert not is_whole(saved) and not is_whole(tmp_path / "absent.safetensors")
 

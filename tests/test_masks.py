@@ -49,12 +49,10 @@ def test_masks_are_read_as_written(tmp_path: Path) -> None:
         assert image.mode == "P" and np.array_equal(np.asarray(image.convert("RGB")), PALETTE[ids])
 
 
-@pytest.mark.parametrize(("name", "ids"), [
-    ("a.png", blocks(1).astype(np.int64)), ("a.png", blocks(1)[None]), ("a.png", blocks(1, 255)),
-    ("a.jpg", blocks(1))])
-def test_what_is_no_mask_is_not_written(tmp_path: Path, name: str, ids: np.ndarray) -> None:
-    with pytest.raises(InputError, match=name):
-        write_mask(tmp_path / name, ids)
+@pytest.mark.parametrize("ids", [blocks(1).astype(np.int64), blocks(1)[None], blocks(1, 255)])
+def test_what_is_no_mask_is_not_written(tmp_path: Path, ids: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"a\.png"):
+        write_mask(tmp_path / "a.png", ids)
     assert not list(tmp_path.iterdir())
 
 

@@ -57,9 +57,3 @@ def test_what_fails_leaves_the_old_file_and_no_other(tmp_path):
     with pytest.raises(InputError, match="no frames"):
         movies.write_mp4(path, [], 10)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["movie.mp4"]
-
-
-def test_another_suffix_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"movie\.avi"):
-        movies.write_mp4(tmp_path / "movie.avi", flat(), 10)
-    assert not list(tmp_path.iterdir())
