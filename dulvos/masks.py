@@ -57,17 +57,17 @@ def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
         InputError: the file is missing, damaged or no PNG, has soft edges or its object in the alpha channel
             only, holds colours or values that are not ids, or is grey and mostly 255 but holds other ids.
     """
-    path, kind = expand(path), None
+    path = expand(path)
     try:
         with Image.open(path) as image:
-            kind = image.format
             image.verify()  # compares the checksums, which decoding does not
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path) as image:
+            if image.format != "PNG":
+                raise ValueError(f"a {image.format} file")
             ImageOps.exif_transpose(image, in_place=True)  # as the reader of frames does
             pixels, greys, palette = np.asarray(image), np.asarray(image.convert("L")), image.getpalette()
     except Exception as error:  # Pillow raises many kinds
-        reason = error if kind == "PNG" else f"a {kind} file" if kind else "not a complete PNG"
-        reason = getattr(error, "strerror", None) or reason
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
     if threshold:
         return (greys >= threshold).astype(np.uint8)
