@@ -89,7 +89,7 @@ for name, change, expect in (
         return safetensors.torch.save(state | change(state.pop(NAME)))
     encoder(f"weights: {name}", expect, change_one, slow=name != "NaN")
 for field, values, words in (
-        ("dim", ("128", 128.0, None, 0, -1, 10**12, [1], math.nan), "'dim'"),
+        ("dim", ("128", 128.0, None, 0, -1, 10**12, [1], math.nan), "wrong content"),
         ("norm", (None, "x", ["batch"], 3, {}), "norm")):
     for value in values:
         encoder(f"sidecar: {field}={value!r}", rf"x\.json: .*{words}", lambda whole: b"",
