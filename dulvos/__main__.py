@@ -31,7 +31,7 @@ from dulvos.study import collections, comparison, paper_plan, plans, runs
 from dulvos.study.download import download
 from dulvos.study.evaluation import evaluate_encoders
 from dulvos.study.rows import Study, all_rows
-from dulvos.study.runner import run_steps
+from dulvos.study.runner import Workers, run_steps
 from dulvos.study.site import write_site
 from dulvos.study.steps import Step, list_states
 from dulvos.study.tables import summary, to_text
@@ -74,15 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """How the steps are run. Settings of 0 choose by the machine."""
-
-    workers: int = 0  # steps at a time: one a GPU; without one, as many trainings as cores and memory allow
-    threads: int = 0  # of each worker's computations; the cores are shared
-    scheduler: str = ""  # address of a running Dask scheduler, whose workers run the steps instead
-
-
 Run = OmitArgPrefixes[Workers]
 
 
@@ -102,9 +93,7 @@ class _Segment(SegmentSettings):
 
 def demo_command(*, run: Run = Workers()) -> int:
     """Train, carry masks and score on small rendered videos: a few minutes on two cores, without data."""
-    if not (run.workers or run.scheduler or torch.cuda.is_available()):
-        run = dataclasses.replace(run, workers=2)  # one trains, the other does what needs no training
-    return _study(plans.demo_steps(), False, run)
+    return _study(plans.demo_steps(), run)
 
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
@@ -120,14 +109,14 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     """
     _use_davis(davis)
     if compare:
-        return run_steps(comparison.comparison_steps(), **dataclasses.asdict(run))
-    return _study(plans.davis_steps(setting), grid, run)
+        return run_steps(comparison.comparison_steps(), run)
+    return _study(plans.study_steps("davis-paper" if setting == "paper" else "davis"), run, grid)
 
 
-def _study(steps: list[Step], grid: bool, run: Workers) -> int:
-    study, status = steps[0].study, run_steps(steps, **dataclasses.asdict(run))
+def _study(steps: list[Step], run: Workers, grid: bool = False) -> int:
+    study, status = steps[0].study, run_steps(steps, run)
     if grid:
-        status = max(status, run_steps(plans.grid_steps("davis"), **dataclasses.asdict(run)))
+        status = max(status, run_steps(plans.grid_steps("davis"), run))
     print(f"\n{summary(study)}\n\nopen {os.path.relpath(write_site(study))} in a browser")
     return status
 
@@ -148,7 +137,7 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
         _use_davis(davis)
     steps = plans.grid_steps(study, only)
     if run:
-        return run_steps(steps, **dataclasses.asdict(workers))
+        return run_steps(steps, workers)
     print(list_states(steps))
     return 0
 
@@ -175,7 +164,7 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
         print(paper_plan.rows_table(all_rows()))
         return 0
     here = paper_plan.Here(data, device, released, selected, incomplete)
-    return paper_plan.run_paper(rows, here, dry=dry_run, **dataclasses.asdict(run))
+    return paper_plan.run_paper(rows, here, run, dry=dry_run)
 
 
 def _chosen(arguments: tuple[str, ...], settings: TrainSettings | SegmentSettings) -> dict:
@@ -234,9 +223,8 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     if (davis is None) == (youtube_vos is None):
         raise InputError("give --davis DIR or --youtube-vos DIR")
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
-    table = evaluate_encoders(encoder, str(davis or youtube_vos), chosen, split="val" if davis else split,
-                              study=Study(study), device=device, processes=processes)
-    table["s / frame"] = table["s / frame"].map("{:.2f}".format)
+    table = evaluate_encoders(Study(study), encoder, str(davis or youtube_vos), chosen, device=device,
+                              split="val" if davis else split, processes=processes)
     print(f"protocol {chosen.protocol}; percent, means over objects")
     print(to_text(table).to_string(index=False))
     return 0
@@ -310,13 +298,11 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
         os.environ["DULVOS_DATA_DIR"] = str(expand(data).resolve())
     for name, source in () if names else collections.SOURCES.items():
         print(f"{name}: {source}")
-    miscounted = False
-    for name in names:
-        found = runs.open_training(name)
+    opened = [runs.open_training(name) for name in names]
+    for found in opened:
         print(f"{found.name}: {len(found.videos):,} videos, {sum(map(len, found.videos)):,} frames, "
               f"fingerprint {found.fingerprint}", *found.notes, sep="\n  ")
-        miscounted |= bool(found.miscounted)
-    return int(miscounted)
+    return int(any(found.miscounted for found in opened))
 
 
 def download_command(name: Positional[Literal["davis2017", "davis2016"]], /, *, to: Path) -> int:

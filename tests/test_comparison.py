@@ -8,7 +8,7 @@ from dulvos.objectives import OBJECTIVES, TrainSettings
 from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, methods
 from dulvos.study.paper import TABLE1
 from dulvos.study.rows import NOT_RUN, Study
-from dulvos.study.runner import run_steps
+from dulvos.study.runner import Workers, run_steps
 from tests.conftest import SCORES
 
 TINY = {"iterations": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,
@@ -55,5 +55,5 @@ def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
     steps = comparison_steps("small", str(tiny), training=TINY, inference={"context": 2}, seeds=1,
                              snapshots=())
-    assert run_steps(steps, threads=1) == 0
+    assert run_steps(steps, Workers(threads=1)) == 0
     assert set(comparison_table(Study("small", tmp_path))["state"]) == {"run"}

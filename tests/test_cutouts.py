@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.render_cutouts import LENGTH, SIZE, list_videos, rail, render_video
-from dulvos.study.runs import dataset_fingerprint, open_data
+from dulvos.study.runs import data_fingerprint, open_data
 
 VIDEOS = list_videos()
 SPLITS = {split: open_data("cutouts", split) for split in ("train", "val")}
@@ -15,7 +15,7 @@ SPLITS = {split: open_data("cutouts", split) for split in ("train", "val")}
 @pytest.mark.parametrize(("split", "mark"), [("train", "7cd28f16e26aee46"), ("val", "66184cedb4e1e281")])
 def test_they_have_davis_2017_s_layout_and_objects_start_in_sight(split, mark):
     dataset = SPLITS[split]
-    assert dataset.name == "cutouts" and dataset_fingerprint(dataset) == mark  # the rows' data
+    assert dataset.name == "cutouts" and data_fingerprint(dataset, masks=True) == mark  # the rows' data
     assert [s.name for s in dataset.sequences] == [n for n, v in VIDEOS.items() if v["split"] == split]
     for sequence in dataset.sequences:
         sequence.video.verify()

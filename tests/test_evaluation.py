@@ -20,9 +20,10 @@ from dulvos.inference import SegmentSettings, encode
 from dulvos.masks import read_mask, write_mask
 from dulvos.metrics import SequenceScores, score_sequence, summarise
 from dulvos.study.evaluation import evaluate, evaluate_encoders, evaluation_run, object_table, write_official
+from dulvos.study.plans import evaluate_step
 from dulvos.study.rows import TRAINING_VERSION, Study
 from dulvos.study.runs import find_features, trained_encoder
-from dulvos.study.selection import draw_sequences, selection_run
+from dulvos.study.steps import execute
 from dulvos.study.youtube_vos import LOCAL, open_split
 from tests.miniature import FRAMES, STEP, draw_video, write_davis
 
@@ -159,21 +160,21 @@ def test_weights_are_known_by_their_bytes(study, tmp_path):
 
 def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, study):
     encoders = ("copy", "timm:resnet10t@layer2=random", "random", "timm:resnet10t@layer1=random", "colour")
-    table = evaluate_encoders(encoders, str(tiny), SETTINGS, study=study, device="cpu")
+    table = evaluate_encoders(study, encoders, str(tiny), SETTINGS, device="cpu")
     channels = {"copy": 0, "colour": 4, "random": 512, "timm:resnet10t@layer1=random": 64,
                 "timm:resnet10t@layer2=random": 128}
     assert dict(zip(table["encoder"], table["channels"], strict=True)) == channels
-    assert table["J&F-Mean"].is_monotonic_decreasing and (table["s / frame"] > 0).all()
+    assert table["J&F-Mean"].is_monotonic_decreasing and (table["seconds a frame"] > 0).all()
     rows = study.rows().set_index("features")
     expected = [100 * rows.loc[name, "scores.J&F-Mean"] for name in table["encoder"]]
     assert table["J&F-Mean"].tolist() == expected
     before = times(study.folder)
-    again = evaluate_encoders(encoders, str(tiny), SETTINGS, study=study, device="cpu")
+    again = evaluate_encoders(study, encoders, str(tiny), SETTINGS, device="cpu")
     assert again.equals(table) and times(study.folder) == before
     with pytest.raises(InputError, match="nothing.safetensors"):
-        evaluate_encoders(("random", "nothing.safetensors"), str(tiny), SegmentSettings(topk=2), study=study)
+        evaluate_encoders(study, ("random", "nothing.safetensors"), str(tiny), SegmentSettings(topk=2))
     assert times(study.folder) == before, "an unknown encoder is found before the first is evaluated"
-    packed = evaluate_encoders(("copy",), str(youtube_vos), SETTINGS, split="valid", study=study)
+    packed = evaluate_encoders(study, ("copy",), str(youtube_vos), SETTINGS, split="valid")
     assert (study.folder / packed.loc[0, "submission"]).is_file()
 
 
@@ -276,55 +277,41 @@ def test_trained_features_are_found_by_name_key_and_iteration(study):
         trained_encoder(study)
 
 
+def run_notebook(study: Study, data: Path, features: str, select: int = 0, **more) -> str:
+    """What went wrong in notebook 02_evaluate."""
+    return execute(evaluate_step(study, "trained-selected", str(data), features, 1, select=select,
+                                 device="cpu", context=2, radius=3.0, **more))
+
+
 def test_the_best_snapshot_and_layer_is_evaluated_on_all_sequences_and_says_so(seven, study, youtube_vos):
     add_training(study)
-    row, tried = selection_run(study, "trained", str(seven), "trained", SETTINGS, device="cpu")
+    assert run_notebook(study, seven, "trained", 5) == ""
     rows = study.rows("select")
-    assert len(rows) == 4 and list(tried.index) == [9, 12] and list(tried) == ["key", "res4"]
-    assert {tuple(names) for names in rows["drawn"]} == {tuple(rows["drawn"][0])}
-    assert len(rows["drawn"][0]) == 5
+    assert sorted(rows["name"]) == ["trained-12-key", "trained-12-res4", "trained-9-key", "trained-9-res4"]
+    names, = {tuple(names) for names in rows["drawn"]}  # drawn at random, and always the same
+    assert len(names) == 5 and [*names] == sorted(names) != [f"v{i}" for i in range(5)]
     best = rows.loc[rows["scores.J&F-Mean"].idxmax()]
-    assert tried.max().max() == round(100 * best["scores.J&F-Mean"], 1) > tried.min().min()
+    row = study.find("evaluate", {"name": "trained-selected"})
     assert (row["weights"], row["parameters.layer"]) == (best["weights"], best["parameters.layer"])
-    assert (row["name"], row["sequences"], row["trained_key"]) == ("trained-selected", 7, KEY)
-    iteration = int(best["name"].split("-")[1])
-    assert row["selected"] == (f"selected on 5 sequences of DAVIS-2017 val (iteration {iteration}, "
-                               f"{best['parameters.layer']})")
+    assert (row["sequences"], row["trained_key"], row["source"]) == (7, KEY, "notebooks/02_evaluate.ipynb")
+    assert row["selected"] == (f"selected on 5 sequences of DAVIS-2017 val (iteration "
+                               f"{best['name'].split('-')[1]}, {best['parameters.layer']})")
     assert [path.name for path in (study.folder / "masks").iterdir()] == [f"trained-selected-{row['key']}"]
-    before = times(study.folder)
-    again, same = selection_run(study, "trained-selected", str(seven), "trained", SETTINGS, device="cpu")
-    assert times(study.folder) == before and again == row and same.equals(tried)
     # the same features, chosen and not chosen, are two rows
     last = evaluation_run(study, "trained", str(seven), row["features"],
                           dataclasses.replace(SETTINGS, layer=row["parameters.layer"]), device="cpu")
     assert (last["weights"], last["scores.J&F-Mean"]) == (row["weights"], row["scores.J&F-Mean"])
     assert last["key"] != row["key"] and last["selected"] == ""
-    other = evaluation_run(study, "trained-selected", str(youtube_vos), "selected", SETTINGS, split="valid",
-                           device="cpu")
+    assert run_notebook(study, youtube_vos, "selected", split="valid") == ""
+    other = study.find("youtube-vos", {"name": "trained-selected"})
     assert all(other[field] == row[field] for field in ("features", "parameters.layer", "selected"))
     add_training(study, "ba9876543210", "2026-01-02")  # nothing was selected from the newest training
-    with pytest.raises(InputError, match="nothing was selected for 'trained'"):
-        evaluation_run(study, "x", str(youtube_vos), "selected", SETTINGS, split="valid", device="cpu")
+    assert "for 'trained'" in run_notebook(study, youtube_vos, "selected", split="valid")
 
 
-def test_sequences_are_drawn_at_random_and_always_the_same(seven):
-    dataset = load_davis(seven, "val")
-    names = [sequence.name for sequence in draw_sequences(dataset, 5).sequences]
-    assert names == sorted(set(names)) != [f"v{i}" for i in range(5)]
-    assert names == [sequence.name for sequence in draw_sequences(dataset, 5).sequences]
-    assert len(draw_sequences(dataset, 30).sequences) == 7
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"features": "random"}, "only a training has snapshots"),
-    ({"features": f"trained:{KEY}@9"}, "only a training has snapshots"),
-    ({"features": "trained:other"}, "no trained encoder called 'other'"),
-    ({"count": 0}, "must be >= 1, not 0"),
-    ({"kept": (12,)}, "no snapshot to select; .* snapshot_every > 0"),
-])
-def test_what_cannot_be_selected_is_said(seven, study, changes, message):
-    arguments = {"features": "trained", "kept": (9, 12), **changes}
-    add_training(study, kept=arguments.pop("kept"))
-    with pytest.raises(InputError, match=message):
-        selection_run(study, "trained", str(seven), settings=SETTINGS, device="cpu", **arguments)
+@pytest.mark.parametrize(("features", "kept"), [
+    ("random", (9, 12)), (f"trained:{KEY}@9", (9, 12)), ("trained", (12,))])
+def test_what_cannot_be_selected_is_said(seven, study, features, kept):
+    add_training(study, kept=kept)
+    assert "snapshot_every" in run_notebook(study, seven, features, 5)
     assert not (study.folder / "masks").exists()

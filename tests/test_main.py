@@ -160,7 +160,7 @@ def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monke
                  "--shorter-side", "64"]) == 0
     said = capsys.readouterr().out
     assert set(Study("encoders").rows()["parameters.context"]) == {7}
-    assert all(word in said for word in ("copy", "colour", "J&F-Mean", "s / frame"))
+    assert all(word in said for word in ("copy", "colour", "J&F-Mean", "seconds a frame"))
     assert len(list((tmp_path / "encoders/rows").glob("evaluate-*.json"))) == 2
 
 

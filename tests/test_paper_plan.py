@@ -21,6 +21,7 @@ from dulvos.study import paper
 from dulvos.study.collections import SOURCES
 from dulvos.study.paper_plan import ROWS, Here, row_steps, rows_table, run_paper, what_is_missing
 from dulvos.study.rows import SUFFIX, Study, all_rows
+from dulvos.study.runner import Workers
 from dulvos.study.steps import check_parameters
 from tests.miniature import draw_video, write_davis, write_video, write_youtube_vos
 from tests.test_released import snapshot, walk
@@ -139,7 +140,7 @@ def test_the_rows_cover_the_papers_tables():
 
 @pytest.mark.slow
 def test_a_row_runs_from_training_to_its_evaluations(whole, small):
-    assert run_paper(["oxuva", "random"], small(whole), threads=1) == 0
+    assert run_paper(["oxuva", "random"], small(whole), Workers(threads=1)) == 0
     rows = Study("paper-oxuva").rows()
     assert set(rows["kind"]) == {"train", "evaluate"} and Study("paper").rows()["name"].tolist() == ["random"]
     assert (Study("paper").folder / "tables" / "table1.csv").is_file()

@@ -7,12 +7,13 @@ import pytest
 from dulvos.errors import InputError
 from dulvos.study import ablation
 from dulvos.study.comparison import comparison_steps
-from dulvos.study.plans import DAVIS_CPU, davis_steps, demo_steps, grid_steps
-from dulvos.study.rows import ROOT
+from dulvos.study.plans import demo_steps, grid_steps, study_steps, train_step
+from dulvos.study.rows import ROOT, Study
 from dulvos.study.steps import check_parameters, find_state
 from dulvos.training import TrainSettings
 
-PLANS = {"demo": demo_steps, "davis": davis_steps, "davis on a GPU": lambda: davis_steps("paper"),
+PLANS = {"demo": demo_steps, "davis": lambda: study_steps("davis"),
+         "davis on a GPU": lambda: study_steps("davis-paper"),
          "comparison": comparison_steps,
          **{f"grid {name}": lambda name=name: grid_steps(name) for name in ablation.SCALES}}
 
@@ -57,13 +58,17 @@ def test_a_grids_training_counts_by_its_row_unless_an_evaluation_needs_its_weigh
 
 
 def test_the_davis_study_keeps_the_snapshots_of_its_curve():
-    curve = [step for step in davis_steps() if step.name.startswith("curve-")]
+    train, *others = study_steps("davis")
+    curve = [step for step in others if step.name.startswith("curve-")]
     kept = [step.parameters["features"].partition("@")[2] for step in curve]
-    assert any(kept) and not any(int(iteration or 0) % DAVIS_CPU["snapshot_every"] for iteration in kept)
+    assert any(kept) and not any(int(iteration or 0) % train.given["snapshot_every"] for iteration in kept)
     assert {step.parameters["shorter_side"] for step in curve} == {240}
 
 
-@pytest.mark.parametrize("names", [["large"], ["demo", ["N5-0"]]])
-def test_unknown_names_are_refused(names):
-    with pytest.raises(InputError, match="large|N5-0"):
-        grid_steps(*names)
+@pytest.mark.parametrize(("plan", "arguments", "named"), [
+    (grid_steps, ("large",), "large"), (grid_steps, ("demo", ["N5-0"]), "N5-0"),
+    (train_step, (Study("s"), "a", "cutouts", {"crop": "large"}, 1), "crop"),
+    (train_step, (Study("s"), "a", "cutouts", {"corp": 64}, 1), "corp")])
+def test_unknown_names_and_wrong_settings_are_refused(plan, arguments, named):
+    with pytest.raises(InputError, match=named):
+        plan(*arguments)

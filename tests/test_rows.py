@@ -76,8 +76,8 @@ def test_a_row_is_found_by_what_determines_it(study, wanted, found):
 def test_once_computes_once_and_again_if_files_are_missing(study):
     calls = []
 
-    def compute(key):
-        calls.append(key)
+    def compute(row):
+        calls.append(row["key"])
         return {"data": "x", "loss": len(calls)}
 
     first = once(study, "train", "a", WANTED, compute)

@@ -13,7 +13,7 @@ from distributed import LocalCluster
 
 from dulvos.errors import InputError
 from dulvos.study.rows import ROOT
-from dulvos.study.runner import Progress, run_steps
+from dulvos.study.runner import Workers, minutes_left, run_steps
 from dulvos.study.steps import Step, find_state, list_states
 
 LOG = "open('{}', 'a').write(word + '\\n')"
@@ -59,7 +59,7 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
     study = make_study(meet=source)
     steps = [Step(study, "meet", name, {"word": name}, last=name == "last") for name in ("a", "b", "last")]
     before = dict(os.environ)
-    assert run_steps(steps, workers=2, threads=1) == 1 and os.environ == before
+    assert run_steps(steps, Workers(2, 1)) == 1 and os.environ == before
     assert words(steps) == ["failed", "done", "done"]
     assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
 
@@ -72,8 +72,9 @@ def test_a_running_scheduler_may_carry_the_steps_on_workers_of_one_thread(make_s
         for address, workers in ((two.scheduler_address, 0), (one.scheduler_address, 1), ("nonsense://", 0),
                                  ("tcp://127.0.0.1:1", 0)):
             with pytest.raises(InputError, match=address):
-                run_steps([step], workers=workers, scheduler=address)
-        assert not (tmp_path / "log").exists() and run_steps([step], scheduler=one.scheduler_address) == 0
+                run_steps([step], Workers(workers, scheduler=address))
+        assert not (tmp_path / "log").exists()
+        assert run_steps([step], Workers(scheduler=one.scheduler_address)) == 0
     assert (tmp_path / "log").exists()
 
 
@@ -121,8 +122,7 @@ def test_minutes_left_follow_what_is_measured(make_study, bar, left, slow):
     step, other = Step(study, "show", "a", minutes=2), Step(study, "show", "b", minutes=1.5)
     step.log.parent.mkdir(parents=True)
     step.log.write_text(f"begun\r{bar}\r{bar}")
-    now = Progress([other], 1, {step: time.monotonic() - 180})
-    assert now.left() == (pytest.approx(left, abs=0.1), pytest.approx(slow, abs=0.1))
-    assert ("times" in now.status()) == (slow > 2) and "times" not in now.status()
-    now.end(step, "")
-    assert now.left()[1] == pytest.approx(4 / 3, abs=0.1) and now.ended == {step: ""}
+    begun = {step: time.monotonic() - 180}
+    assert minutes_left([other], begun, {}, 1) == (pytest.approx(left, abs=0.1), pytest.approx(slow, abs=0.1))
+    step.log.unlink()
+    assert minutes_left([other], {}, {step: 3.0}, 2) == pytest.approx((1.5 * 4 / 3 / 2, 4 / 3))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import ROOT
-from dulvos.study.runner import run_steps
+from dulvos.study.runner import Workers, run_steps
 from dulvos.study.steps import Step, execute, find_state, list_states
 
 TINY = {"iterations": 2, "batch": 2, "frames": 2, "gap": 1, "crop": 64, "scale_min": 64, "scale_max": 72,
@@ -52,10 +53,10 @@ for percent in (10, 100):
 def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(tiny, study):
     """Real notebooks: a training and the evaluation of its features."""
     train = train_step(study, "trained", str(tiny), TINY, 1, device="cpu")
-    evaluate = evaluate_step(study, "trained", str(tiny), "trained", 1, (train.full_name,), device="cpu")
+    evaluate = evaluate_step(study, "trained", str(tiny), "trained", 1, device="cpu")
     assert words([train, evaluate]) == ["missing", "missing"]
     before = dict(os.environ)
-    assert run_steps([train, evaluate], threads=1) == 0 and os.environ == before
+    assert run_steps([train, evaluate], Workers(threads=1)) == 0 and os.environ == before
     row = study.find("train", {"name": "trained"})
     assert row["source"] == "notebooks/01_train.ipynb" and row["parameters.crop"] == 64
     assert words([train, evaluate]) == ["done", "done"] and "J&F" in list_states([evaluate])
@@ -73,6 +74,15 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
         assert words([train, evaluate]) == states.split()
     (study.folder / row["encoder"]).unlink()
     assert words([train, evaluate]) == ["missing", "done"]
+
+
+@pytest.mark.parametrize(("features", "select"), [("trained", 5), ("selected", 0)])
+def test_a_selection_is_done_whatever_layer_it_chose(study, write_row, features, select):
+    write_row("train", "trained", "t")
+    write_row("evaluate", "trained-selected", "e", features="trained:t@9", trained_key="t",
+              settings={"layer": "key"})
+    step = evaluate_step(study, "trained-selected", "absent", features, 1, select=select)
+    assert words([replace(step, files=False)]) == ["done"]
 
 
 def test_kernels_are_of_this_python(make_study, tmp_path, monkeypatch):

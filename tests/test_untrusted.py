@@ -93,7 +93,7 @@ GRID = """
 import json, psutil
 from dulvos.study import runner
 if __name__ == '__main__':
-    with runner.open_client({0}, 1, '', True) as (client, threads):
+    with runner.open_client(runner.Workers({0}, 1), 0) as (client, threads):
         client.wait_for_workers({0})
         own = [psutil.Process(), *psutil.Process().children(recursive=True)]
         sockets = [c for p in own for c in p.net_connections('inet') if c.status == 'LISTEN']

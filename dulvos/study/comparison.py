@@ -53,30 +53,27 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
     """
     study, steps, trained = Study(name), [], [method for method in methods() if method["settings"]]
 
-    def evaluate(name: str, features: str, needs: tuple[str, ...] = (), **more) -> None:
-        minutes = MINUTES["evaluate"]
-        steps.append(evaluate_step(study, name, data, features, minutes, needs, **inference, **more))
+    def evaluate(name: str, features: str, **more) -> None:
+        steps.append(evaluate_step(study, name, data, features, MINUTES["evaluate"], **inference, **more))
 
     evaluate(f"colour-0-{MAIN}", "colour", layer=MAIN)
-    needs = {}
     for seed in range(seeds):
         for layer in FIRST:
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
         for method in trained:
             run, settings = f"{method['key']}-{seed}", {**training, **method["settings"], "seed": seed}
             steps.append(train_step(study, run, data, settings, MINUTES["train"]))
-            needs[run] = (steps[-1].full_name,)
             for layer in FIRST:
-                evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
+                evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
     for layer in (layer for layer in LAYERS if layer not in FIRST):  # what says less comes last
         for seed in range(seeds):
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
-        for run in needs:
-            evaluate(f"{run}-{layer}", f"trained:{run}", needs[run], layer=layer)
+        for run in [step.name for step in steps if step.row == "train"]:
+            evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
     for method in trained:
         run = f"{method['key']}-0"
         for iteration in snapshots:
-            evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", needs[run], layer=MAIN)
+            evaluate(f"{run}-at-{iteration}", f"trained:{run}@{iteration}", layer=MAIN)
     return [*count_by_rows(steps), Step(study, "07_results", "", {"data": data}, 0.5, last=True)]
 
 

@@ -29,13 +29,13 @@ from dulvos.files import replacing
 from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
 from dulvos.masks import write_mask
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
-from dulvos.study import paper, youtube_vos
-from dulvos.study.rows import SUFFIX, Study, newest, once, plain_name, write_json
-from dulvos.study.runs import dataset_fingerprint, find_features, open_data, trained_encoder
+from dulvos.study import youtube_vos
+from dulvos.study.rows import Study, once, write_json
+from dulvos.study.runs import data_fingerprint, find_features, open_data
 
 __all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "write_official"]
 
-BASELINES = ("copy", "colour")  # copy the first masks; compare raw colours
+BASELINES = {"copy": None, "colour": colour_features}  # copy the first masks; compare raw colours
 SUBMISSION = "submission.zip"
 DEFAULT = SegmentSettings()
 
@@ -46,7 +46,7 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     """Carry masks through every video of a dataset and score them, if there is truth.
 
     Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` when
-    a sequence is finished. A later call with the same folder skips the finished sequences.
+    a sequence is finished. A later call with the same folder only scores the finished sequences.
 
     Arguments:
         dataset: all its frames are annotated, except in YouTube-VOS' split "valid", which is not scored.
@@ -69,50 +69,53 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
         raise InputError(f"processes must be >= 0, not {processes}")
     processes = processes or (torch.cuda.device_count() if torch.device(device).type == "cuda" else 1)
     folder, truth, named = Path(folder), dataset.split != "valid", isinstance(features, str)
-    source = load_encoder(features, seed=seed) if named and features not in BASELINES else features
+    source = BASELINES.get(features, features)
+    if named and features not in BASELINES:
+        source = load_encoder(features, seed=seed)
     todo = [sequence for sequence in dataset.sequences if not _finished(folder, sequence).exists()]
     for sequence in todo:
         _check(sequence, truth)
-    carry, processes = partial(_carry, source, folder, settings, truth), min(processes, len(todo))
+    carry, processes = partial(_carry, source, folder, settings, device), min(processes, len(todo))
     title, frames = Path(features).name if named else dataset.name, sum(len(s.video) for s in todo)
     with tqdm(total=frames, desc=title, unit="frame", mininterval=5.0) as bar:
         if processes > 1:
-            _share(todo, carry, device, processes, bar)
+            _share(todo, carry, processes, bar)
         else:
             for sequence in todo:
                 bar.set_postfix_str(sequence.name, refresh=False)
-                carry(sequence, device, bar.update)
-    finished, scores = zip(*(_read(_finished(folder, sequence)) for sequence in dataset.sequences))
-    outcome = {name: sum(item[name] for item in finished) for name in ("seconds", "frames", "saved")}
-    outcome |= {name: max(item[name] for item in finished) for name in ("channels", "peak_memory_mb")}
-    return list(scores), {**outcome, "device": device}
+                carry(sequence, bar.update)
+    costs = pd.DataFrame([_read(_finished(folder, sequence)) for sequence in dataset.sequences])
+    scores = [_score(folder, sequence, truth) for sequence in dataset.sequences]
+    return scores, {"seconds": costs["seconds"].sum(), "frames": sum(len(s.video) for s in dataset.sequences),
+                    "saved": sum(len(s.handed_in) for s in dataset.sequences), "device": device,
+                    "channels": costs["channels"].max(), "peak_memory_mb": costs["peak_memory_mb"].max()}
 
 
 def _finished(folder: Path, sequence: Sequence) -> Path:
-    """The file with the scores of a sequence, written when it is finished."""
+    """The file with the cost of a sequence, written when all its masks are."""
     return folder / f"{sequence.name}.json"
 
 
-def _read(path: Path) -> tuple[dict, SequenceScores]:
+def _read(path: Path) -> dict:
     try:
         item = json.loads(path.read_bytes())
-        scores = np.array(item["j"], float), np.array(item["f"], float)
-        return item, SequenceScores(tuple(item["ids"]), *scores)
+        return {name: item[name] for name in ("seconds", "channels", "peak_memory_mb")}
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise InputError(f"{path}: damaged scores; delete this file to evaluate the sequence again") from None
+        raise InputError(f"{path}: damaged; delete this file to evaluate the sequence again") from None
 
 
-def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, bar: tqdm) -> None:
+def _share(todo: list[Sequence], carry: Callable, processes: int, bar: tqdm) -> None:
     """Carry the sequences in several processes of this machine, the longest first."""
-    spawn, threads = get_context("spawn"), max(1, CPU_COUNT // processes)
-    frames = spawn.Value("q", 0)  # done by all processes
-    with ProcessPoolExecutor(processes, spawn, _begin, (threads, frames)) as pool:
+    spawn = get_context("spawn")
+    with (spawn.Manager() as manager,
+          ProcessPoolExecutor(processes, spawn, _begin, (max(1, CPU_COUNT // processes),)) as pool):
+        frames = manager.Queue()  # an item for each frame that is done
         todo = sorted(todo, key=lambda sequence: -len(sequence.video))
-        pending = {pool.submit(_work, carry, sequence, device) for sequence in todo}
+        pending = {pool.submit(carry, sequence, partial(frames.put, None)) for sequence in todo}
         try:
             while pending:
                 done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                bar.update(frames.value - bar.n)
+                bar.update(frames.qsize() - bar.n)
                 for future in done:
                     future.result()
         except BrokenProcessPool:
@@ -122,23 +125,11 @@ def _share(todo: list[Sequence], carry: Callable, device: str, processes: int, b
             pool.shutdown(cancel_futures=True)
 
 
-_counter: list = []  # in a process that shares the work: the frames done by all of them
-
-
-def _begin(threads: int, frames: object) -> None:
+def _begin(threads: int) -> None:
+    """Give a process that shares the work its threads and, as the device "cuda", a GPU of its own."""
     torch.set_num_threads(threads)
-    _counter.append(frames)
-
-
-def _work(carry: Callable, sequence: Sequence, device: str) -> None:
-    def tell() -> None:
-        with _counter[0].get_lock():
-            _counter[0].value += 1
-
-    if torch.device(device).type == "cuda":
-        number = int(current_process().name.rpartition("-")[2])  # of consecutive ones
-        device = f"cuda:{number % torch.cuda.device_count()}"
-    carry(sequence, device, tell)
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(int(current_process().name.rpartition("-")[2]) % count)
 
 
 def _check(sequence: Sequence, truth: bool) -> None:
@@ -153,18 +144,17 @@ def _check(sequence: Sequence, truth: bool) -> None:
         sequence.mask(index)  # says that it is missing
 
 
-def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool, sequence: Sequence,
-           device: str, tell: Callable[[], object]) -> None:
-    """Write the masks of one sequence, then its JSON; `tell` is called after each frame."""
-    started, given = time.monotonic(), sequence.first_masks()
-    item = {"frames": len(sequence.video), "saved": len(set(sequence.handed_in)), "channels": 0,
-            "ids": [], "j": [], "f": []}
+def _carry(source: object, folder: Path, settings: SegmentSettings, device: str, sequence: Sequence,
+           tell: Callable[[], object]) -> None:
+    """Write the masks of one sequence, then what it cost; `tell` is called after each frame."""
+    started, given, channels = time.monotonic(), sequence.first_masks(), 0
     if isinstance(source, nn.Module):
         source = partial(encode, source.to(device, memory_format=torch.channels_last))
 
     def features(frames: Iterable[np.ndarray], settings: SegmentSettings) -> Iterator[torch.Tensor]:
-        for maps in (colour_features if source == "colour" else source)(frames, settings):
-            item["channels"] = len(maps)
+        nonlocal channels
+        for maps in source(frames, settings):
+            channels = len(maps)
             yield maps
 
     def copies() -> Iterator[np.ndarray]:
@@ -174,17 +164,22 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, truth: bool,
             ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
             yield ids
 
-    masks = copies() if source == "copy" else segment(sequence.video.frames(), given, features, settings)
+    masks = copies() if source is None else segment(sequence.video.frames(), given, features, settings)
     for index, ids in enumerate(masks):
         if index in sequence.handed_in:
             write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
         tell()
-    item["seconds"] = time.monotonic() - started
-    item["peak_memory_mb"] = devices.peak_memory(torch.device(device))
-    if truth and (entry := _entries(sequence)) != {}:
-        scores = score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
-        item |= {"ids": scores.ids, "j": scores.j, "f": scores.f}
-    write_json(_finished(folder, sequence), item)
+    write_json(_finished(folder, sequence), {
+        "seconds": time.monotonic() - started, "channels": channels,
+        "peak_memory_mb": devices.peak_memory(torch.device(device))})
+
+
+def _score(folder: Path, sequence: Sequence, truth: bool) -> SequenceScores:
+    """Scores of the masks that were written; empty without truth, or if every object enters too late."""
+    entry = _entries(sequence)
+    if not truth or entry == {}:
+        return SequenceScores((), *np.zeros((2, 0, 0)))
+    return score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
 
 
 def _entries(sequence: Sequence) -> dict[int, int] | None:
@@ -238,21 +233,17 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
 
     Arguments:
         data, split: as `open_data` takes them, or an open dataset.
-        features: as `find_features` takes them; or "selected": what `selection_run` chose in this study.
+        features: as `find_features` takes them.
         device: None chooses a CUDA GPU if there is one.
         seed: of random features.
         processes: as `evaluate` takes it.
-        kind: of the row: "select" is one of the candidates of `selection_run`, and keeps no masks.
+        kind: of the row: "select" is a candidate of notebook 02_evaluate's selection, and keeps no masks.
         selected: how the checkpoint was chosen; "" for the last of a training.
 
     Raises:
         InputError: bad input, by name, before anything is propagated.
     """
-    plain_name("name", name)
     dataset = open_data(data, split) if isinstance(data, str) else data
-    if features.partition(":")[0] == "selected":
-        features, layer, selected = _find_selected(study, features.partition(":")[2] or "trained")
-        settings = dataclasses.replace(settings, layer=layer)
     if dataset.split in youtube_vos.SPLITS:
         kind = "youtube-vos"
     baseline = features in BASELINES  # needs no network
@@ -262,7 +253,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         settings = dataclasses.replace(settings, layer="")  # its name says which
     wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
     wanted |= {"weights": said["weights"], "seed": None if baseline else seed, "selected": selected,
-               "split": dataset.split, "fingerprint": dataset_fingerprint(dataset)}
+               "split": dataset.split, "fingerprint": data_fingerprint(dataset, masks=True)}
 
     def whole(row: dict) -> bool:
         masks, scored = study.path(row, "masks"), study.path(row, "scores", ".csv")
@@ -270,8 +261,8 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         return kind == "select" or product.exists() and all(_finished(masks, s).exists()
                                                             for s in dataset.sequences)
 
-    def compute(key: str) -> dict:
-        masks = study.path({"name": name, "key": key}, "masks")
+    def compute(row: dict) -> dict:
+        masks, scored = study.path(row, "masks"), study.path(row, "scores", ".csv")
         scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0,
                                    processes=processes)
         table, precision = object_table(dataset, scores), devices.computed_in(place.type, settings.precision)
@@ -286,7 +277,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         if dataset.split == "valid":
             youtube_vos.write_submission(dataset, masks, masks / SUBMISSION)
             return row | {"submission": str((masks / SUBMISSION).relative_to(study.folder))}
-        _write_csv(study.path({"name": name, "key": key}, "scores", ".csv"), table, 6)
+        _write_csv(scored, table, 6)
         if kind == "youtube-vos":
             row["unseen_classes"] = list(youtube_vos.local_split(dataset.root).unseen)
             return row | {"scores": youtube_vos.class_scores(table, dataset.root)}
@@ -296,8 +287,8 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
     return once(study, kind, name, wanted, compute, whole=whole)
 
 
-def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSettings = DEFAULT, *,
-                      split: str = "val", study: Study | None = None, device: str | None = None,
+def evaluate_encoders(study: Study, encoders: tuple[str, ...], data: str,
+                      settings: SegmentSettings = DEFAULT, *, split: str = "val", device: str | None = None,
                       processes: int = 0) -> pd.DataFrame:
     """Evaluate encoders on the same videos by the same protocol: one table, the best encoder first.
 
@@ -306,16 +297,15 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
     Arguments:
         encoders: as `load_encoder` takes them; also "copy" and "colour".
         data, split: as `open_data` takes them.
-        study: "encoders" by default.
         device, processes: as `evaluate` takes them; None chooses a CUDA GPU if there is one.
 
     Returns:
-        a line for each encoder: encoder, channels, its scores in percent, and s / frame.
+        a line for each encoder: encoder, channels, its scores in percent, and seconds a frame.
 
     Raises:
         InputError: an unknown or damaged encoder, or bad data, before anything is propagated.
     """
-    study, lines = study or Study("encoders"), []
+    lines = []
     for encoder in set(encoders) - set(BASELINES):
         load_encoder(find_features(study, encoder)[0])
     for encoder in encoders:
@@ -324,17 +314,8 @@ def evaluate_encoders(encoders: tuple[str, ...], data: str, settings: SegmentSet
                              processes=processes)
         scores = {key.removeprefix("scores."): 100 * row[key] for key in row if key.startswith("scores.")}
         lines.append({"encoder": encoder, "channels": row["channels"],
-                      **(scores or {"submission": row["submission"]}), "s / frame": row["seconds_per_frame"]})
+                      **(scores or {"submission": row["submission"]}),
+                      "seconds a frame": row["seconds_per_frame"]})
     table = pd.DataFrame(lines)
     best = [column for column in ("J&F-Mean", "mean") if column in table]  # a submission has no score
     return table.sort_values(best, ascending=False, ignore_index=True, kind="stable")
-
-
-def _find_selected(study: Study, name: str) -> tuple[str, str, str]:
-    """Features, layer and description of what `selection_run` chose last for the newest such training."""
-    rows, key = study.rows("evaluate"), trained_encoder(study, name).parent.name.rpartition("-")[2]
-    row = newest(rows[(rows["name"] == f"{name}{SUFFIX}") & (rows["trained_key"] == key)])
-    if row is None:
-        raise InputError(f"study {study.name!r}: nothing was selected for {name!r}; run 02_evaluate with "
-                         f"select={paper.SELECTED_ON}")
-    return row["features"], row["parameters.layer"], row["selected"]

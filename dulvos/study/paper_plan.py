@@ -26,7 +26,7 @@ from dulvos.study.collections import Collection, paper_settings
 from dulvos.study.download import check_counts
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import SUFFIX, Study, newest, state
-from dulvos.study.runner import run_steps
+from dulvos.study.runner import Workers, run_steps
 from dulvos.study.steps import Step
 from dulvos.study.tables import write_tables
 from dulvos.training import TrainSettings, train
@@ -147,32 +147,30 @@ def row_steps(row: PaperRow, here: Here) -> list[Step]:
 
     A training is tried for a few iterations, which tell its time.
     """
-    study, device, needs, steps = here.study(row.collection), {"device": here.device or ""}, (), []
+    study, device, steps = here.study(row.collection), {"device": here.device or ""}, []
     if row.collection:
         settings = dataclasses.asdict(here.settings(row.collection))
         minutes = probe(here, row.collection) * settings["iterations"] / 60
         steps.append(train_step(study, "trained", row.collection, settings, minutes, **device))
-        needs = (steps[0].full_name,)
 
     def evaluate(table: int, name: str, features: str, **parameters) -> None:
-        steps.append(evaluate_step(study, "table2-" * (table == 2) + name, features=features, needs=needs,
+        steps.append(evaluate_step(study, "table2-" * (table == 2) + name, features=features,
                                    **TABLES[table], **parameters, **device))
 
     evaluate(row.table, row.features, row.features, layer=row.layer)
     if row.collection and here.selected:
         evaluate(1, f"trained{SUFFIX}", "trained", select=paper.SELECTED_ON)
         if row.table == 2:
-            needs += (steps[-1].full_name,)
             evaluate(2, f"trained{SUFFIX}", "selected")
     return steps
 
 
-def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options) -> int:
+def run_paper(names: Sequence[str], here: Here, how: Workers = Workers(), *, dry: bool = False) -> int:
     """Say what is missing and how long the rows will take; run them unless `dry` or something is missing.
 
     Arguments:
         names: of `ROWS`; none means all.
-        options: of `run_steps`.
+        how: as `run_steps` takes it.
 
     Returns:
         exit status: 1 if something is missing or a step failed.
@@ -193,7 +191,7 @@ def run_paper(names: Sequence[str], here: Here, *, dry: bool = False, **options)
     if dry or not steps:
         print("nothing was run" + "; --rows chooses rows" * (not steps))
         return int(not steps)
-    status = run_steps(list(steps.values()), **options)
+    status = run_steps(list(steps.values()), how)
     write_tables(here.study(None))
     return status
 

@@ -25,9 +25,9 @@ from dulvos.files import expand, make_folder, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
-__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "counting", "flat",
-           "frame", "has", "label", "lookup", "newest", "once", "percent", "plain_name", "provenance",
-           "remark", "run_key", "state", "training", "version", "write_json"]
+__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "counting",
+           "find_training", "flat", "frame", "has", "label", "lookup", "newest", "once", "percent",
+           "plain_name", "provenance", "remark", "run_key", "state", "training", "version", "write_json"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "timm", "pandas")
@@ -88,14 +88,9 @@ class Study:
     def find(self, kind: str, wanted: dict) -> dict | None:
         """The newest row of a kind and of today's version with these fields; one that it lacks is default."""
         rows = map(_read, (self.folder / "rows").glob(f"{kind}-*.json"))
-        fitting = [row for row in rows if row["kind"] == kind and row["version"] == version(kind, row)
+        fitting = [row for row in rows if row["version"] == version(kind, row)
                    and all(lookup(row, name) == value for name, value in wanted.items())]
         return max(fitting, key=lambda row: row["date"], default=None)
-
-    def find_training(self, name: str) -> pd.Series | None:
-        """The training of that name or key that counts."""
-        rows = self.rows("train")
-        return newest(rows[(rows["name"] == name) | (rows["key"] == name)])
 
     def write(self, row: dict) -> Path:
         """Write a row as `rows/<kind>-<name>-<key>.json`."""
@@ -104,14 +99,14 @@ class Study:
         return path
 
 
-def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[str], dict], *,
+def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[dict], dict], *,
          whole: Callable[[dict], bool] = lambda row: True, write: bool = True) -> dict:
     """The row of a run, computed only if there is none.
 
     Arguments:
         kind: one of `KINDS`.
         wanted: what determines the run's numbers, flat: parameters, seed, weights, the data's fingerprint.
-        compute: makes the run under its key, and gives the row's other fields.
+        compute: makes the run. It takes the row as far as it is known, and returns the row's other fields.
         whole: whether the files of a row are here too; rows are committed, and checkpoints and masks are not.
         write: False in all processes but the first.
     """
@@ -121,8 +116,8 @@ def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[st
         return row
     make_folder(study.folder)  # refused now, not after hours
     key = run_key(kind, wanted) if row is None else row["key"]
-    row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted, **compute(key)}
-    row = flat({**row, **provenance(kind, row)})
+    row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted}
+    row = flat({**row, **compute(row), **provenance(kind, row)})
     if write:
         study.write(row)
     return row
@@ -162,20 +157,17 @@ def flat(row: dict, prefix: str = "") -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     """Write JSON whole or not at all; numpy's numbers and arrays are converted, other types to text."""
-    def convert(value: object) -> object:
-        return value.tolist() if hasattr(value, "tolist") else str(value)
-
+    text = json.dumps(content, indent=1, default=lambda value: getattr(value, "tolist", value.__str__)())
     with replacing(path) as stream:
-        stream.write(json.dumps(content, indent=1, default=convert).encode() + b"\n")
+        stream.write(text.encode() + b"\n")
 
 
-def plain_name(what: str, name: str) -> str:
-    """The name, if a file or folder can be called so without leaving its folder; otherwise an InputError."""
+def plain_name(what: str, name: str) -> None:
+    """Raise an InputError unless a file or folder can be called so without leaving its folder."""
     plain = isinstance(name, str) and name.isprintable() and Path(name).name == name and name != ".."
     if not plain or not 0 < len(name) <= 100:
         raise InputError(f"{what} must be a plain folder name of at most 100 characters, such as 'demo', "
                          f"not {name!r}")
-    return name
 
 
 def all_rows(results: Path | None = None) -> pd.DataFrame:
@@ -207,9 +199,12 @@ def state(row: pd.Series | None, rows: pd.DataFrame) -> str:
 
 def training(row: pd.Series, rows: pd.DataFrame) -> pd.Series | None:
     """The training that an evaluation rests on."""
-    if row["kind"] == "train" or not row["trained_key"]:
-        return None
-    return newest(rows[(rows["kind"] == "train") & (rows["key"] == row["trained_key"])])
+    return None if row["kind"] == "train" else find_training(rows, row["trained_key"])
+
+
+def find_training(rows: pd.DataFrame, name: str) -> pd.Series | None:
+    """The training of that name or key that counts."""
+    return newest(rows[(rows["kind"] == "train") & ((rows["name"] == name) | (rows["key"] == name))])
 
 
 def remark(row: pd.Series) -> str:

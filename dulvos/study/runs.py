@@ -14,12 +14,12 @@ from dulvos.errors import InputError
 from dulvos.files import expand, replacing
 from dulvos.study import youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
-from dulvos.study.rows import ROOT, Study, once
+from dulvos.study.rows import ROOT, Study, find_training, once
 from dulvos.training import NO_NUMBERS, TrainSettings, train
 from dulvos.videos import fingerprint
 
-__all__ = ["dataset_fingerprint", "find_features", "open_data", "open_training", "trained_encoder",
-           "training_fingerprint", "training_run"]
+__all__ = ["data_fingerprint", "find_features", "open_data", "open_training", "trained_encoder",
+           "training_run"]
 
 LOCAL_TRAINING = "youtube-vos-local"
 CUTOUTS = Path(__file__).with_name("cutouts")
@@ -41,11 +41,8 @@ def open_data(data: str, split: str) -> Dataset:
     if data == "cutouts":
         return load_davis(CUTOUTS, split)
     if data == "davis":
-        folder = os.environ.get("DULVOS_DAVIS")
-        if not folder:
-            raise InputError("data='davis' needs the environment variable DULVOS_DAVIS: the folder that has "
-                             "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)")
-        return load_davis(folder, split)
+        holds = "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)"
+        return load_davis(_variable("DULVOS_DAVIS", data, holds), split)
     collected, folder = data in (*SOURCES, LOCAL_TRAINING), expand(data)
     in_layout = (folder / "ImageSets").is_dir() or below(folder, "ImageSets")  # then `load_davis` says where
     if split == "train" and (collected or folder.is_dir() and not in_layout):
@@ -77,11 +74,15 @@ def open_training(data: str) -> Collection:
     cache = expand(os.environ.get("DULVOS_CACHE", ROOT / "data")) / "indexes"
     if data not in SOURCES:
         return open_collection("", data, cache)
-    base, source = os.environ.get("DULVOS_DATA_DIR"), SOURCES[data]
-    if not base:
-        raise InputError(f"data={data!r} needs the environment variable DULVOS_DATA_DIR: the folder that "
-                         f"has {data}/{source.layout} (from {source.origin})")
-    return open_collection(data, Path(base) / data, cache)
+    holds = f"{data}/{SOURCES[data].layout} (from {SOURCES[data].origin})"
+    return open_collection(data, Path(_variable("DULVOS_DATA_DIR", data, holds)) / data, cache)
+
+
+def _variable(name: str, data: str, holds: str) -> str:
+    """The folder that a variable of the environment names."""
+    if not os.environ.get(name):
+        raise InputError(f"data={data!r} needs the environment variable {name}: the folder that has {holds}")
+    return os.environ[name]
 
 
 def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
@@ -95,37 +96,30 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
-    notes, miscounted = getattr(dataset, "notes", []), getattr(dataset, "miscounted", [])
-    for line in notes:
+    told = {name: getattr(dataset, name, []) for name in ("notes", "miscounted")}
+    for line in told["notes"]:
         print(line)
     if not isinstance(dataset, Collection):  # a collection has too many frames to look at each
         for video in videos:
             video.verify()
-    mark, rank = training_fingerprint(dataset), int(os.environ.get("RANK", 0))  # torchrun sets RANK
-    parameters = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
-    free = {f"parameters.{field}" for field in NO_NUMBERS}
-    wanted = {field: value for field, value in parameters.items() if field not in free}
+    mark, rank = data_fingerprint(dataset, masks=False), int(os.environ.get("RANK", 0))  # torchrun sets RANK
+    wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()
+              if field not in NO_NUMBERS}
     wanted |= {"processes": int(os.environ.get("WORLD_SIZE", 1)), "fingerprint": mark}
 
-    def compute(key: str) -> dict:
-        folder = study.folder / "runs" / f"{name}-{key}"
+    def compute(row: dict) -> dict:
+        folder = study.path(row, "runs")
         outcome = train(settings, videos, folder, device=device, data=mark)
         if rank == 0:
-            with replacing(study.folder / "history" / f"{name}-{key}.csv") as stream:
+            with replacing(study.path(row, "history", ".csv")) as stream:
                 stream.write((folder / "history.csv").read_bytes())
         encoder = str(outcome["encoder"].relative_to(study.folder))
-        return {**parameters, **outcome, "encoder": encoder, "seed": settings.seed, "data": dataset.name,
-                "split": "train", "frames": sum(map(len, videos)), "notes": notes, "miscounted": miscounted}
+        return {"parameters": dataclasses.asdict(settings), **outcome, "encoder": encoder,
+                "seed": settings.seed, "data": dataset.name, "split": "train",
+                "frames": sum(map(len, videos)), **told}
 
     return once(study, "train", name, wanted, compute, write=rank == 0,
                 whole=lambda row: is_whole(study.folder / row["encoder"]))
-
-
-def training_fingerprint(dataset: Dataset) -> str:
-    """16 hex digits for the training videos: their names, lengths and sizes, or a collection's index."""
-    if isinstance(dataset, Collection):
-        return dataset.fingerprint
-    return fingerprint([sequence.video for sequence in dataset.sequences])
 
 
 def trained_encoder(study: Study, name: str = "trained") -> Path:
@@ -135,7 +129,7 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
         InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
     """
     name, _, iteration = name.partition("@")
-    row = study.find_training(name)
+    row = find_training(study.rows(), name)
     if row is None:
         raise InputError(f"study {study.name!r} has no trained encoder called {name!r}; run 01_train first, "
                          "or give 'random', 'davis2016' or a .safetensors file")
@@ -177,9 +171,16 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     return str(path) if trained else features, said
 
 
-def dataset_fingerprint(dataset: Dataset) -> str:
-    """16 hex digits for what is evaluated: the frames (names and sizes) and the masks (bytes)."""
-    masks = [(sequence.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-             for sequence in dataset.sequences for path in sequence.masks.values()]
-    content = f"{fingerprint([sequence.video for sequence in dataset.sequences])} {masks}"
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def data_fingerprint(dataset: Dataset, *, masks: bool) -> str:
+    """16 hex digits for what a run reads: frames (names and sizes) and, with `masks`, their masks (bytes).
+
+    A training collection has one of its own, from its index.
+    """
+    if isinstance(dataset, Collection):
+        return dataset.fingerprint
+    mark = fingerprint([sequence.video for sequence in dataset.sequences])
+    if not masks:
+        return mark
+    read = [(sequence.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+            for sequence in dataset.sequences for path in sequence.masks.values()]
+    return hashlib.sha256(f"{mark} {read}".encode()).hexdigest()[:16]

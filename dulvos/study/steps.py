@@ -14,13 +14,13 @@ import json
 import os
 import re
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TextIO
+from unittest import mock
 
 import nbformat
 import papermill
@@ -28,15 +28,14 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
-from dulvos.study.rows import ROOT, Study
+from dulvos.study.rows import ROOT, Study, find_training
 from dulvos.training import NO_NUMBERS, TrainSettings
 
-__all__ = ["Step", "check_parameters", "defaults", "environment", "execute", "find_state", "list_states"]
+__all__ = ["Step", "check_parameters", "defaults", "execute", "find_state", "list_states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class Step:
     name: str = ""
     parameters: dict = field(default_factory=dict)
     minutes: float = 0.5
-    needs: tuple[str, ...] = ()
+    needs: Sequence[str] = ()
     row: str = ""
     files: bool = True
     last: bool = False
@@ -89,7 +88,7 @@ class Step:
     def given(self) -> dict:
         """All parameters of the notebook, by default with its own values; those in `others` count as well."""
         given = {**defaults(self.source), **self.parameters, "study": self.study.name}
-        return {**given, **given.pop("others", {})}
+        return given | given.pop("others", {})
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -120,33 +119,37 @@ def find_state(step: Step) -> tuple[str, dict | None]:
 
     If the data are on this machine, only a row of the same data counts.
     """
-    word, row = _find_row(step) if step.row else ("done" if _is_shown(step) else "missing", None)
-    return "failed" if word != "done" and step.failure.is_file() else word, row
+    row = _find_row(step) if step.row else None
+    if not step.row:
+        done = _is_shown(step)
+    elif row is None or not step.files:
+        done = row is not None
+    else:
+        made = step.study.folder / row["encoder"] if step.row == "train" else step.study.path(row, "masks")
+        done = made.exists()
+    return "done" if done else "failed" if step.failure.is_file() else "missing", row
 
 
-def _find_row(step: Step) -> tuple[str, dict | None]:
-    given = step.given
-    settings = {item.name for item in fields(TrainSettings if step.row == "train" else SegmentSettings)}
+def _find_row(step: Step) -> dict | None:
+    given, trains = step.given, step.row == "train"
+    settings = {item.name for item in fields(TrainSettings if trains else SegmentSettings)}
     wanted = {f"parameters.{name}": given[name] for name in given.keys() & settings - {*NO_NUMBERS}}
     wanted["name"] = given["name"]
-    folders = os.environ.get("DULVOS_DAVIS"), os.environ.get("DULVOS_DATA_DIR")
-    split = "train" if step.row == "train" else given.get("split", "val")
-    if mark := _mark(given["data"], split, *folders):
+    folders = map(os.environ.get, ("DULVOS_DAVIS", "DULVOS_DATA_DIR"))
+    if mark := _mark(given["data"], "train" if trains else given["split"], not trains, *folders):
         wanted["fingerprint"] = mark
-    features, _, trained = given.get("features", "").partition(":")
-    if features == "trained":
-        training = step.study.find_training(trained.partition("@")[0] or "trained")
+    features = given.get("features", "")
+    made, _, run = features.partition("@")[0].partition(":")
+    if made == "trained":
+        training = find_training(step.study.rows(), run or "trained")
         if training is None or not training["current"]:
-            return "missing", None
+            return None
         wanted["trained_key"] = training["key"]
-    elif features not in ("", "selected"):
-        wanted["features"] = given["features"]
-    row = step.study.find(step.row, wanted)
-    if row is None or not step.files:
-        return "done" if row else "missing", row
-    whole = is_whole(step.study.folder / row["encoder"]) if step.row == "train" else \
-        step.study.path(row, "masks").is_dir()
-    return "done" if whole else "missing", row
+    elif made not in ("", "selected"):
+        wanted["features"] = features
+    if given.get("select") or made in ("selected", "timm"):  # the selection, or the model's name, says it
+        del wanted["parameters.layer"]
+    return step.study.find(step.row, wanted)
 
 
 def _is_shown(step: Step) -> bool:
@@ -157,11 +160,10 @@ def _is_shown(step: Step) -> bool:
 
 
 @cache
-def _mark(data: str, split: str, *folders: str | None) -> str | None:
+def _mark(data: str, split: str, masks: bool, *folders: str | None) -> str | None:
     """Fingerprint of a run's data, None if they are not on this machine; `folders` are where data lie."""
     try:
-        dataset = runs.open_data(data, split)
-        return (runs.training_fingerprint if split == "train" else runs.dataset_fingerprint)(dataset)
+        return runs.data_fingerprint(runs.open_data(data, split), masks=masks)
     except InputError:
         return None
 
@@ -192,18 +194,6 @@ def list_states(steps: Sequence[Step]) -> str:
     return "\n".join([*lines, f"{counted}; left: about {left:.0f} min, one by one"])
 
 
-@contextlib.contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables of the environment, which are as before at the end."""
-    before = dict(os.environ)
-    try:
-        os.environ.update(variables)
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 class _Kernel(AsyncKernelManager):
     """A kernel of this Python: the user's kernel called python3 may be another one."""
 
@@ -216,46 +206,38 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
     Arguments:
         stream: for the notebook's progress; the terminal by default.
     """
-    running, trouble, stream = step.copy.with_suffix(".running.ipynb"), "", stream or sys.stderr
+    running, stream = step.copy.with_suffix(".running.ipynb"), stream or sys.stderr
     running.parent.mkdir(parents=True, exist_ok=True)
-
-    def tell(what: str) -> None:
-        print(f"\n[{step.full_name}] {what}", file=stream, flush=True)
-
-    tell(f"{time.strftime('%H:%M:%S')}, about {step.minutes:.3g} min")
-    started = time.monotonic()
-    with environment({"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
-                       "DULVOS_RESULTS": str(step.study.results.absolute())}):
-        try:
+    variables = {"DULVOS_SOURCE": f"notebooks/{step.notebook}.ipynb",
+                 "DULVOS_RESULTS": str(step.study.results.absolute())}
+    try:
+        with mock.patch.dict(os.environ, variables):
             papermill.execute_notebook(
                 str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
                 kernel_manager_class=_Kernel,
                 parameters={"study": step.study.name, **step.parameters}, stderr_file=stream,
                 extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # one state of a bar
-            minutes = (time.monotonic() - started) / 60
-            _publish(running, step.copy, {"key": _key(step), "minutes": round(minutes, 2)})
-            step.failure.unlink(missing_ok=True)
-        except Exception as error:  # whatever it is, the other steps go on
-            trouble = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
-            with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
-                _publish(running, step.failure, {})
-                trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
-    tell(f"FAILED: {trouble}" if trouble else f"done in {minutes:.1f} min")
-    return trouble
+        _publish(running, step.copy, _key(step))
+        step.failure.unlink(missing_ok=True)
+        return ""
+    except Exception as error:  # whatever it is, the other steps go on
+        trouble = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+        with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
+            _publish(running, step.failure, "")
+            trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
+        return trouble
 
 
-def _publish(running: Path, final: Path, mark: dict) -> None:
+def _publish(running: Path, final: Path, key: str) -> None:
     """Give an executed copy its final name, and let its text name no folder of this machine."""
     notebook = nbformat.read(running, as_version=4)
-    notebook.metadata["dulvos"] = mark
+    notebook.metadata["dulvos"] = {"key": key}
     given = {value: f"${name}" for name, value in os.environ.items() if name.startswith("DULVOS_")}
-    private = {json.dumps(folder, ensure_ascii=False)[1:-1]: word
-               for folder, word in {str(ROOT): ".", **given, os.path.expanduser("~"): "~"}.items()
-               if os.path.isabs(folder) and len(folder) > 1}
+    private = {str(ROOT): ".", **given, os.path.expanduser("~"): "~"}
+    private = {folder: word for folder, word in private.items() if os.path.isabs(folder) and len(folder) > 1}
     # a path begins a word, or follows a colour code (\x1b[0m) or a line break as JSON writes it
     path = re.compile(rf"(?:(?<![\w.])|(?<=\dm)|(?<=\\n))({'|'.join(map(re.escape, private))})(?![\w+-])")
-    lines = [line if '"image/' in line else path.sub(lambda found: private[found[1]], line)
-             for line in nbformat.writes(notebook).splitlines(keepends=True)]
+    text = path.sub(lambda found: private[found[1]], nbformat.writes(notebook))
     with replacing(final) as stream:
-        stream.write("".join(lines).encode())
+        stream.write(text.encode())
     running.unlink()
