@@ -130,7 +130,8 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     paths = sorted(path.relative_to(root).as_posix() for path, is_video in places if is_video)
     with ThreadPool(_THREADS) as pool:
         looks = pool.imap(lambda path: _look(root / path, kept.get(path)), paths)
-        found = dict(zip(paths, tqdm(looks, "indexing", len(paths), unit=" videos", mininterval=5)))
+        found = dict(zip(paths, tqdm(looks, "indexing", len(paths), unit=" videos", mininterval=5,
+                                     disable=not paths)))
     entries = {path: entry for path, entry in found.items() if isinstance(entry, _Entry)}
     left = [fault for fault in found.values() if isinstance(fault, str)]
     left += [f"{path}: no video" for path, is_video in places if not is_video]
