@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -165,7 +167,6 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
             if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 run.save()
                 saved = time.monotonic()
-        run.measure()  # with the processes that read, which have ended
         run.save()
     except FloatingPointError as error:
         iteration = len(run.history)
@@ -219,7 +220,6 @@ class _Run:
         """Count an iteration that returned these values of `training_step`."""
         self.taken["seconds"] = time.monotonic() - self.zero[0]
         self.history.append((len(self.history) + 1, *values, self.taken["seconds"]))
-        self.measure()
 
     def measure(self) -> None:
         """Read the processors' clock and the peak memory."""
@@ -232,6 +232,7 @@ class _Run:
 
     def save_encoder(self, name: str) -> None:
         """Write the network as it is now."""
+        self.measure()
         if self.rank == 0:
             save_encoder(self.parts["net"], self.folder / name, **self.notes, iteration=len(self.history),
                          **self.taken)
@@ -240,6 +241,7 @@ class _Run:
         """Replace the checkpoint, then the history; a FloatingPointError if a weight is NaN or infinite."""
         if not all(value.isfinite().all() for value in self.parts["net"].state_dict().values()):
             raise FloatingPointError("weights are NaN or infinite")
+        self.measure()
         if self.rank:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -274,5 +276,9 @@ class _Run:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process, and of those that it started and that have ended."""
-    return sum(os.times()[:4])
+    """Processor time of this process and of those that read for it, also of those that have ended."""
+    total, own = 0.0, psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            total += sum(process.cpu_times()[:4])  # user and system, then those of its ended children
+    return total

@@ -38,7 +38,7 @@ class Counts:
                     self.faults[value] = [injected + 1, survived + report.passed]
                 elif name == "inputs":
                     part, told = value
-                    new = (sum(told.values()), told["results"], told["errors"])
+                    new = (sum(told.values()), told.get("results", 0), told.get("errors", 0))
                     self.inputs[part] = [old + more for old, more in zip(self.inputs[part], new)]
 
 
