@@ -103,7 +103,7 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
-        grid: then run the ablation grid on DAVIS: about four more hours on two cores.
+        grid: then run the ablation grid on DAVIS: about seven more hours on two cores.
         compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about nine
             hours on two cores, by estimate.
     """
