@@ -9,7 +9,8 @@ import nbformat
 import papermill
 import pytest
 
-from dulvos.study.rows import ROOT
+from dulvos.study.evaluation import evaluation_run
+from dulvos.study.rows import ROOT, Study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -54,3 +55,16 @@ def test_notebooks_run_from_top_to_bottom(path: Path, folder: Path, monkeypatch:
     once, again = (["".join(output.get("text", "") or str(output.data) for output in cell.outputs)
                     for cell in cells] for cells in (ran[:2], ran[-2:]))
     assert once == again
+
+
+def test_results_are_shown_with_masks_and_the_frame_where_they_are_lost(
+        tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DULVOS_RESULTS", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    study = Study("tiny", folder)
+    evaluation_run(study, "random", str(tiny), "random")
+    papermill.execute_notebook(ROOT / "notebooks/07_results.ipynb", folder / "shown.ipynb",
+                               {"study": "tiny", "data": str(tiny)}, cwd=str(ROOT / "notebooks"),
+                               kernel_name="python3", progress_bar=False)
+    assert {"montage.png", "worst_sequence.png", "failure.png"} <= {
+        file.name for file in (study.folder / "figures").iterdir()}

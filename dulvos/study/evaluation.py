@@ -33,7 +33,8 @@ from dulvos.study import youtube_vos
 from dulvos.study.rows import Study, once, write_json
 from dulvos.study.runs import data_fingerprint, find_features, open_data
 
-__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "write_official"]
+__all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "score_masks",
+           "write_official"]
 
 BASELINES = {"copy": None, "colour": colour_features}  # copy the first masks; compare raw colours
 SUBMISSION = "submission.zip"
@@ -85,7 +86,8 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
                 bar.set_postfix_str(sequence.name, refresh=False)
                 carry(sequence, bar.update)
     costs = pd.DataFrame([_read(_finished(folder, sequence)) for sequence in dataset.sequences])
-    scores = [_score(folder, sequence, truth) for sequence in dataset.sequences]
+    scores = [score_masks(folder, sequence) if truth else SequenceScores((), *np.zeros((2, 0, 0)))
+              for sequence in dataset.sequences]
     return scores, {"seconds": costs["seconds"].sum(), "frames": sum(len(s.video) for s in dataset.sequences),
                     "saved": sum(len(s.handed_in) for s in dataset.sequences), "device": device,
                     "channels": costs["channels"].max(), "peak_memory_mb": costs["peak_memory_mb"].max()}
@@ -174,10 +176,9 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, device: str,
         "peak_memory_mb": devices.peak_memory(torch.device(device))})
 
 
-def _score(folder: Path, sequence: Sequence, truth: bool) -> SequenceScores:
-    """Scores of the masks that were written; empty without truth, or if every object enters too late."""
-    entry = _entries(sequence)
-    if not truth or entry == {}:
+def score_masks(folder: Path, sequence: Sequence) -> SequenceScores:
+    """Scores of the masks that `evaluate` wrote; empty if every object enters too late to be scored."""
+    if (entry := _entries(sequence)) == {}:
         return SequenceScores((), *np.zeros((2, 0, 0)))
     return score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
 
