@@ -123,8 +123,8 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
         video = open_video(frames)
         sequence = Sequence(name, video, mask_files(video, annotations), merged=year == 2016)
         sequence.mask(0)
-        greys = cv2.imread(os.fspath(sequence.masks[0]), cv2.IMREAD_GRAYSCALE)
-        if year == 2017 and own is None and np.unique(greys).tolist() == [0, 255]:
+        if year == 2017 and own is None and np.unique(
+                cv2.imread(os.fspath(sequence.masks[0]), cv2.IMREAD_GRAYSCALE)).tolist() == [0, 255]:
             raise InputError(f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's; set year=2016, or name "
                              'your data in benchmark.json: {"name": ...}')
         sequences.append(sequence)

@@ -31,7 +31,7 @@ def read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
     try:
         return pick(json.loads(file.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: wrong content ({error}); expected {expected}") from None
+        raise InputError(f"{file}: missing or wrong content ({error}); expected {expected}") from None
 
 
 @contextmanager

@@ -267,7 +267,7 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
 
 
 def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
-               ended: Mapping[int, Collection[int]]) -> None:
+               ended: Mapping[int, Collection[int]]) -> set[Path]:
     """Make a folder hold these masks and ends of objects, and no others, for `given_masks` and `read_ended`.
 
     Masks drawn by hand are never deleted: a folder that holds others is renamed to `<folder>-<number>`.
@@ -275,6 +275,9 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     Arguments:
         given: frame number -> (H, W) uint8 ids.
         ended: frame number -> ids of the objects that are gone from that frame on.
+
+    Returns:
+        the files of these masks and ends.
     """
     files = {f"{video.frame_name(frame)}.png": as_png(ids) for frame, ids in given.items()}
     if ended:
@@ -287,6 +290,7 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     for name, content in files.items():
         with replacing(folder / name) as stream:
             stream.write(content)
+    return {folder / name for name in files}
 
 
 def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, ...]]:

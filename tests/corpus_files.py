@@ -98,7 +98,7 @@ encoder("sidecar: with a byte-order mark", is_encoder, sidecar=b"\xef\xbb\xbf" +
 encoder("sidecar: dim=64", r"another network: .*head\.3", sidecar={**intact()[1], "dim": 64})
 for name, content in (("a list", []), ("text", "x"), ("null", b"null"), ("no text", b"\xff\xfe"),
                       ("empty", b""), ("nested 10^5 deep", DEEP), ("without fields", {})):
-    encoder(f"sidecar: {name}", r"x\.json: wrong content", lambda whole: b"", content)
+    encoder(f"sidecar: {name}", r"x\.json: missing or wrong content", lambda whole: b"", content)
 add("checkpoints", "sidecar: missing", r"x\.json: ", lambda folder: load_encoder(
     put_encoder(folder).with_suffix(".json").unlink() or folder / "x.safetensors"))
 add("checkpoints", "a folder", "no such", lambda folder: load_encoder(

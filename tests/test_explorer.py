@@ -80,6 +80,17 @@ def test_packed_features_are_those_of_the_frames_and_of_the_others(clip, tmp_pat
         assert np.abs(packed.cosines(cells.start)[cells] - expected.cosines(0)).max() < 0.02
 
 
+def test_an_encoder_may_stand_alone_and_functions_have_their_names(clip):
+    def ones(images):
+        return torch.ones(len(images), 3, 7, 9)
+
+    def ramp(images):
+        return torch.arange(189.0).view(3, 7, 9).expand(len(images), -1, -1, -1)
+
+    assert list(widgets.Explorer(clip, "random", layer="res3", frames=2).packed()) == ["random"]
+    assert list(widgets.Explorer(clip, [ones, ramp], frames=2).packed()) == ["ones", "ramp"]
+
+
 @pytest.mark.parametrize("options, line", [
     ({"layer": "res9"}, "res9"), ({"frames": 10}, "1 to 9"), ({"gap": 0}, "gap"),
     ({"tau": 0.0}, "tau"), ({"n": 40}, "n"), ({"shown": 1}, "shown"), ({"x": "a"}, "x"),

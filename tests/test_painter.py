@@ -142,6 +142,9 @@ def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painte
     painter.receive(*painted(5, ids))
     list(painter.carry())
     assert not list(painter.out.glob("given-*")), "corrections of this session replace each other"
+    write_mask(painter.out / "given/00007.png", block(3))  # by hand, for the command
+    list(painter.carry())
+    assert np.array_equal(read_mask(painter.out / "given-1/00007.png"), block(3)), "it is kept"
 
 
 def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(painter, tmp_path):

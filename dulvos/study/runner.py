@@ -33,7 +33,7 @@ CONNECT = 10  # seconds to wait for a scheduler
 HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
 BAR = re.compile(r"\b(?:[3-9]|\d\d+)/\d+ \[[\d:]+<([\d:]+)")  # tqdm's "done/all [spent<left", from 3 on
 SLOW = 2  # times the planned minutes: then the machine is called slow
-ADVICE = ("; it takes {:.1f} times as long as on two quiet cores: close other programs, or stop it (Ctrl-C) "
+ADVICE = ("it takes {:.1f} times as long as on two quiet cores: close other programs, or stop it (Ctrl-C) "
           "and continue later with the same command")
 
 
@@ -107,7 +107,7 @@ def _carry_all(todo: list[Step], how: Workers) -> dict[Step, str]:
     """What went wrong with each step, "" for nothing."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [] if how.scheduler else [gpu for gpu in visible.split(",") if gpu]
-    waiting, begun, taken, ended, running, shown = list(todo), {}, {}, {}, {}, 0.0
+    waiting, begun, taken, ended, running, shown, told = list(todo), {}, {}, {}, {}, 0.0, False
     with open_client(how, sum(step.row == "train" for step in todo)) as (client, threads):
         variables = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
         variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
@@ -130,8 +130,10 @@ def _carry_all(todo: list[Step], how: Workers) -> dict[Step, str]:
                     running[client.submit(_carry, step, variables, gpus, pure=False)] = step
             if running and time.monotonic() - shown >= 60:
                 shown, (left, slow) = time.monotonic(), minutes_left(waiting, begun, taken, count)
-                advice = ADVICE.format(slow) * (slow >= SLOW)
-                _tell(f"about {left:.0f} min left; running: {', '.join(s.full_name for s in begun)}{advice}")
+                if slow >= SLOW and not told:
+                    told = True
+                    _tell(ADVICE.format(slow))
+                _tell(f"about {left:.0f} min left; running: {', '.join(s.full_name for s in begun)}")
             if running:
                 with contextlib.suppress(TimeoutError):  # workers may have come meanwhile
                     wait(list(running), timeout=5, return_when="FIRST_COMPLETED")

@@ -153,10 +153,11 @@ class Explorer(anywidget.AnyWidget):
     pinned = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, video: AnyPath | Video,
-                 encoders: Sequence[str | Callable] = ("davis2016", "random"), *,
+                 encoders: str | Callable | Sequence[str | Callable] = ("davis2016", "random"), *,
                  others: Sequence[AnyPath | Video] = (), frames: int = 5, start: int = 0,
                  gap: int = 4, shorter_side: int = 256, channels: int = 128, device: str | None = None,
                  seed: int = 0, **view: object) -> None:
+        encoders = [encoders] if isinstance(encoders, str) or callable(encoders) else list(encoders)
         if not 1 <= len(encoders) <= 2:
             raise InputError(f"the explorer shows one or two encoders, not {len(encoders)}")
         if unknown := set(view) - set(self.FIELDS):
@@ -253,4 +254,4 @@ def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) 
 def _label(encoder: str | Callable) -> str:
     if isinstance(encoder, str):
         return "/".join(Path(encoder).parts[-2:])  # of a file, its folder and name
-    return getattr(encoder, "name", type(encoder).__name__)
+    return getattr(encoder, "name", getattr(encoder, "__name__", type(encoder).__name__))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 import warnings
@@ -51,7 +50,7 @@ class Painter(anywidget.AnyWidget):
         self.session, self.out = session, out
         self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
         self._searches = self._start = 0  # number of searches so far, first frame of the latest one
-        self._saved = False
+        self._kept: set[Path] = set()  # what this painter saved in given/
         super().__init__(size=list(session.video.size), length=len(session.video), fps=session.video.rate,
                          colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
@@ -77,11 +76,10 @@ class Painter(anywidget.AnyWidget):
             self._tell()
             masks = self.session.run()
             if self.out:
-                if self._saved:  # by this painter
-                    shutil.rmtree(self.out / "given", ignore_errors=True)
-                save_given(self.out / "given", self.session.video, dict(self.session.given),
-                           dict(self.session.ended))
-                self._saved = True
+                for path in self._kept:
+                    path.unlink(missing_ok=True)
+                self._kept = save_given(self.out / "given", self.session.video, dict(self.session.given),
+                                        dict(self.session.ended))
                 masks = save_masks(masks, self.session.video, self.out)
             for t, _ in masks:
                 self._show(t)
