@@ -162,12 +162,19 @@ def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     Arguments:
         frame: (H, W, 3) uint8 RGB. ids: (H, W) integers; pixels of id 0 keep their colour.
+
+    Raises:
+        InputError: the mask has another size than the frame.
     """
+    if ids.shape != frame.shape[:2]:
+        raise InputError(f"the mask is {ids.shape}, the frame {frame.shape[:2]}; they must have one size")
     ids = ids.astype(np.uint8)
     kernel = np.ones((2 * max(1, min(ids.shape) // 240) + 1,) * 2, np.uint8)
-    strength = np.where(cv2.erode(ids, kernel) != cv2.dilate(ids, kernel), 1, 0.5) * (ids > 0)
-    colour = OBJECT_COLOURS[(ids - 1) % len(OBJECT_COLOURS)].astype(np.float32)
-    return np.rint(frame + strength[..., None].astype(np.float32) * (colour - frame)).astype(np.uint8)
+    strength = np.where(cv2.erode(ids, kernel) != cv2.dilate(ids, kernel), 1, 0.5)
+    marked, mixed = ids > 0, frame.copy()  # most of a frame is background and need not be computed
+    colour = OBJECT_COLOURS[(ids[marked] - 1) % len(OBJECT_COLOURS)].astype(float)
+    mixed[marked] = np.rint(frame[marked] + strength[marked, None] * (colour - frame[marked]))
+    return mixed
 
 
 def given_masks(video: Video, given: Sequence[AnyPath],

@@ -177,8 +177,9 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
     except InputError as error:  # a frame cannot be read; a worker's message is its traceback, which ends so
         run.save()
         raise InputError(str(error).rpartition("InputError: ")[2].removesuffix("\\n").rstrip()) from None
-    except RuntimeError as error:  # may come in the middle of a step, so nothing is saved
-        if "DataLoader worker" not in str(error):
+    # may come in the middle of a step, so nothing is saved; the connection breaks if a batch was on its way
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ChildProcessError("a process that reads clips was killed (out of memory?); give fewer workers, "
                                 f"and the same call resumes from {run.path}") from None

@@ -71,6 +71,8 @@ def test_overlay_is_the_mixture_of_every_pixel(dtype: type) -> None:
     assert mixed.dtype == np.uint8
     assert np.array_equal(mixed, np.rint(frame + strength * (colour - frame)).astype(np.uint8))
     assert np.array_equal(frame, before)
+    with pytest.raises(InputError, match="59, 80"):
+        overlay(frame, ids[1:])
 
 
 @pytest.fixture
