@@ -259,12 +259,14 @@ def _lab_distance(a: Tensor, b: Tensor) -> Tensor:
 def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
     """ContrastCorr: copy Lab colours between neighbouring frames, from the own clip and from all clips.
 
-    Three terms: L1 between copied and true colours, forwards and (times 0.1) backwards; L1 between 1 and the
-    weight that each cell gives to its own clip among all clips; L1 between the colours copied from the own
-    clip and from all clips. With several processes (torch.distributed), the clips are those of all.
+    Three terms: L1 between copied and true colours, forwards and (times 0.1) backwards with the same weights,
+    transposed; L1 between 1 and the weight that each cell gives to its own clip among all clips; L1 between
+    the colours copied from the own clip and from all clips. With several processes (torch.distributed), the
+    clips are those of all.
 
     Differs from the original: it decodes features of a pretrained autoencoder and crops the target by
-    tracking, where Lab colours of whole frames are copied here; two regularising terms are left out.
+    tracking, where Lab colours of whole frames are copied here. It also has a warm-up without the last two
+    terms, and copies a frame from itself and holds matches together, which is left out here.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
@@ -272,9 +274,12 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
     """
     batch, frames, channels, height, width = features.shape
     cells = F.adaptive_avg_pool2d(lab.flatten(0, 1), (height, width)).unflatten(0, (batch, frames))
-    copied, back = _copy_next(features, cells), _copy_next(features.flip(1), cells.flip(1))
-    there, back = (_lab_distance(_enlarge(copy, lab), truth[:, 1:].flatten(0, 1))
-                   for copy, truth in ((copied, lab), (back, lab.flip(1))))
+    before, after = ([x[:, part].flatten(0, 1) for x in (features, cells, lab)]
+                     for part in (slice(-1), slice(1, None)))
+    weights = _copy_weights(before[0][None], after[0], None, "exclude")  # [B·(T-1), h·w, h·w]
+    copied, back = _copy(before[1][None], weights), _copy(after[1][None], weights.mT)
+    there, back = (_lab_distance(_enlarge(copy, truth), truth)
+                   for copy, truth in ((copied, after[2]), (back, before[2])))
     of_batch, own_weight = [], []
     flat, flat_cells = (x.flatten(3).mT for x in (features, cells))  # [B, T, h·w, ·]
     for t in range(frames - 1):

@@ -40,8 +40,8 @@ class Encoder(nn.Module):
         dim: channels K of the head's output.
         norm: normalisation in the head, "batch" (the method) or "layer" (App. B's variant).
         stride: pixels a cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
-        colour: how the network sees the RGB images that it gets: "rgb" (the method), "lab" (MAST's scaled
-            Lab) or "grey" (Colorize's, three times the same channel).
+        colour: how the network sees the RGB images that it gets: "rgb" (the method), "lab" (scaled Lab, as
+            MAST and ContrastCorr do) or "grey" (Colorize's, three times the same channel).
     """
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):

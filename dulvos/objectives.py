@@ -257,5 +257,5 @@ OBJECTIVES = {
     "mast": Objective(_mast, colour="lab"),
     "corrflow": Objective(_corrflow),
     "colorize": Objective(_colorize, colour="grey"),
-    "contrastcorr": Objective(_contrastcorr),
+    "contrastcorr": Objective(_contrastcorr, colour="lab"),
 }

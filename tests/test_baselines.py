@@ -75,6 +75,15 @@ def test_dropout_is_a_function_of_the_generator_and_the_share_of_edges_that_are_
     assert walk_loss(still, dropout=0.999, generator=generator()).total.isfinite()
 
 
+def test_a_low_loss_of_walks_proves_no_matching() -> None:
+    """With dropout, random points in three dimensions cost less than perfect matches in many."""
+    noise = F.normalize(clips(0, 10, 3, 4, 49), dim=1)
+    matched = F.normalize(clips(1, 10, 128, 1, 49), dim=1).expand(-1, -1, 4, -1)
+    guessed, found = (walk_loss(nodes, dropout=0.1, generator=generator()).total
+                      for nodes in (noise, matched))
+    assert guessed < 2.5 < 3 < found
+
+
 def copy_oracle(reference: Tensor, target: Tensor, colours: Tensor, radius: int | None,
                 border: str) -> Tensor:
     """Cell by cell, window by window."""
@@ -150,6 +159,15 @@ def test_contrast_weighs_a_and_b_tenfold_and_the_way_back_a_tenth(channel: int, 
     lab[..., 4:] *= -1
     output = contrast_loss(torch.zeros(1, 2, 4, 2, 2), lab)
     assert output.copied.item() == pytest.approx(weight * (3 + 0.1 * 1))
+
+
+def test_contrast_copies_back_by_the_same_weights() -> None:
+    """All cells of frame 1 copy from cell 0 of frame 0. On the way back it gets the sum, and the others 0."""
+    features = torch.zeros(1, 2, 1, 2, 2)
+    features[:, 0, :, 0, 0], features[:, 1] = 1, 100
+    lab = torch.zeros(1, 2, 3, 2, 2)
+    lab[:, :, 0] = 1
+    assert contrast_loss(features, lab).copied.item() == pytest.approx(0.1 * (3 + 1 + 1 + 1) / 4)
 
 
 def test_contrast_terms_vanish_for_a_clip_alone_and_halve_for_twins() -> None:

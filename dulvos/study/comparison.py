@@ -1,10 +1,11 @@
 """Table 1 at CPU scale: the paper's method and its rivals as objectives in one harness.
 
-All are trained on the same clips, with the same encoder, optimiser, number of frames and seeds, and carry
-masks by the same propagation; only the loss differs. A row is called "CRW objective", never "CRW"; the
-column `differs` says what is unlike the original. To add a row, add a line to `comparison.csv`: key (the
-names of its runs begin with it), name, settings as name=value pairs (none for features that are not trained),
-and the line of the paper's Table 1 ("method, data") whose number stands beside it.
+All are trained on the same videos, with the same encoder, optimiser, number of frames and seeds, and carry
+masks by the same propagation. What differs is the loss, and the input that it needs. A row is called "CRW
+objective", never "CRW"; the column `differs` says what is unlike the original. To add a row, add a line to
+`comparison.csv`: key (the names of its runs begin with it), name, settings as name=value pairs (none for
+features that are not trained), and the line of the paper's Table 1 ("method, data") whose number stands
+beside it.
 """
 
 from __future__ import annotations
