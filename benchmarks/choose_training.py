@@ -1,7 +1,7 @@
-"""Compares crops, scales, batches on training videos: `python -m benchmarks.choose_training DAVIS NAME ...`.
+"""Compares settings on training videos alone: `python -m benchmarks.choose_training DAVIS NAME ...`.
 
-Trains each candidate for the same few iterations on four fifths of DAVIS's training videos, and scores it
-on the rest, enlarged to 480p as in the evaluation. Rows go to results/selection.
+Trains each candidate for the same few iterations on four fifths of DAVIS's training videos, and scores it on
+the others, enlarged to the 480p of the evaluation. Rows go to results/selection.
 """
 
 from __future__ import annotations
@@ -31,35 +31,32 @@ FRAMES, EVERY = 40, 5  # frames of a held-out video; every fifth video is held o
 
 def split(davis: str, folder: Path) -> Path:
     """The training split as a data set in DAVIS's layout: links, and enlarged copies of held-out videos."""
+    places = [folder / kind / "480p" for kind in ("JPEGImages", "Annotations", "ImageSets")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    images, annotations, sets = places
     lists = {"train": [], "val": []}
     for number, sequence in enumerate(load_davis(davis, "train").sequences):
         held_out = number % EVERY == 0
-        lists["val" if held_out else "train"].append(sequence.name)
-        places = [folder / kind / "480p" / sequence.name for kind in ("JPEGImages", "Annotations")]
-        if all(place.exists() for place in places):
+        name, video = sequence.name, sequence.video
+        lists["val" if held_out else "train"].append(
+            f"/JPEGImages/480p/{name}/00000.jpg /Annotations/480p/{name}/00000.png\n")
+        if (images / name).exists() and (annotations / name).exists():
             continue
-        for place in places:
-            place.parent.mkdir(parents=True, exist_ok=True)
         if not held_out:
-            places[0].symlink_to(sequence.video.path.resolve())
-            places[1].symlink_to(next(iter(sequence.masks.values())).resolve().parent)
+            (images / name).symlink_to(video.path.resolve())
+            (annotations / name).symlink_to(next(iter(sequence.masks.values())).resolve().parent)
             continue
-        places[0].mkdir()
-        for index in range(min(FRAMES, len(sequence.video))):
-            frame = sequence.video.read(index)[..., ::-1]
+        (images / name).mkdir()
+        for index in range(min(FRAMES, len(video))):
+            frame, file = video.read(index)[..., ::-1], video.frame_name(index)
             size = (round(480 * frame.shape[1] / frame.shape[0]), 480)
-            name = sequence.video.frame_name(index)
-            cv2.imwrite(
-                str(places[0] / f"{name}.jpg"), cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
-            )
-            write_mask(
-                places[1] / f"{name}.png",
-                cv2.resize(sequence.mask(index), size, interpolation=cv2.INTER_NEAREST),
-            )
-    (folder / "ImageSets" / "480p").mkdir(parents=True, exist_ok=True)
-    for name, sequences in lists.items():
-        lines = [f"/JPEGImages/480p/{s}/00000.jpg /Annotations/480p/{s}/00000.png\n" for s in sequences]
-        (folder / "ImageSets" / "480p" / f"{name}.txt").write_text("".join(lines))
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(images / name / f"{file}.jpg"), frame)
+            mask = cv2.resize(sequence.mask(index), size, interpolation=cv2.INTER_NEAREST)
+            write_mask(annotations / name / f"{file}.png", mask)
+    for name, lines in lists.items():
+        (sets / f"{name}.txt").write_text("".join(lines))
     return folder
 
 
@@ -70,15 +67,13 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=300)
     options = parser.parse_args()
     data = str(split(options.davis, ROOT / "data" / "selection"))
+    study = Study("selection")
     for name in options.names:
         settings = TrainSettings(iterations=options.iterations, **COMMON, **CANDIDATES[name])
-        study = Study("selection")
         row = training_run(study, name, data, settings)
         result = evaluation_run(study, name, data, f"trained:{row['key']}", SegmentSettings())
-        print(
-            f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, "
-            f"J&F {100 * result['scores.J&F-Mean']:.1f}"
-        )
+        print(f"{name}: {options.iterations} iterations in {row['seconds'] / 60:.1f} min, "
+              f"J&F {100 * result['scores.J&F-Mean']:.1f}")
 
 
 if __name__ == "__main__":

@@ -43,34 +43,29 @@ def plain(davis: str, numbers: range) -> float:
     for number in numbers:
         generator = np.random.default_rng(number)
         video = videos[generator.integers(len(videos))]
-        shorter, flip, flip2 = (
-            generator.integers(SCALE[0], SCALE[1] + 1),
-            generator.random() < 0.5,
-            generator.random() < 0.5,
-        )
+        shorter = generator.integers(SCALE[0], SCALE[1] + 1)
+        flip, flip2 = generator.random(2) < 0.5
         side = int(generator.uniform(0.5, 1) * CROP)
         x2, y2, x, y = generator.random(4)
         for index in frame_indices(len(video), FRAMES, 2, generator):
             image = Image.open(video.path / video.files[index]).convert("RGB")
             ratio = shorter / min(image.size)
-            image = image.resize(
-                [max(shorter, round(s * ratio)) for s in image.size], Image.Resampling.BILINEAR
-            )
+            size = [max(shorter, round(length * ratio)) for length in image.size]
+            image = image.resize(size, Image.Resampling.BILINEAR)
             left, top = int(x * (image.width - CROP + 1)), int(y * (image.height - CROP + 1))
             image = image.crop((left, top, left + CROP, top + CROP))
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
             view = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip2 else image
             left, top = int(x2 * (CROP - side + 1)), int(y2 * (CROP - side + 1))
-            view = view.crop((left, top, left + side, top + side)).resize(
-                (CROP, CROP), Image.Resampling.BILINEAR
-            )
+            view = view.crop((left, top, left + side, top + side))
+            view = view.resize((CROP, CROP), Image.Resampling.BILINEAR)
             for picture in (image, view):
                 prepare_frames(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     return time.perf_counter() - started
 
 
 def decoding(davis: str, numbers: range) -> float:
-    """Read as many frames, and do nothing else: neither way can be faster."""
+    """Only read as many frames: neither way can be faster."""
     videos = [s.video for s in load_davis(davis, "val").sequences]
     started = time.perf_counter()
     for number in numbers:
@@ -85,28 +80,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--clips", type=int, default=60, help="of each process")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--profile", action="store_true", help="how much of one process's time is JPEG decoding"
-    )
+    parser.add_argument("--profile", action="store_true", help="beside JPEG decoding alone, one process")
     options = parser.parse_args()
     if options.profile:
         for way in (decoding, ours, plain):
             way(options.davis, range(2))  # warm
             seconds = min(way(options.davis, range(options.clips)) for _ in range(options.runs))
-            print(
-                f"{way.__name__:8s} {1000 * seconds / (options.clips * FRAMES):.2f} ms a frame, one process"
-            )
+            print(f"{way.__name__:8s} {1000 * seconds / (options.clips * FRAMES):.2f} ms a frame")
         return
+    parts = [range(i * options.clips, (i + 1) * options.clips) for i in range(options.processes)]
     times = {"ours": [], "plain": []}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         for way in (ours, plain):  # warm
             list(pool.map(partial(way, options.davis), [range(2)] * options.processes))
         for _ in range(options.runs):
-            for name, way in (("ours", ours), ("plain", plain)):
-                parts = [range(i * options.clips, (i + 1) * options.clips) for i in range(options.processes)]
+            for way in (ours, plain):
                 seconds = max(pool.map(partial(way, options.davis), parts))
-                times[name].append(1000 * seconds / (options.processes * options.clips * FRAMES))
-    report("training clips, two views", f"480p JPEG, {options.processes} processes", times, {}, "ms a frame")
+                times[way.__name__].append(1000 * seconds / (len(parts) * options.clips * FRAMES))
+    report("training clips, two views", f"480p JPEG, {options.processes} processes", times, "ms a frame")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 
 import matplotlib.pyplot as plt
@@ -18,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import added_memory, compare, profile
+from benchmarks.measure import added_memory, compare, own_process, profile
 from dulvos.losses import dense_loss, gather_cells, sample_grid
 from dulvos.study.rows import Study
 from dulvos.views import sample_similarity
@@ -27,10 +25,9 @@ AT = {"batch": 16, "frames": 5, "grid": 8}
 SWEEP = {"grid": (4, 8, 16, 32), "batch": (4, 8, 16, 32), "frames": (2, 5, 10)}
 
 
-def plain(
-    features, features_view2, theta, anchor_index, cross_index, *, tau: float = 0.05, lam: float = 0.1
-) -> torch.Tensor:
-    """The loss with every affinity alive."""
+def plain(features, features_view2, theta, anchor_index, cross_index, *, tau: float = 0.05,
+          lam: float = 0.1) -> torch.Tensor:
+    """The total loss, from the affinities of all cells; arguments as in `dense_loss`."""
     batch, frames, channels, height, width = features.shape
     anchors = gather_cells(features[:, 0], anchor_index)
     grid = F.affine_grid(theta, [batch, 1, height, width], align_corners=False)
@@ -50,40 +47,23 @@ def plain(
 
 def inputs(batch: int, frames: int, grid: int, side: int = 32) -> tuple:
     generator = torch.Generator().manual_seed(0)
-    views = [
-        F.normalize(torch.randn(batch, frames, 128, side, side, generator=generator), dim=2) for _ in range(2)
-    ]
+    views = [F.normalize(torch.randn(batch, frames, 128, side, side, generator=generator), dim=2)
+             for _ in range(2)]
     theta = sample_similarity(batch, 8 * side, generator).theta()
     grids = [sample_grid(batch, side, side, n, generator) for n in (grid, 4)]
     return views[0].requires_grad_(), views[1], theta, *grids
 
 
 def step(way, arguments: tuple) -> float:
-    features = arguments[0]
-    features.grad = None
+    arguments[0].grad = None
     output = way(*arguments)
     total = getattr(output, "total", output)
     total.backward()
     return total.item()
 
 
-def logits_bytes(batch: int, frames: int, grid: int, side: int = 32) -> int:
-    """Of the float32 affinities of all cells with all anchors."""
-    return 4 * batch * frames * side**2 * batch * grid**2
-
-
 def probe(way: str, batch: int, frames: int, grid: int) -> dict:
-    """Least time of three, and added memory, of one setting; in a process of its own for the peak."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loss", "--probe", way, str(batch), str(frames), str(grid)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-def run_probe(way: str, batch: int, frames: int, grid: int) -> None:
+    """Least time of three, and added memory, of one setting."""
     arguments, times = inputs(batch, frames, grid), []
 
     def timed() -> None:
@@ -92,60 +72,48 @@ def run_probe(way: str, batch: int, frames: int, grid: int) -> None:
         times.append(time.perf_counter() - started)
 
     _, memory = added_memory(lambda: [timed() for _ in range(3)])
-    print(
-        json.dumps(
-            {"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": memory}
-        )
-    )
+    return {"way": way, "batch": batch, "frames": frames, "grid": grid, "seconds": min(times), "mb": memory}
 
 
 def figure() -> None:
+    """Measure each setting of the sweep in a process of its own, then draw."""
     rows = []
     for name, values in SWEEP.items():
         for value in values:
-            for way in ("ours", "plain"):
-                at = {**AT, name: value}
-                if way == "plain" and logits_bytes(**at) > 2 * 2**30:  # several such tensors live at once
-                    print(
-                        f"plain, {name}={value}: not run, its logits take {logits_bytes(**at) / 2**30:.1f} GB"
-                    )
-                    continue
-                rows.append({"sweep": name, "value": value, **probe(way, **at)})
-                print(rows[-1], flush=True)
+            at = {**AT, name: value}
+            logits = 4 * at["batch"] ** 2 * at["frames"] * 32**2 * at["grid"] ** 2 / 2**30  # GB of float32
+            ways = ("ours", "plain") if logits <= 2 else ("ours",)  # several such tensors live at once
+            for way in ways:
+                found = own_process("loss", "--probe", way, *at.values())
+                rows.append({"sweep": name, "value": value, **found})
+            print(name, value, *ways)
     table = pd.DataFrame(rows)
     table.to_csv(Study("benchmarks").results / "loss_complexity.csv", index=False, float_format="%.4g")
     draw(table)
 
 
 def draw(table: pd.DataFrame) -> None:
-    """The figure from results/loss_complexity.csv."""
-    labels = {"grid": "N (anchors a side)", "batch": "B (clips)", "frames": "T (frames)"}
-    _, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharey="row", layout="constrained")
-    for column, name in enumerate(SWEEP):
-        for row, (quantity, label) in enumerate(
-            (("seconds", "forward + backward (s)"), ("mb", "added memory (MB)"))
-        ):
-            ax = axes[row, column]
-            for way, colour, text in (
-                ("plain", "#D55E00", "dense (if its logits fit in 2 GB)"),
-                ("ours", "#0072B2", "ours: warped features"),
-            ):
-                part = table[(table.sweep == name) & (table.way == way)]
-                ax.plot(
-                    part.value,
-                    part[quantity].clip(lower=1 if quantity == "mb" else 0),
-                    "o-",
-                    color=colour,
-                    label=text,
-                )
-            ax.set(
-                xscale="log", yscale="log", xlabel=labels[name] if row else "", ylabel="" if column else label
-            )
-            ax.set_xticks(SWEEP[name], [str(v) for v in SWEEP[name]], minor=False)
-            ax.minorticks_off()
+    """The figure of a table such as results/loss_complexity.csv."""
+    names = {"grid": "N (anchors a side)", "batch": "B (clips)", "frames": "T (frames)"}
+    quantities = {"seconds": "forward + backward (s)", "mb": "added memory (MB)"}
+    ways = {"plain": ("#D55E00", "dense (if its logits fit in 2 GB)"),
+            "ours": ("#0072B2", "ours: warped features")}
+    table = table.assign(mb=table["mb"].clip(lower=1))  # on a logarithmic axis
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharey="row", layout="constrained")
+    for line, (quantity, label) in zip(axes, quantities.items()):
+        line[0].set_ylabel(label)
+        for axis, name in zip(line, names):
+            for way, (colour, text) in ways.items():
+                part = table[(table["sweep"] == name) & (table["way"] == way)]
+                axis.plot(part["value"], part[quantity], "o-", color=colour, label=text)
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(SWEEP[name], map(str, SWEEP[name]))
+            axis.minorticks_off()
+    for axis, text in zip(axes[1], names.values()):
+        axis.set_xlabel(text)
     axes[0, 0].legend(frameon=False, fontsize=8)
     axes[0, 1].set_title("what is not varied: B=16, T=5, N=8, 32x32 cells", fontsize=9)
-    plt.savefig(Study("benchmarks").results / "loss_complexity.png", dpi=110)
+    figure.savefig(Study("benchmarks").results / "loss_complexity.png", dpi=110)
 
 
 def main() -> None:
@@ -156,7 +124,7 @@ def main() -> None:
     parser.add_argument("--probe", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.probe:
-        run_probe(options.probe[0], *map(int, options.probe[1:]))
+        print(json.dumps(probe(options.probe[0], *map(int, options.probe[1:]))))
     elif options.profile:
         arguments = inputs(**AT)
         step(dense_loss, arguments)  # warm
@@ -165,14 +133,9 @@ def main() -> None:
         figure()
     else:
         arguments = inputs(**AT)
-        compare(
-            "loss, forward and backward",
-            "B=16, T=5, N=8, 32x32 cells",
-            lambda: step(dense_loss, arguments),
-            lambda: step(plain, arguments),
-            runs=options.runs,
-            difference=lambda a, b: abs(a - b),
-        )
+        compare("loss, forward and backward", "B=16, T=5, N=8, 32x32 cells",
+                lambda: step(dense_loss, arguments), lambda: step(plain, arguments),
+                lambda a, b: abs(a - b), runs=options.runs)
 
 
 if __name__ == "__main__":

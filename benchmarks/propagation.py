@@ -24,22 +24,20 @@ SIZES = {"480p": (60, 107), "720p": (90, 160), "480p-stride16": (30, 53)}
 CONTEXT = PROTOCOLS["crw"].context
 
 
-def plain(
-    keys: list[Tensor],
-    masks: list[Tensor],
-    query: Tensor,
-    *,
-    radius: float = 12,
-    topk: int = 10,
-    tau: float = 0.05,
-) -> Tensor:
-    """CRW's protocol for one frame: the reference, first of the lists, and the recent entries.
+def plain(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: float = 12, topk: int = 10,
+          tau: float = 0.05) -> Tensor:
+    """CRW's protocol for one frame, 100 cells at a time: affinities, a radius mask, a top-k over all keys.
 
-    Takes (K, h, w) features and (M, h, w) masks, returns (M, h·w). Affinities in chunks of 100 queries, a
-    radius mask, a top-k over all keys.
+    Arguments:
+        keys: features (K, h, w) of the reference, then of the recent frames.
+        masks: of the same frames, (M, h, w).
+        query: features of the new frame, (K, h, w).
+
+    Returns:
+        Its masks, (M, h·w).
     """
     _, height, width = query.shape
-    y, x = (grid.flatten() for grid in _grid(height, width))
+    y, x = torch.cartesian_prod(torch.arange(height), torch.arange(width)).t()
     every = torch.stack(keys).flatten(2)  # [n, K, h·w]
     labels = torch.stack(masks).flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, M]
     out = []
@@ -52,22 +50,15 @@ def plain(
     return torch.cat(out).t()
 
 
-def plain_dino(
-    keys: list[Tensor],
-    masks: list[Tensor],
-    query: Tensor,
-    *,
-    radius: int = 12,
-    topk: int = 5,
-    tau: float = 0.1,
-) -> Tensor:
-    """DINO's protocol for one frame: the first frame and up to seven recent ones, as `plain` takes them.
+def plain_dino(keys: list[Tensor], masks: list[Tensor], query: Tensor, *, radius: int = 12, topk: int = 5,
+               tau: float = 0.1) -> Tensor:
+    """DINO's protocol for one frame, with the arguments of `plain`.
 
-    exp(cosine / τ) of all pairs, times a box mask; each query keeps what reaches its topk-th value, and the
-    rest becomes 0; weights are normalised and multiply the masks.
+    Weights are exp(cosine / τ) of all pairs, times a box mask. For each query, those below its topk-th value
+    become 0, and the others are normalised and multiply the masks.
     """
     channels, height, width = query.shape
-    y, x = (grid.flatten() for grid in _grid(height, width))
+    y, x = torch.cartesian_prod(torch.arange(height), torch.arange(width)).t()
     box = ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)  # [h·w, h·w]
     sources = torch.stack(keys).flatten(2).transpose(1, 2)  # [n, h·w, K]
     affinity = torch.exp(torch.bmm(sources, query.view(1, channels, -1).expand(len(keys), -1, -1)) / tau)
@@ -75,10 +66,6 @@ def plain_dino(
     affinity[affinity < affinity.topk(topk, 0).values[-1]] = 0
     affinity /= affinity.sum(0)
     return torch.stack(masks, 1).flatten(1) @ affinity
-
-
-def _grid(height: int, width: int) -> tuple[Tensor, ...]:
-    return torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
 
 
 def video_features(davis: str, sequence: str, size: tuple[int, int], count: int) -> list[Tensor]:
@@ -118,9 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     size, protocol = SIZES[options.size], PROTOCOLS[options.protocol]
     context, count = protocol.context, protocol.context + options.runs + 2
-    frames = drifting_features(size, count)
-    if options.davis:
-        frames = video_features(options.davis, options.sequence, size, count)
+    frames = (video_features(options.davis, options.sequence, size, count) if options.davis
+              else drifting_features(size, count))
     if options.channels != 512:
         frames = project(frames, options.channels)
     mask = torch.zeros(8 * size[0], 8 * size[1], dtype=torch.long)
@@ -140,29 +126,25 @@ def main() -> None:
         way = plain if options.protocol == "crw" else plain_dino
         return way([frames[j] for j in entries], [softs[j] for j in entries], frames[t])
 
-    # the context is part of the memory: it is kept from then on
+    # fills the context, which is kept from then on and so belongs to the memory
     _, memory = added_memory(lambda: [ours() for _ in range(context + 1)])
     if options.profile:
         profile(ours)
         return
+    case = (f"{options.size} ({size[0]}x{size[1]}x{options.channels}), {context + 1} entries, "
+            + (options.sequence if options.davis else "random features")
+            + ", DINO's protocol" * (options.protocol == "dino"))
+    other = script
     if options.engine:
+        case += ", beside our plain engine"
         for _ in range(context + 1):
             next(engine)
-    case = (
-        f"{options.size} ({size[0]}x{size[1]}x{options.channels}), {context + 1} entries, "
-        + (options.sequence if options.davis else "random features")
-        + (", DINO's protocol" if options.protocol == "dino" else "")
-        + (", beside our plain engine" if options.engine else "")
-    )
-    compare(
-        "propagate a frame",
-        case,
-        ours,
-        (lambda: next(engine).flatten(1)) if options.engine else script,
-        runs=options.runs,
-        difference=lambda a, b: (a - b).abs().max().item(),
-        ours_mb=memory,
-    )
+
+        def other() -> Tensor:
+            return next(engine).flatten(1)
+
+    compare("propagate a frame", case, ours, other, lambda a, b: (a - b).abs().max().item(),
+            runs=options.runs, ours_mb=memory)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 
 import torch
 
 from benchmarks.loss import plain as plain_loss
-from benchmarks.measure import peak, report
+from benchmarks.measure import own_process, peak, report
 from dulvos import encoder, losses, views
 from dulvos.datasets import load_davis
 from dulvos.objectives import Iteration, TrainSettings
@@ -25,6 +23,7 @@ from dulvos.training import make_clips, parameter_groups
 
 
 def iteration(way: str, davis: str) -> dict:
+    """Seconds of the second iteration, and the process's peak memory in MB."""
     settings = TrainSettings()
     dataset = make_clips(settings, [s.video for s in load_davis(davis, "train").sequences])
     net = encoder.Encoder().train()
@@ -43,18 +42,16 @@ def iteration(way: str, davis: str) -> dict:
         else:
             similarity = views.sample_similarity(len(frames), settings.crop, generator)
             cells = settings.crop // encoder.STRIDE
-            grids = [
-                losses.sample_grid(len(frames), cells, cells, n, generator)
-                for n in (settings.grid, settings.cross_grid)
-            ]
+            grids = [losses.sample_grid(len(frames), cells, cells, n, generator)
+                     for n in (settings.grid, settings.cross_grid)]
             view2 = similarity.frames(frames)
             key = net(torch.cat([frames.flatten(0, 1), view2[:, 0]]).contiguous(), ("key",)).key
             count = frames.shape[0] * frames.shape[1]
-            features = key[:count].unflatten(0, frames.shape[:2])
+            k = key[:count].unflatten(0, frames.shape[:2])  # [B, T, K, h, w]
             with torch.no_grad():
                 rest = net(view2[:, 1:].flatten(0, 1).contiguous(), ("key",)).key
-            features2 = torch.cat([key[count:, None], rest.unflatten(0, (len(frames), -1))], 1)
-            plain_loss(features, features2, similarity.theta(), *grids).backward()
+            k_view2 = torch.cat([key[count:, None], rest.unflatten(0, (len(frames), -1))], 1)
+            plain_loss(k, k_view2, similarity.theta(), *grids).backward()
         optimiser.step()
         times.append(time.perf_counter() - started)
     return {"seconds": times[-1], "mb": peak()}
@@ -69,19 +66,13 @@ def main() -> None:
     if options.way:
         print(json.dumps(iteration(options.way, options.davis)))
         return
-    times, memory = {"ours": [], "plain": []}, {}
+    times, peaks = {"ours": [], "plain": []}, {}
     for _ in range(options.runs):
         for name in times:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.training", options.davis, "--way", name],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            outcome = json.loads(done.stdout)
+            outcome = own_process("training", options.davis, "--way", name)
             times[name].append(outcome["seconds"])
-            memory[name] = outcome["mb"]
-    report("training iteration (peak of the process)", "B=16, T=5, 256² crops, N=8, M=4", times, memory)
+            peaks[name] = outcome["mb"]
+    report("training iteration (peak of the process)", "B=16, T=5, 256² crops, N=8, M=4", times, memory=peaks)
 
 
 if __name__ == "__main__":
