@@ -14,10 +14,10 @@ usage: bash run_all.sh [COMMAND] [OPTIONS]
   test               the tests; options go to pytest, as in: bash run_all.sh test -k losses
   COMMAND --help     the options of demo, davis, grid, paper, train, evaluate, segment, index or download
 
-Results go to results/<study>/. Nothing finished runs twice: after Ctrl-C, the same command continues.
+Results go to results/<study>/. After Ctrl-C, the same command continues; it repeats nothing that is finished.
 
 If the active Python has every package that pyproject.toml asks for, it is used. Otherwise .venv is made
-beside this script, once, with the versions in constraints.txt. DULVOS_PYTHON names another. With conda:
+beside this script, once, with the versions in constraints.txt. DULVOS_PYTHON names another one. With conda:
 conda env create -f environment.yml && conda activate dulvos
 EOF
 }
@@ -36,7 +36,7 @@ for line in project["dependencies"] + project["optional-dependencies"].get(sys.a
 EOF
 }
 
-# Makes or completes .venv; what was interrupted is done again.
+# Makes .venv, or completes one that an interrupted call left.
 make_venv() {
   local base=${DULVOS_PYTHON:-python3} cpu=()
   "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null ||
