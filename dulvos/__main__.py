@@ -1,4 +1,4 @@
-"""Dense unsupervised learning for video segmentation: the study and your own videos on the command line."""
+"""Dense unsupervised learning for video segmentation: run the study, or segment your own videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import warnings
-from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +17,7 @@ import torch
 import tyro
 from dask.system import CPU_COUNT
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
 
 from dulvos import __version__, masks, movies, videos
 from dulvos.checkpoints import load_encoder
@@ -44,13 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends it with one line and status 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # where it cannot say τ
-    torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))  # a container may have fewer cores
+            stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show τ
+    # a container may have fewer cores than PyTorch sees
+    torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(f"dulvos {__version__}")
         return 0
-    given = tuple(arguments)
+    given = tuple(arguments)  # tells which settings the user has chosen
     commands = {"demo": demo_command, "davis": davis_command, "grid": grid_command, "paper": paper_command,
                 "train": partial(train_command, given), "evaluate": partial(evaluate_command, given),
                 "segment": partial(segment_command, given), "index": index_command,
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"note: {InputError(message)}", file=sys.stderr)
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            commands, args=arguments, prog="dulvos", description=__doc__)
+            commands, args=arguments, prog="dulvos", description=__doc__, config=(DisallowNone,))
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from here (segment starts again)", file=sys.stderr)
         return 130
@@ -81,32 +81,33 @@ class _Train(TrainSettings):
     """Settings of the training; the defaults are the paper's for YouTube-VOS."""
 
     def __post_init__(self) -> None:
-        """Checked by the command, whose errors take one line."""
+        """Check nothing: the command checks, and says in one line what is wrong."""
 
 
 class _Segment(SegmentSettings):
     """Settings of inference; the defaults are the paper's for DAVIS-2017."""
 
     def __post_init__(self) -> None:
-        """Checked by the command, whose errors take one line."""
+        """Check nothing: the command checks, and says in one line what is wrong."""
 
 
 def demo_command(*, run: Run = Workers()) -> int:
-    """Train, carry masks and score on small rendered videos: a few minutes on two cores, without data."""
+    """Run the whole study on small rendered videos that come with dulvos: a few minutes on two cores."""
     return _study(plans.demo_steps(), run)
 
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
                   compare: bool = False, run: Run = Workers()) -> int:
-    """The same on DAVIS: train on its training videos, without their masks, and evaluate on its val videos.
+    """Run the study on DAVIS: train on its training videos without masks, and evaluate on its val videos.
 
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
-        grid: then run the ablation grid on DAVIS: about seven more hours on two cores.
-        compare: instead, compare the method with its rivals in one harness (Table 1 at CPU scale): about nine
-            hours on two cores, by estimate.
+        grid: afterwards, run the ablation grid on DAVIS: about seven more hours on two cores.
+        compare: only compare the method with its rivals at CPU scale: about nine hours on two cores.
     """
+    if compare and (grid or setting != "cpu"):
+        raise InputError("--compare runs nothing else; leave out --grid and --setting")
     _use_davis(davis)
     if compare:
         return run_steps(comparison.comparison_steps(), run)
@@ -123,16 +124,16 @@ def _study(steps: list[Step], run: Workers, grid: bool = False) -> int:
 
 def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool = False,
                  davis: Path | None = None, only: tuple[str, ...] = (), workers: Run = Workers()) -> int:
-    """The ablation grid of Fig. 3: list what is done, or run what is missing.
+    """List what is done of the ablation grid of Fig. 3; with --run, run what is missing.
 
     Args:
         study: scale of the grid.
         run: run what is missing, then draw Fig. 3.
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
-        only: evaluations to run, by their names in the list, such as N4-0.
+        only: evaluations by their names in the list, such as N4-0; all by default.
     """
     if davis and study == "demo":
-        raise InputError("the grid 'demo' has videos of its own; --davis belongs to --study davis or paper")
+        raise InputError("the grid 'demo' has its own videos; --davis belongs to --study davis or paper")
     if davis or run and study != "demo":
         _use_davis(davis)
     steps = plans.grid_steps(study, only)
@@ -145,22 +146,22 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
 def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_run: bool = False,
                   device: str | None = None, released: bool = False, selected: bool = False,
                   incomplete: bool = False, run: Run = Workers()) -> int:
-    """The rows of the paper's Tables 1 and 2: check data, weights and memory, then run them on a GPU.
+    """Run the rows of the paper's Tables 1 and 2 on a GPU, after checking data, weights and memory.
 
-    Without --data, print the rows: what each needs, and its state.
+    Without --data, print what each row needs, and its state.
 
     Args:
         data: folder that holds davis-2017, youtube-vos, oxuva, trackingnet, kinetics-400 and weights.
-        rows: names of rows; all by default. Those called table2-* end in a zip for YouTube-VOS' server.
-        dry_run: check and plan only; two iterations measure the time and memory of each training.
+        rows: names of rows; all by default. A table2-* row ends with a zip for the server of YouTube-VOS.
+        dry_run: only check and plan; two iterations measure the time and memory of each training.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
-        released: train as long as the authors' snapshots, not to the end of the schedule.
+        released: train only as long as the authors did for the weights that they released.
         selected: also evaluate the snapshot and layer that are best on 5 val sequences, as the paper did.
         incomplete: accept data that lack videos or frames; tables keep such rows apart.
     """
-    if data is None and (rows or dry_run or released or selected or incomplete):
-        raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
     if data is None:
+        if rows or dry_run or released or selected or incomplete:
+            raise InputError("--data is missing: the folder that holds davis-2017, youtube-vos, ...")
         print(paper_plan.rows_table(all_rows()))
         return 0
     here = paper_plan.Here(data, device, released, selected, incomplete)
@@ -168,31 +169,35 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
 
 
 def _chosen(arguments: tuple[str, ...], settings: TrainSettings | SegmentSettings) -> dict:
-    """The settings that the arguments name; all others follow the collection or the protocol."""
+    """The settings that the user chose; the collection or the protocol decides the others."""
     flags = {re.sub("^--(no-)?", "--", word.partition("=")[0]).replace("_", "-") for word in arguments}
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
             if "--" + field.name.replace("_", "-") in flags}
 
 
-def train_command(arguments: tuple[str, ...], data: Positional[str], /, *, study: str, name: str = "trained",
-                  device: str | None = None, settings: OmitArgPrefixes[_Train] = _Train()) -> int:
-    """Train one encoder as notebook 01_train does and write its row; the same command continues after a stop.
+def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], arg(metavar="DATA")], /, *,
+                  study: str, name: str = "trained", device: str | None = None,
+                  settings: OmitArgPrefixes[_Train] = _Train()) -> int:
+    """Train one encoder and write its row, as notebook 01_train does. After a stop, repeat the command.
 
     On several GPUs: torchrun --nproc_per_node 4 -m dulvos train DATA --study NAME. The processes share each
-    batch and gather the anchors of all.
+    batch, and each process sees the anchors of all.
 
     Args:
-        data: cutouts, davis (the folder DULVOS_DAVIS), a collection of the paper (in DULVOS_DATA_DIR; it
-            brings the paper's settings), or a folder of videos.
-        study: folder below results/.
-        name: of the run.
+        data: one of
+            cutouts: the rendered videos that come with dulvos;
+            davis: the training videos in the folder DULVOS_DAVIS;
+            youtube-vos, oxuva, ...: a collection in DULVOS_DATA_DIR, by default with the paper's settings;
+            or a folder of videos.
+        study: name of the folder in results/ that gets the row.
+        name: name of the run.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
     chosen = _chosen(arguments, settings)
     chosen.setdefault("workers", reading_processes(find_device(device)))
     if data in collections.SOURCES:
-        videos, _ = usable_videos(runs.open_training(data).videos, settings.frames)
-        settings = collections.paper_settings(data, len(videos), **chosen)
+        usable, _ = usable_videos(runs.open_training(data).videos, settings.frames)
+        settings = collections.paper_settings(data, len(usable), **chosen)
     else:
         settings = TrainSettings.from_dict(chosen)
     row = runs.training_run(Study(study), name, data, settings, device=device)
@@ -205,23 +210,25 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
                      youtube_vos: Path | None = None, split: Literal["valid", "local"] = "valid",
                      study: str = "encoders", processes: int = 0, device: str | None = None,
                      settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
-    """Evaluate encoders by label propagation: dulvos evaluate --encoder davis2016 timm:MODEL --davis DIR.
+    """Compare encoders by label propagation: dulvos evaluate --encoder davis2016 timm:MODEL --davis DIR.
 
-    Prints one table, the best encoder first, and leaves masks, DAVIS's official csv files and a row for each
-    encoder in results/STUDY. After a stop, the same command continues.
+    Prints one table, the best encoder first. results/STUDY gets a row, the masks and DAVIS's official csv
+    files of each encoder. After a stop, repeat the command.
 
     Args:
-        encoder: timm:MODEL, timm:MODEL@LAYER, timm:MODEL=FILE (weights of your own), davis2016, random, a
-            .safetensors file, weights that the authors released; or copy and colour, which need no network.
+        encoder: one or more of
+            timm:MODEL, timm:MODEL@LAYER, or timm:MODEL=FILE with your own weights;
+            davis2016, random, a .safetensors file, or a .pth file that the authors released;
+            copy (the first mask) or colour (raw colours), which need no network.
         davis: folder of DAVIS-2016 or -2017, or of your own data in its layout.
         youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
-        split: of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
-        study: folder below results/.
-        processes: that share the videos; 0 means one for each GPU, or one without a GPU.
+        split: split of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
+        study: name of the folder in results/ that gets the results.
+        processes: number of processes that share the videos; 0 means one for each GPU, or just one.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
-    if (davis is None) == (youtube_vos is None):
-        raise InputError("give --davis DIR or --youtube-vos DIR")
+    if not encoder or (davis is None) == (youtube_vos is None):
+        raise InputError("give at least one --encoder, and either --davis DIR or --youtube-vos DIR")
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     table = evaluate_encoders(Study(study), encoder, str(davis or youtube_vos), chosen, device=device,
                               split="val" if davis else split, processes=processes)
@@ -230,28 +237,27 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     return 0
 
 
-def segment_command(arguments: tuple[str, ...], video: Positional[Path],
+def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path], arg(metavar="VIDEO")],
                     given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")], /, *,
                     checkpoint: str = "davis2016", device: str | None = None, threshold: int = 0,
                     overwrite: bool = False, mp4: bool = True,
                     settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
-    Ids from 1 to 254 are kept; a mask of 0 and 255 is object 1. OUT gets a palette PNG for each frame and
-    overlay.mp4. After a stop, the same command starts again at the first frame. --shorter-side makes it
-    faster.
+    OUT gets a palette PNG for each frame and overlay.mp4. Object ids are kept (1 to 254); a mask of 0 and 255
+    is object 1. --shorter-side makes it faster. After a stop, the command starts again at the first frame.
 
     Args:
         video: folder of frames (jpg, png, ...) or a video file (mp4, mkv, ...).
-        given: MASK is a PNG of the first frame's objects, FRAME=PNG for objects that are new or corrected in
-            a later frame (the first is 0), or a folder of PNGs with the frames' names. OUT is the folder for
-            the results.
-        checkpoint: davis2016 (weights in this package), random, imagenet, timm:MODEL, a .safetensors file, or
-            weights that the authors released (.pth).
+        given: MASK is a PNG with the objects of the first frame,
+            FRAME=PNG with objects that are new or corrected in a later frame (the first is 0),
+            or a folder of PNGs that are named like their frames. OUT is the folder for the results.
+        checkpoint: davis2016 (comes with dulvos), random, imagenet, timm:MODEL,
+            a .safetensors file, or a .pth file that the authors released.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
-        threshold: of masks with soft edges: pixels of at least this grey (1 to 255) are object 1.
+        threshold: for masks with soft edges: pixels of at least this grey (1 to 255) are object 1.
         overwrite: replace files in OUT that segment did not write.
-        mp4: write overlay.mp4, at the video's rate, or at 24 frames a second for a folder.
+        mp4: write overlay.mp4 at the video's rate, or at 24 frames a second for a folder.
     """
     if len(given) < 2:
         raise InputError("give a MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
@@ -266,8 +272,8 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
     opened = videos.open_video(video, named)
     first, ended = masks.given_masks(opened, named, threshold), masks.read_ended(opened, named)
     if 1 < len(first) == len(opened):
-        raise InputError(f"{named[0]}: masks are given for all {len(first)} frames, so that none is left to "
-                         "find; give the first one alone, or leave some out")
+        raise InputError(f"{named[0]}: masks are given for all {len(first)} frames, so there is nothing to "
+                         "find; give only the first mask, or leave some out")
     opened.verify()
     check_memory(opened, first, chosen, encoder)
     folder = masks.check_folder(out, opened, overwrite)
@@ -280,24 +286,27 @@ def segment_command(arguments: tuple[str, ...], video: Positional[Path],
             pictures = (masks.overlay(frame, ids) for frame, (_, ids) in zip(opened.frames(), bar))
             movies.write_mp4(folder / masks.MOVIE, pictures, opened.rate, opened.aspect)
         else:
-            deque(bar, maxlen=0)
+            for _ in bar:
+                pass
     print(f"{len(opened)} frames: {folder}/<frame>.png" + f" and {folder / masks.MOVIE}" * mp4)
     return 0
 
 
-def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | None = None) -> int:
-    """Look at training collections; without names, list what is expected of each and where it comes from.
+def index_command(names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]")] = (), /, *,
+                  data: Path | None = None) -> int:
+    """Count the videos of training collections; without names, list the collections and where to get them.
 
     Args:
         names: youtube-vos, oxuva, trackingnet, kinetics-400, davis-2017, or any folder of videos.
-        data: folder that holds them (or set DULVOS_DATA_DIR).
+        data: folder that holds the collections (or set DULVOS_DATA_DIR).
     """
     if data and not names:
         raise InputError(f"--data {data}: name a collection: {', '.join(collections.SOURCES)}")
+    if not names:
+        for name, source in collections.SOURCES.items():
+            print(f"{name}: {source}")
     if data:
-        os.environ["DULVOS_DATA_DIR"] = str(expand(data).resolve())
-    for name, source in () if names else collections.SOURCES.items():
-        print(f"{name}: {source}")
+        os.environ["DULVOS_DATA_DIR"] = str(data)
     opened = [runs.open_training(name) for name in names]
     for found in opened:
         print(f"{found.name}: {len(found.videos):,} videos, {sum(map(len, found.videos)):,} frames, "
@@ -306,10 +315,10 @@ def index_command(names: Positional[tuple[str, ...]] = (), /, *, data: Path | No
 
 
 def download_command(name: Positional[Literal["davis2017", "davis2016"]], /, *, to: Path) -> int:
-    """Fetch DAVIS from its site (CC BY-NC 4.0), check it and unpack it.
+    """Download DAVIS from its site (CC BY-NC 4.0), check it and unpack it.
 
     Args:
-        name: davis2017 holds the paper's benchmark.
+        name: davis2017 is the paper's benchmark.
         to: folder in which davis-2017 or davis-2016 will lie.
     """
     download(name, to)
@@ -317,7 +326,7 @@ def download_command(name: Positional[Literal["davis2017", "davis2016"]], /, *, 
 
 
 def _use_davis(folder: Path | None) -> None:
-    """Let DULVOS_DAVIS, where notebooks look, name the folder of --davis, if given, and try it."""
+    """Open DAVIS, to find what is wrong with it now, and let DULVOS_DAVIS tell the notebooks where it is."""
     if folder:
         os.environ["DULVOS_DAVIS"] = str(folder)
     os.environ["DULVOS_DAVIS"] = str(runs.open_data("davis", "val").root.resolve())

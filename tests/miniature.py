@@ -12,7 +12,7 @@ import numpy as np
 from dulvos.masks import write_mask
 from tests.oracles import texture
 
-FRAMES, STEP = 13, 3  # frames of a video of YouTube-VOS, and every how many are annotated (there 150 and 5)
+FRAMES, STEP = 13, 3  # frames of a video of YouTube-VOS, and steps between annotations (there 150 and 5)
 IDS, ENTRY = (1, 5), 6  # ids with a gap; the frame in which the second object enters
 VALID = {"v1": "ab", "v2": "cd"}  # the categories of each video's two objects
 TRAIN = {f"t{n}": pair for n, pair in enumerate(("ab", "ac", "bd", "dd", "ee", "ae", "cb"), 1)}
@@ -59,7 +59,7 @@ def write_davis(root: Path, videos: Mapping[str, tuple[np.ndarray, np.ndarray]],
 
 def write_youtube_vos(root: Path, *, valid: Mapping[str, str] = VALID,
                       train: Mapping[str, str] = TRAIN) -> Path:
-    """`valid` has an annotation where an object enters, `train` one of every frame that is handed in."""
+    """`valid` is annotated where an object enters, `train` in every frame that is handed in."""
     coarse = [f"{t:05d}" for t in range(0, FRAMES, STEP)]
     for split, videos in (("valid", valid), ("train", train)):
         meta = {}

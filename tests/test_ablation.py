@@ -1,4 +1,4 @@
-"""The ablation grid: its points from the CSV file, and effects and verdicts from rows out of thin air."""
+"""The ablation grid: its points from the CSV file, and effects and verdicts from invented rows."""
 
 from __future__ import annotations
 

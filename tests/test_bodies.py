@@ -1,4 +1,4 @@
-"""Joints and body parts: the layouts of JHMDB and VIP in small, and their measures on known cases."""
+"""Joints and body parts: small videos in the layouts of JHMDB and VIP, and their measures on known cases."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def test_pck_counts_joints_within_a_share_of_the_box():
     found[2, 1] = np.nan  # lost; the box of one joint has no size
     assert pck([(found, truth)], 0.1) == pytest.approx(100 * (0.5 + 1) / 2)
     assert pck([(truth, truth), (found, truth)], 0.1) == pytest.approx(100 * (0.75 + 1) / 2)
+    assert pck([(found, truth[:2])], 0.1) == 100  # the last frame has no true joints
 
 
 @pytest.mark.parametrize(("spoil", "message"), [

@@ -56,7 +56,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Callable[[Path], Collection]:
-    """Indexes a folder; index files lie in the folder "cache"."""
+    """Indexes a folder; the index files are in the folder "cache"."""
     return lambda root: open_collection("", root, tmp_path / "cache")
 
 
@@ -86,7 +86,7 @@ def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path, index):
 
 
 def test_video_files_are_never_found_longer_than_they_decode(shared_data, tmp_path, index):
-    """Also one that is rotated, and one that is cut, though its header still announces 120 frames."""
+    """Also a rotated one, and a truncated one whose header still announces 120 frames."""
     film, rotated = write_video(tmp_path / "v/film.avi", 120), write_video(tmp_path / "v/rotated.mp4", 30)
     data = bytearray(rotated.read_bytes())
     matrix = data.index(b"tkhd") + 44
@@ -105,7 +105,7 @@ def test_video_files_are_never_found_longer_than_they_decode(shared_data, tmp_pa
 
 
 def test_what_did_not_change_is_not_read_again(tree, tmp_path, index):
-    """A file whose bytes change under the same date and size shows whether it is read."""
+    """Files are overwritten, but keep date and size: if one were read again, the index would differ."""
     first, film = index(tree), tree / "c/film.mp4"
     cache, = (tmp_path / "cache").iterdir()
     written = cache.stat().st_mtime_ns
@@ -137,7 +137,7 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree, tmp
                    lambda: (copy / "a/one/00000.jpg").rename(copy / "a/one/00006.jpg")):
         change()
         for folder in ("a/two", "bitmaps"):
-            os.utime(copy / folder)  # only the folder's date tells of frames overwritten in place
+            os.utime(copy / folder)  # frames overwritten in place do not change it
         changed = index(copy).fingerprint
         assert changed != mark
         mark = changed

@@ -1,4 +1,4 @@
-"""The embedded videos: their layout, exact masks, and that the script beside the benchmarks made them."""
+"""The embedded videos: their layout, their masks, and the script in benchmarks/ that made them."""
 
 from __future__ import annotations
 

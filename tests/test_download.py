@@ -1,4 +1,4 @@
-"""Downloads from a local server that breaks off, refuses or lies; archives that are damaged."""
+"""Downloads from a local server that hangs up, refuses or sends something else; damaged archives."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_command_leaves_a_checked_data_set_and_nothing_else(archive, server,
         assert names(to) == ["davis-2017"]
         assert names(to / "davis-2017") == ["Annotations", "ImageSets", "JPEGImages"]
     assert archive.title in capsys.readouterr().out
-    next((to / "davis-2017/Annotations/480p/translation").iterdir()).unlink()  # in no order
+    next((to / "davis-2017/Annotations/480p/translation").iterdir()).unlink()
     assert main(["download", "davis2017", "--to", str(to)]) == 2
     assert "davis-2017" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The command line: commands do what their functions do; bad input is one line before any work."""
+"""The command line: what each command does; bad input ends it with one line before any work."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
     assert main(["segment", "--checkpoint", "random", *arguments]) == 2
     lines = capsys.readouterr().err.rstrip("\n").split("\n")
     assert lines[-1].startswith("error: ") and match in lines[-1]
-    assert len(lines) == 1 or "1000" in arguments  # only the first frame tells that topk is too large
+    assert len(lines) == 1 or "1000" in arguments  # a topk that is too large is noticed at the first frame
     assert os.listdir("out") == ["00004.png"]
 
 
@@ -112,6 +112,7 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
     ["index", "absent"], ["train", "absent", "--study", "s"], ["train", "clip", "--study", "../s"],
     ["train", "clip", "--study", "s", "--batch", "0"], ["train", "youtube-vos", "--study", "s"],
     ["evaluate", "--encoder", "random"], ["evaluate", "--encoder", "random", "--davis", "absent"],
+    ["evaluate", "--encoder", "--davis", "clip"],
     ["evaluate", "--encoder", "random", "--davis", "clip", "--youtube-vos", "clip"],
     ["evaluate", "--encoder", "random", "--davis", "clip", "--study", "../s"]])
 def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, arguments):
@@ -123,8 +124,14 @@ def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, 
     assert said.err.startswith("error: ") and not said.out and not (clip / "results").exists()
 
 
+def test_a_comparison_that_would_ignore_other_options_is_refused(capsys, monkeypatch):
+    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
+    for more in (["--grid"], ["--setting", "paper"]):
+        assert main(["davis", "--compare", *more]) == 2 and more[0] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_terminals_that_lack_letters_get_them_spelt(monkeypatch, encoding):
+def test_letters_that_a_terminal_lacks_are_escaped(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding, write_through=True))
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -136,7 +143,7 @@ def test_the_version_is_told(capsys):
 
 
 def test_a_tilde_is_the_users_folder(clip, tiny, monkeypatch):
-    """Shells leave it as it is behind = and in notebooks."""
+    """Shells do not expand it after "=", and notebooks never do."""
     monkeypatch.setenv("HOME", str(clip))
     assert segment("~/clip", "0=~/mask.png", "~/out", "--no-mp4") == 0 and (clip / "out/00004.png").exists()
     (clip / "tiny").symlink_to(tiny)

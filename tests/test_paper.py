@@ -1,4 +1,4 @@
-"""The paper's tables: its numbers, and what may stand beside them."""
+"""The paper's tables: its numbers, and which of our rows may stand beside them."""
 
 from __future__ import annotations
 

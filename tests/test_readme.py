@@ -1,4 +1,4 @@
-"""The README files: their tables are those of the rows, their links lead somewhere, their code runs."""
+"""The README files: their tables agree with the rows, their links exist, their code runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_committed_tables_are_those_of_the_committed_rows(name, tmp_path):
 
 
 def test_the_code_as_printed_carries_a_mask(tmp_path, monkeypatch):
-    """The commonest mask, of 0 and 255."""
+    """With the most common kind of mask, 0 and 255."""
     code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     make_file(tmp_path / "clip.mp4", 3, "mp4v")
     mask = np.zeros((48, 64), np.uint8)

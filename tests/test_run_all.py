@@ -1,4 +1,4 @@
-"""run_all.sh with stand-ins for Python: which one it takes, what it installs, what it runs and where."""
+"""run_all.sh with a fake Python: which Python it takes, what it installs, what it runs and where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a study: whatever it links to is there, with everything made or with nothing."""
+"""The page of a study: everything that it links to exists, whether much or nothing was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YouTube-VOS: seen and unseen classes are told apart; what the server rejects is found before."""
+"""YouTube-VOS: seen and unseen classes are scored apart; masks that the server would reject are named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_p
 
 
 @pytest.mark.parametrize(("meta", "fact"), [
-    (None, "NotFound"), ('{"videos": {"a": {"objects": {"1": {}}}}}', "category"),
+    (None, "missing"), ('{"videos": {"a": {"objects": {"1": {}}}}}', "category"),
     ('{"videos": {"a": {"objects": {"1": {"category": "x"}}}}}', "1 videos of 1 categories"),
     ("[" * 100_000, "category"),
 ], ids=["missing", "no category", "too few", "nested"])
@@ -107,7 +107,7 @@ def masks(valid, tmp_path_factory) -> Path:
 
 def test_the_submission_is_what_the_server_takes(valid, masks, tmp_path):
     path = tmp_path / "submission.zip"
-    assert write_submission(valid, masks, path) == 10
+    write_submission(valid, masks, path)
     with zipfile.ZipFile(path) as archive:
         assert sorted(archive.namelist()) == sorted(NAMES)
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}

@@ -1,7 +1,7 @@
-"""`python -m tests.trust [--slow]`: injects every fault, tries every bad input, counts in tests/README.md.
+"""`python -m tests.trust [--slow]` injects every fault, tries every bad input, and counts in tests/README.md.
 
-Tests tell by pytest's `record_property` what they tried: "fault" is "<kind>: <where>", survived if the test
-passed; "inputs" is a part of the corpus and how many of its inputs gave results and errors.
+The tests report what they tried by pytest's `record_property`: "fault" is "<kind>: <where>", survived if the
+test passed; "inputs" is a part of the corpus and how many of its inputs gave results and errors.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def main(slow: bool) -> int:
     counted = "\n\n".join([made, *tables])
     print(counted)
     head, mark, rest = (FOLDER / "README.md").read_text().partition("<!-- counts -->\n")
-    end = rest.partition("<!-- /counts -->")
-    (FOLDER / "README.md").write_text(f"{head}{mark}{counted}\n{''.join(end[1:])}")
+    _, end, rest = rest.partition("<!-- /counts -->")
+    (FOLDER / "README.md").write_text(f"{head}{mark}{counted}\n{end}{rest}")
     return int(status)
 
 

@@ -1,15 +1,15 @@
-"""The ablation grid: the points of the paper's Fig. 3 and of its other claims, and what each of them changes.
+"""The ablation grid: the points of the paper's Fig. 3, its other claims, and what our rows say about them.
 
-A line of `ablation.csv` is a point. Its columns:
+Each line of `ablation.csv` is a point, the baseline with one thing changed. Its columns:
 
-    name      of the point's runs, with settings in it, as in B{batch}T{frames}
-    varied    "baseline", "claim", or an edge of Fig. 3: a key of `EDGES`
-    label     what changes, in the paper's symbols
-    settings  what departs from the baseline: fields of TrainSettings or SegmentSettings as name=value pairs
+    name      name of the point's runs; may contain settings, as in B{batch}T{frames}
+    varied    "baseline", "claim", or an edge of Fig. 3 (a key of `EDGES`)
+    label     what changes, in the paper's symbols; may contain settings too
+    settings  name=value pairs that differ from the baseline (fields of TrainSettings or SegmentSettings)
     features  "random", or empty for trained features
-    paper     the difference that the paper states, in J&F points: 0 for "no effect", empty for none
-    claim, where, says  what the paper claims, where, in which words; lines with one claim test it together
-    expected  what we should see: lower, equal, or empty
+    paper     the difference that the paper states, in J&F points; 0 means "no effect"
+    claim, where, says  a claim of the paper, its section and its words; several points may test one claim
+    expected  the difference that we expect: lower, equal, or empty
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from dulvos.training import TrainSettings
 __all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs",
            "points", "scale_text", "write_tables"]
 
-EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # what each varies
+EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # edge -> setting
 ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
-CONFIDENCE = 0.95  # a difference counts if this share of further seeds would not reach it
+CONFIDENCE = 0.95  # a difference counts as noise if it is within this interval around 0
 
 
 @dataclass(frozen=True)
 class Scale:
     """A scale at which the grid is run, a section of `ablation_scales.toml`."""
 
-    name: str  # its rows lie in `results/ablation-<name>`
-    train: str  # data, as notebook 01_train takes it
-    evaluate: str  # data, as notebook 02_evaluate takes it
-    training: dict  # settings of the baseline that depart from the defaults
-    inference: dict  # likewise
-    seeds: list[int]  # trainings of the baseline, of each other point of Fig. 3, and of each claim
-    minutes: list[float]  # of the baseline's training and evaluation on one core, about
-    lengths: str  # what all points share: "iterations", or "epochs" (then iterations depend on B)
-    words: str  # the scale in words, for captions
+    name: str  # its rows are in `results/ablation-<name>`
+    train: str  # training data, as notebook 01_train takes it
+    evaluate: str  # evaluation data, as notebook 02_evaluate takes it
+    training: dict  # settings of the baseline's training that differ from the defaults
+    inference: dict  # settings of its evaluation that differ from the defaults
+    seeds: list[int]  # how many for the baseline, for each other point of Fig. 3, and for each claim
+    minutes: list[float]  # about, of the baseline's training and of its evaluation on one core
+    lengths: str  # what all points have in common: "iterations", or "epochs" (then iterations depend on B)
+    words: str  # description for captions
 
     @property
     def folder(self) -> str:
@@ -61,18 +61,18 @@ class Scale:
 
     @property
     def meaningless(self) -> bool:
-        """Whether the numbers only show that everything runs."""
+        """Whether the scale is so small that its numbers only show that everything runs."""
         return self.name == "demo"
 
 
 def pairs(text: str | None) -> dict:
-    """Settings from a cell of a CSV file, such as "lam=0.1 norm=layer"; an InputError without "="."""
+    """Settings from a cell of a CSV file, such as "lam=0.1 norm=layer"; raises InputError without "="."""
     settings = {}
     for pair in (text or "").split():
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"settings must be name=value pairs, not {text!r}")
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError):  # a word stays a string
             value = ast.literal_eval(value)
         settings[name] = value
     return settings
@@ -83,7 +83,7 @@ SCALES = {name: Scale(name, **fields) for name, fields in _TABLES.items()}
 
 
 def find_scale(name: str) -> Scale:
-    """The scale of that name; an InputError lists the names."""
+    """The scale of that name; raises InputError, which lists the names."""
     if name not in SCALES:
         raise InputError(f"study must be one of {', '.join(SCALES)}, not {name!r}")
     return SCALES[name]
@@ -97,11 +97,11 @@ class Point:
     varied: str
     label: str
     features: str  # "random" or "trained"
-    training: dict  # settings for 01_train, but for the seed
+    training: dict  # settings for 01_train, except the seed
     inference: dict  # settings for 02_evaluate
-    trained: str  # name of the point whose trainings it uses, often its own; "" for random features
+    trained: str  # name of the point whose trainings it uses, often itself; "" for random features
     seeds: int  # how many are planned
-    line: dict  # the whole line of `ablation.csv`, None for an empty cell
+    line: dict  # the whole line of `ablation.csv`; None for an empty cell
 
     @property
     def settings(self) -> TrainSettings:
@@ -110,10 +110,10 @@ class Point:
 
 
 def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> list[Point]:
-    """Every point of the grid at a scale, the baseline first.
+    """All points of the grid at a scale, the baseline first.
 
     Raises:
-        InputError: a line of the CSV file that is wrong, with its number.
+        InputError: a line of the CSV file is wrong; gives its number.
     """
     made: dict[str, Point] = {}
     for number, line in enumerate(read_csv(path).to_dict("records"), 2):
@@ -139,7 +139,7 @@ def _point(scale: Scale, line: dict) -> Point:
             changes |= {name: round(getattr(base, name) * ratio) for name in ("iterations", "lr_every")}
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = scale.inference | {name: changes[name] for name in changes.keys() - training.keys()}
-    SegmentSettings(**inference)
+    SegmentSettings(**inference)  # refuses a wrong one
     settings = dataclasses.asdict(TrainSettings.from_dict(scale.training | training))
     name, label = (line[column].format(**settings) for column in ("name", "label"))
     trained = "" if line["features"] else name if training else "baseline"
@@ -149,39 +149,39 @@ def _point(scale: Scale, line: dict) -> Point:
 
 
 def effects(study: Study, scale: Scale) -> pd.DataFrame:
-    """What each point changes, from the rows: a line for each point, the baseline first.
+    """Compare each point with the baseline, from the study's rows: a line for each point, the baseline first.
 
-    Only rows of the newest data count, and rows of an earlier version only for a point that has no others.
+    Only rows of the newest data count. Rows of earlier code count only for a point that has no others.
 
     Columns:
-        name, varied, label, paper, claim, where, says, expected: of the point.
-        value: what the edge varies, None for the baseline and for claims.
-        seeds, score: how many seeds were run, and their mean J&F in percent.
+        name, varied, label, paper, claim, where, says, expected: as in `Point`.
+        value: the value of the setting that an edge varies; None for the baseline and for claims.
+        seeds, score: number of seeds that were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
-        deviation: of `ours` over seeds; for the baseline, of its scores.
-        visible: what a difference must exceed to count: 95 % of further seeds stay within (Student's t).
+        deviation: standard deviation of `ours` over seeds; for the baseline, of its scores.
+        visible: the largest difference that counts as noise (95 % of Student's t distribution).
         verdict: how `ours` compares with what the paper says.
-        state: "not run", "run" or the number of seeds, with † if they or the baseline are of earlier code.
+        state: "not run", "run" or the number of seeds; † if the point or the baseline is of earlier code.
         data: the data that were evaluated.
     """
-    rows, lines, base = study.rows(), [], None
+    rows, grid, lines = study.rows(), points(scale), []
     rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
     runs = [(row, training(row, rows), state(row, rows) == "run")
             for _, row in rows[rows["kind"] == "evaluate"].iterrows()]
-    for point in points(scale):
+    base = _seeds(grid[0], runs)
+    for point in grid:
         found, edge = _seeds(point, runs), EDGES.get(point.varied)
-        if base is None:
-            base, difference = found, (None, found["score"].std(), None)
-        else:
-            difference = _difference(found["score"], base["score"])
+        ours, deviation, visible = _difference(found["score"], base["score"])
+        if point is grid[0]:
+            ours, deviation, visible = None, base["score"].std(), None
         count = len(found)
         told = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
         if not (found["current"].all() and base["current"].all()):
             told = f"† {told} by earlier code"
         lines.append({
             **point.line, "name": point.name, "label": point.label, "seeds": count,
-            "score": found["score"].mean(), "value": edge and getattr(point.settings, edge),
-            **dict(zip(["ours", "deviation", "visible"], difference)), "data": found["data"].max(),
+            "score": found["score"].mean(), "value": edge and getattr(point.settings, edge), "ours": ours,
+            "deviation": deviation, "visible": visible, "data": found["data"].max(),
             "state": told if count else NOT_RUN})
     table = frame(lines, [*lines[0], "verdict"])
     table["verdict"] = [_verdict(scale, line) for line in table.to_dict("records")]
@@ -192,24 +192,25 @@ def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -
     """The evaluations that count for a point, one for each seed.
 
     Arguments:
-        runs: each evaluation, its training, and whether today's code gives the same numbers.
+        runs: each evaluation, its training (None for random features), and whether both are of today's code.
     """
     inference, found = dataclasses.asdict(SegmentSettings(**point.inference)), []
     for row, made, current in runs:
-        fits = row["features"] == point.features  # random ones
-        if made is not None:
+        if made is None:
+            fits, seed = row["features"] == point.features, row.get("seed")
+        else:
             fits = point.trained and pd.isna(row["snapshot"]) and trained_with(made, point.settings)
+            seed = made["parameters.seed"]
         if fits and has(row, inference):
-            seed = row.get("seed") if made is None else made["parameters.seed"]
             found.append((seed, current, row["date"], 100 * row["scores.J&F-Mean"], row["data"]))
     table = counting(pd.DataFrame(found, columns=["seed", "current", "date", "score", "data"]), "seed")
     return table[table["current"] == table["current"].any()]
 
 
 def _difference(scores: pd.Series, base: pd.Series) -> tuple[float, float, float]:
-    """The difference of two means, its deviation (the variance pooled over both), and what is visible.
+    """The difference of two means, its deviation, and the largest difference that counts as noise.
 
-    NaN stands for what too few seeds cannot tell.
+    The variance is pooled over both. With too few seeds the results are NaN.
     """
     n, m, freedom = len(scores), len(base), len(scores) + len(base) - 2
     deviation = math.nan
@@ -222,32 +223,39 @@ def _difference(scores: pd.Series, base: pd.Series) -> tuple[float, float, float
 def _verdict(scale: Scale, line: dict) -> str:
     """How a line of `effects` compares with what the paper says."""
     ours, visible = line["ours"], line["visible"]
-    if line["varied"] == "baseline" or ours is None:
-        return "-" if line["varied"] == "baseline" else NOT_RUN
+    if line["varied"] == "baseline":
+        return "-"
+    if ours is None:
+        return NOT_RUN
     if scale.meaningless:
         return "means nothing"
     if line["expected"] is None:
         return "-" if line["varied"] == "claim" else "not stated"
     if visible is None:
         return "deviation unknown"
+    if abs(ours) <= visible:
+        return "agrees" if line["expected"] == "equal" else "within the deviation"
     if line["expected"] == "equal":
-        return "agrees" if abs(ours) <= visible else "differs"
-    return "within the deviation" if abs(ours) <= visible else "agrees" if ours < 0 else "opposite"
+        return "differs"
+    return "agrees" if ours < 0 else "opposite"
 
 
 def figure_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Fig. 3 as a table: the baseline, then the points of each edge; `found` is what `effects` gives."""
+    """Fig. 3 as a table, the baseline first, from what `effects` returns."""
+    def stated(difference: float | None) -> str:
+        if difference is None:
+            return "not stated"
+        return f"{difference:+z.1f}" if difference else "about 0"
+
     lines = found[found["varied"] != "claim"].rename(columns={"label": "setting", "score": "J&F"})
     numbers = ["J&F", "ours", "deviation"]
     lines[numbers] = lines[numbers].astype(float).round(4)
-    told = ["not stated" if paper is None else f"{paper:+z.1f}" if paper else "about 0"
-            for paper in lines["paper"]]
-    lines["paper"] = ["-", *told[1:]]  # the baseline has none
+    lines["paper"] = ["-", *map(stated, lines["paper"][1:])]  # a baseline differs in nothing
     return frame(lines, ["varied", "setting", *numbers, "paper", "verdict", "state"])
 
 
 def claims(found: pd.DataFrame) -> pd.DataFrame:
-    """The paper's other claims beside what we see, a line for each; `found` is what `effects` gives."""
+    """The paper's other claims beside what we see, a line for each, from what `effects` returns."""
     def verdicts(own: pd.Series) -> str:
         return ", ".join(dict.fromkeys(own[own != NOT_RUN])) or NOT_RUN
 
@@ -270,7 +278,7 @@ def _seen(line: dict, base: float | None) -> str:
 
 
 def scale_text(found: pd.DataFrame, scale: Scale) -> str:
-    """What was evaluated, by the rows, and how it was trained."""
+    """The data that were evaluated and the scale in words, for captions."""
     return ", ".join([*sorted(found["data"].dropna().unique()), scale.words])
 
 

@@ -1,7 +1,7 @@
-"""Carry joints (JHMDB) and body parts (VIP) as masks are carried.
+"""Carry joints (JHMDB) and body parts (VIP) through videos, like masks.
 
-Not run on the data sets, which were not at hand: the readers follow the published layouts, the measures the
-literature on label propagation. Tests use drawn miniatures.
+We did not have these data sets. The readers follow the published layouts, and the measures follow the
+literature on label propagation; the tests use small drawn videos.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from dulvos.videos import Video, open_video, resize
 
 __all__ = ["JOINT_SETTINGS", "JointVideo", "carry_joints", "load_jhmdb", "load_vip", "mean_iou", "pck"]
 
-JOINT_SETTINGS = SegmentSettings(context=7, radius=5.0)  # as the random walk (CRW) evaluates JHMDB
-SIGMA = 0.5  # cells, of the bump that marks a joint
-STRONGEST = 3  # a joint lies at the weighted mean of this many cells
+JOINT_SETTINGS = SegmentSettings(context=7, radius=5.0)  # of CRW's evaluation on JHMDB
+SIDE = 320  # pixels, of the squares to which CRW's evaluation resizes frames
+SIGMA = 0.5  # cells, of the Gaussian that marks a joint
+STRONGEST = 3  # a joint lies at the weighted mean of this many cells, the strongest ones
 
 
 class JointVideo(NamedTuple):
-    """A video with the place of each joint in each frame: joints (T, J, 2), x and y in pixels."""
+    """A video and its joints (T, J, 2), x and y in pixels; its last frames may lack them."""
 
     name: str
     video: Video
@@ -56,7 +57,7 @@ def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
                 joints = scipy.io.loadmat(path)["pos_img"].transpose(2, 1, 0) - 1.0  # MATLAB counts from 1
                 if len(joints) > len(video) or joints.shape[2] != 2:
                     raise ValueError(f"joints {joints.shape}")
-            except Exception as error:  # scipy's differ with what is wrong
+            except Exception as error:  # scipy raises many kinds
                 raise InputError(f"{path}: {type(error).__name__}: {error}; expected 'pos_img' of shape (2, "
                                  f"joints, frames), and the video has {len(video)} frames") from None
             found.append(JointVideo(folder, video, joints))
@@ -66,23 +67,22 @@ def load_jhmdb(root: Path, split: int = 1) -> list[JointVideo]:
 
 
 def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeatures,
-                 settings: SegmentSettings = JOINT_SETTINGS, *, side: int = 320) -> np.ndarray:
-    """Carry the joints of the first frame through a video as soft maps, one channel each.
+                 settings: SegmentSettings = JOINT_SETTINGS) -> np.ndarray:
+    """Carry the joints of the first frame through a video, as soft maps with a channel for each joint.
 
-    As in the random walk's evaluation, frames become squares, a joint marks the cell that it lies in, and its
-    place is the weighted mean of the strongest cells' upper left corners.
+    As in CRW's evaluation, frames are resized to squares, a joint marks the cell in which it lies, and its
+    position is the weighted mean of the upper left corners of the strongest cells.
 
     Arguments:
         frames: (H, W, 3) uint8 RGB.
         first: (J, 2) x and y in pixels.
-        side: of the squares, in pixels.
 
     Returns:
-        (T, J, 2) x and y in pixels; NaN for a joint that is lost.
+        (T, J, 2) x and y in pixels; NaN for a lost joint.
     """
     frames = list(frames)
     height, width = frames[0].shape[:2]
-    features = list(make((resize(frame, (side, side)) for frame in frames), settings))
+    features = list(make((resize(frame, (SIDE, SIDE)) for frame in frames), settings))
     rows, columns = features[0].shape[1:]
     scale = np.array([width / columns, height / rows])
     x, y = np.floor(first / scale).T[..., None, None]
@@ -98,16 +98,17 @@ def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeat
 
 
 def pck(videos: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float) -> float:
-    """Percentage of correct keypoints, PCK@alpha: means over the joints, then their mean.
+    """Percentage of correct keypoints, PCK@alpha: the mean over joints of the mean over frames.
 
-    A joint is correct within alpha · 0.6 · the diagonal of the box around the true joints. The first frame
-    and joints that are lost do not count.
+    A joint is correct within alpha · 0.6 · the diagonal of the box around the true joints. The first frame,
+    frames without true joints, and lost joints do not count.
 
     Arguments:
-        videos: predicted and true joints, (T, J, 2) each.
+        videos: predicted and true joints of each video, (T, J, 2) and (up to T, J, 2).
     """
     correct = []
     for predicted, truth in videos:
+        predicted = predicted[: len(truth)]
         seen = ~np.isnan(predicted).any(2)  # [T, J]
         boxes = np.where(seen[..., None], truth, np.nan)
         size = 0.6 * np.linalg.norm(np.nanmax(boxes, 1) - np.nanmin(boxes, 1), axis=1)  # [T]
@@ -117,13 +118,13 @@ def pck(videos: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float) -> float:
 
 
 def load_vip(root: Path, split: str = "val") -> Dataset:
-    """A split of VIP (Zhou et al., ACM MM 2018), whose masks hold the categories of body parts.
+    """A split of VIP (Zhou et al., ACM MM 2018); ids in its masks are categories of body parts.
 
-    Reads `VIP_Fine/lists/<split>_videos.txt`, a name in each line, `VIP_Fine/Images/<video>/*.jpg` and
+    Reads `VIP_Fine/lists/<split>_videos.txt` (a name in each line), `VIP_Fine/Images/<video>/*.jpg` and
     `VIP_Fine/Annotations/Category_ids/<video>/*.png`. `dulvos.study.evaluation.evaluate` carries the parts.
 
     Raises:
-        InputError: the list or a video is missing, or has no annotations.
+        InputError: the list, a video or its annotations are missing.
     """
     root = Path(root) / "VIP_Fine"
     listed = root / "lists" / f"{split}_videos.txt"
@@ -137,10 +138,10 @@ def load_vip(root: Path, split: str = "val") -> Dataset:
 
 
 def mean_iou(dataset: Dataset, folder: Path) -> float:
-    """Mean intersection over union in percent, of the masks that `evaluate` left in a folder.
+    """Mean intersection over union, in percent, of the masks that `evaluate` wrote into a folder.
 
-    Intersections and unions are summed over all frames and videos, then averaged over the categories of the
-    annotations, the background included.
+    Intersections and unions are summed over all frames and videos. The mean is over the categories in the
+    annotations, background included.
     """
     both, predicted, true = np.zeros((3, 256), np.int64)
     for sequence in dataset.sequences:

@@ -1,7 +1,7 @@
-"""The paper's training collections: their origin, their videos, and the settings the paper trained them with.
+"""The paper's training collections: where to get them, which videos they hold, and the paper's settings.
 
-`collections.toml` has a section for each. A look at a collection is kept in an index file, so that the next
-look reads only what changed.
+`collections.toml` has a section for each. An index file keeps what was read of a collection, so that the next
+call reads only what changed.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, frame_files, op
 
 __all__ = ["SOURCES", "Collection", "Source", "open_collection", "paper_settings"]
 
-_THREADS = 16  # most of the time goes into waiting for the disk
-_DEPTH = 4  # levels of folders that are searched for videos
+_THREADS = 16  # they mostly wait for the disk
+_DEPTH = 4  # levels of folders in which videos are searched
 
 
 @dataclass(frozen=True)
 class Source:
     """A training collection; its masks, boxes and labels are not read."""
 
-    title: str  # its name in tables
-    origin: str  # where to get it, and under what terms
-    layout: str  # path of a frame or file, below the collection's folder
-    places: list[str]  # patterns of its videos' paths; the first one that matches counts
-    settings: dict[str, Any]  # what differs from the defaults of `TrainSettings`
-    counts: dict[str, int]  # expected numbers of videos and of frames, where a public page states them
-    listed: str = ""  # a file with the names of the videos to take; "" takes all
-    about: bool = False  # copies differ, so these numbers are approximate
+    title: str  # name in tables
+    origin: str  # where to get it, and its terms
+    layout: str  # path of a frame or video file in the collection's folder
+    places: list[str]  # patterns of the videos' paths; the first pattern that matches counts
+    settings: dict[str, Any]  # the paper's settings that differ from the defaults of `TrainSettings`
+    counts: dict[str, int]  # expected numbers of videos and of frames, as far as a public page states them
+    listed: str = ""  # file with the names of the training videos; "" takes all videos
+    about: bool = False  # copies differ, so the counts are approximate
     epochs: int = 0  # of the paper's training; 0 if the paper did not train on it
     decay_epochs: int = 0  # between two decays of the learning rate
-    released_epochs: int = 0  # until the authors' snapshot
+    released_epochs: int = 0  # of the weights that the authors released
     remark: str = ""  # what else a user should know
 
     def __str__(self) -> str:
@@ -64,11 +64,11 @@ SOURCES = {name: Source(**fields) for name, fields in _TABLES.items()}
 
 @dataclass(frozen=True)
 class Collection(datasets.Dataset):
-    """Videos for training, without masks; each is named by its path below the root."""
+    """Videos for training, without masks; each is named by its path in the collection's folder."""
 
-    fingerprint: str  # of paths, lengths, sizes, frame names and byte counts; no dates, no absolute paths
-    miscounted: list[str]  # a line for each count that differs: the copy is incomplete, or another split
-    notes: list[str]  # those lines, and one about videos that cannot be read and are left out
+    fingerprint: str  # of paths, lengths, sizes, frame names and byte counts; not of dates or absolute paths
+    miscounted: list[str]  # a line for each count that differs from what is expected
+    notes: list[str]  # these lines, and one about videos that were left out because they cannot be read
 
     @property
     def videos(self) -> list[Video]:
@@ -76,19 +76,19 @@ class Collection(datasets.Dataset):
 
 
 class _Entry(NamedTuple):
-    """What the index keeps of a video."""
+    """What the index file keeps of a video."""
 
     length: int
     height: int
     width: int
     bytes: int  # of the video file, or of the first frame
     names: str  # hash of the frames' names; "" for a video file
-    changed: int  # date of the last change
+    changed: int  # time of the last change in nanoseconds
 
 
 @dataclass(frozen=True)
 class _Names(Sequence):
-    """The names of the frames in a folder, listed when needed: all names of TrackingNet take gigabytes."""
+    """The names of the frames in a folder, read when needed: all of TrackingNet's would take gigabytes."""
 
     folder: Path
     count: int
@@ -99,7 +99,7 @@ class _Names(Sequence):
     def __getitem__(self, index: int) -> str:
         names = _frame_files(self.folder)
         if len(names) != self.count:
-            raise InputError(f"{self.folder}: holds {len(names)} frames, and held {self.count} when it was "
+            raise InputError(f"{self.folder}: has {len(names)} frames, but had {self.count} when it was "
                              "indexed; start again")
         return names[index]
 
@@ -110,23 +110,24 @@ _frame_files = lru_cache(maxsize=64)(frame_files)
 def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
     """Find the videos of a collection, or of any folder.
 
-    Reads the header of one frame of each folder. A video file is read whole, but only its first frame is
-    decoded; its length is an estimate (`open_video`, quick). A second call reads only files that changed,
-    and folders in which something was added, removed or renamed; it does not notice a frame that was
-    overwritten in place.
+    Of a folder of frames, only the header of one frame is read. A video file is read whole, but only its
+    first frame is decoded, and its length is an estimate (`open_video`, quick). The next call reads only
+    files that changed and folders in which something was added, removed or renamed. It does not notice a
+    frame that was overwritten in place.
 
     Arguments:
-        name: a key of `SOURCES`, or "" for any folder of frame folders and video files, four levels deep.
+        name: a key of `SOURCES`, or "" for any folder with frame folders and video files, four levels deep.
         folder: the collection's own folder, in which `layout` begins.
         cache: folder for index files.
 
     Raises:
-        InputError: the name is unknown, or no video is there; says what is expected and where to get it.
+        InputError: the name is unknown, or there is no video; says what is expected and where to get it.
     """
     root, source = expand(folder), _source(name) if name else None
     own = root.resolve()
     index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
-    kept, places = _read(index), _listed(source, root) if source else _all(root)
+    kept = _read(index)
+    places = [(path, True) for path in _listed(source, root)] if source else _all(root)
     paths = sorted(path.relative_to(root).as_posix() for path, is_video in places if is_video)
     with ThreadPool(_THREADS) as pool:
         looks = pool.imap(lambda path: _look(root / path, kept.get(path)), paths)
@@ -157,15 +158,15 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
 
 
 def paper_settings(name: str, videos: int, *, released: bool = False, **changes: Any) -> TrainSettings:
-    """The settings that the paper trained a collection with, its epochs turned into iterations.
+    """The settings with which the paper trained on a collection; epochs become iterations, rounded up.
 
     An epoch is one clip of each video. Batches cross the borders of epochs, so an epoch has videos / B
-    iterations; lengths are rounded up.
+    iterations.
 
     Arguments:
-        videos: their number, without those shorter than a clip.
-        released: train only until the authors' snapshot, instead of the whole schedule.
-        changes: other values of `TrainSettings`.
+        videos: number of videos that are at least as long as a clip.
+        released: train as long as for the weights that the authors released, not for the whole schedule.
+        changes: fields of `TrainSettings` with other values.
 
     Raises:
         InputError: the name is unknown, or a setting is wrong.
@@ -187,7 +188,7 @@ def _source(name: str) -> Source:
 
 
 def _miscounted(source: Source, videos: list[Video]) -> list[str]:
-    """A line for each count that differs from what is expected; an approximate count may lack a tenth."""
+    """A line for each count that differs; an approximate one only if more than a tenth is missing."""
     lines, found = [], {"videos": len(videos), "frames": sum(map(len, videos))}
     for what, expected in source.counts.items():
         least, most = (0.9 * expected, math.inf) if source.about else (expected, expected)
@@ -197,8 +198,8 @@ def _miscounted(source: Source, videos: list[Video]) -> list[str]:
     return lines
 
 
-def _listed(source: Source, root: Path) -> list[tuple[Path, bool]]:
-    """The videos of a collection, each with True."""
+def _listed(source: Source, root: Path) -> list[Path]:
+    """The training videos of a collection."""
     found: list[Path] = []
     for pattern in source.places:
         found = found or [path for path in root.glob(pattern) if not path.name.startswith(".")
@@ -209,13 +210,13 @@ def _listed(source: Source, root: Path) -> list[tuple[Path, bool]]:
         except OSError:
             raise InputError(f"{root / source.listed}: no such file; it names the training videos") from None
         found = [path for path in found if path.name in names]
-    return [(path, True) for path in found]
+    return found
 
 
 def _all(folder: Path, depth: int = _DEPTH) -> list[tuple[Path, bool]]:
-    """What lies in a folder, but for hidden files, each with whether it is a video.
+    """The files and lowest folders in a folder, without hidden ones, and whether each is a video.
 
-    A folder that holds frames is one, and a video file beside them is not.
+    A folder with frames is a video; video files beside the frames are not.
     """
     found: list[tuple[Path, bool]] = []
     for path in sorted(folder.glob("[!.]*")):
@@ -231,15 +232,14 @@ def _all(folder: Path, depth: int = _DEPTH) -> list[tuple[Path, bool]]:
 
 
 def _look(path: Path, old: _Entry | None) -> _Entry | str:
-    """What the index keeps of a video, or why it cannot be read."""
+    """What the index keeps of a video: the old entry if nothing changed; or why it cannot be read."""
     try:
         state = path.stat()
         if old and old.changed == state.st_mtime_ns and (old.names or old.bytes == state.st_size):
             return old
         video = open_video(path, quick=True)
-        counted = path.joinpath(*video.files[:1])
-        return _Entry(len(video), *video.size, counted.stat().st_size,
-                      _hash(video.files) if video.files else "", state.st_mtime_ns)
+        first, names = (path / video.files[0], _hash(video.files)) if video.files else (path, "")
+        return _Entry(len(video), *video.size, first.stat().st_size, names, state.st_mtime_ns)
     except (InputError, OSError) as error:
         return str(error)
 
@@ -249,7 +249,7 @@ def _hash(content: object) -> str:
 
 
 def _read(index: Path) -> dict[str, _Entry]:
-    """The entries in an index file; none if it is missing, damaged or of another form."""
+    """The entries of an index file; none if it is missing, damaged or of another version."""
     try:
         entries = json.loads(gzip.decompress(index.read_bytes()))
         return {path: _Entry(*entry) for path, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""Download the data sets that need no form: DAVIS-2016 and DAVIS-2017."""
+"""Download the data sets that need no registration: DAVIS-2016 and DAVIS-2017."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["ARCHIVES", "Archive", "check", "check_counts", "download", "unpack"]
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set as its authors offer it: a section of `archives.toml`."""
+    """The zip file of a data set, a section of `archives.toml`."""
 
     title: str
-    year: int  # which DAVIS
+    year: int  # of DAVIS
     url: str
-    counts: dict[str, dict[str, int]]  # of each split, as `check` takes them
-    sha256: str | None = None  # None if it is not known
+    counts: dict[str, dict[str, int]]  # expected counts of each split
+    sha256: str | None = None  # None if unknown
 
 
 _TABLES = tomllib.loads(Path(__file__).with_name("archives.toml").read_text("utf-8"))
@@ -35,13 +35,14 @@ ARCHIVES = {name: Archive(**fields) for name, fields in _TABLES.items()}
 
 
 def download(name: str, to: AnyPath) -> Path:
-    """Download an archive, unpack and check it as `<to>/davis-<year>`; if the folder exists, only check it.
+    """Download an archive, check it and unpack it to `<to>/davis-<year>`.
 
-    After a stop, the same call begins again, but keeps an archive that was complete.
+    A folder that exists is only checked. After a stop, the same call starts again, but it does not download
+    a complete archive twice.
 
     Raises:
-        InputError: the name is unknown, the server refuses or is out of reach, the disk is full, or the
-            archive is not as expected.
+        InputError: the name is unknown, the download fails, the disk is full, or the archive is not as
+            expected.
     """
     if name not in ARCHIVES:
         raise InputError(f"{name!r}: no such download; choose one of {', '.join(ARCHIVES)}")
@@ -66,14 +67,14 @@ def download(name: str, to: AnyPath) -> Path:
 
 
 def _fetch(archive: Archive, folder: Path) -> Path:
-    """The archive's file in a folder, where it appears once it is complete and has its checksum."""
+    """Download the archive's file; it gets its name only when it is complete and its checksum is right."""
     file = folder / archive.url.rpartition("/")[2]
     pooch.get_logger().setLevel("WARNING")
     try:
         pooch.retrieve(archive.url, archive.sha256, file.name, folder,
                        downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the server
             raise
         raise InputError(f"{archive.url}: cannot be downloaded ({' '.join(str(error).split())}); try again "
                          f"later, or put the file at {file} and repeat the command") from None
@@ -81,7 +82,7 @@ def _fetch(archive: Archive, folder: Path) -> Path:
 
 
 def check(folder: AnyPath, archive: Archive) -> None:
-    """Count what a folder holds; raises InputError if a listed file is missing or a count differs."""
+    """Count what a folder holds; raises InputError if a file is missing or a count differs."""
     for split, expected in archive.counts.items():
         dataset = load_davis(folder, split, archive.year)
         check_counts(dataset, {**expected, "masks": expected["frames"]}, "remove it and download it again")
@@ -91,13 +92,13 @@ def check_counts(dataset: Dataset, expected: dict[str, int], advice: str) -> Non
     """Count sequences, frames, masks, and objects in the first masks; raises InputError if a count differs.
 
     Arguments:
-        expected: the counts that matter.
-        advice: what to do otherwise.
+        expected: some or all of these counts.
+        advice: what the user should do if one differs.
     """
-    videos = dataset.sequences
-    found = {"sequences": len(videos), "frames": sum(len(s.video) for s in videos),
-             "masks": sum(len(s.masks) for s in videos),
-             "objects": sum(len(np.setdiff1d(s.mask(min(s.masks)), 0)) for s in videos)}
+    sequences = dataset.sequences
+    found = {"sequences": len(sequences), "frames": sum(len(s.video) for s in sequences),
+             "masks": sum(len(s.masks) for s in sequences),
+             "objects": sum(len(np.setdiff1d(s.mask(min(s.masks)), 0)) for s in sequences)}
     if not expected.items() <= found.items():
         raise InputError(f"{dataset.root}: {dataset.split} has {found}; expected {expected}; {advice}")
 
@@ -105,8 +106,7 @@ def check_counts(dataset: Dataset, expected: dict[str, int], advice: str) -> Non
 def unpack(archive: AnyPath, folder: AnyPath) -> None:
     """Unpack a zip file into a folder, which is emptied first.
 
-    Python's zipfile compares every checksum, keeps each file inside the folder whatever its name says, and
-    makes no links.
+    Python's zipfile verifies every checksum, writes no file outside the folder and makes no links.
 
     Raises:
         InputError: the archive is damaged.

@@ -1,4 +1,4 @@
-"""Figures that several notebooks draw, in one style, and the set-up of each notebook."""
+"""The set-up of every notebook, and the figures that several notebooks draw, in one style."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from dulvos.videos import open_video
 __all__ = ["COLOURS", "LINES", "WIDTH", "Maps", "Notebook", "NotebookFigure", "anchor_colours", "cell_maps",
            "montage", "show_pictures", "style"]
 
-WIDTH = 7.0  # inches, across a page
+WIDTH = 7.0  # inches, of a page
 COLOURS = [f"#{bytes(colour).hex()}" for colour in OBJECT_COLOURS]
 VERMILLION, _, _, GREEN, _, BLUE, _ = COLOURS
-LINES = ((BLUE, "-"), (VERMILLION, "--"), ("0.45", ":"), (GREEN, "-."))  # told apart without colours, too
+LINES = ((BLUE, "-"), (VERMILLION, "--"), ("0.45", ":"), (GREEN, "-."))  # also distinct without colour
 TIGHT = {"w_pad": 0.01, "h_pad": 0.01, "wspace": 0.01, "hspace": 0.01}
 
 
 def style() -> AbstractContextManager:
-    """The settings of every figure (`figures.mplstyle`), as a context or a decorator."""
+    """The style of every figure (`figures.mplstyle`), as a context manager or a decorator."""
     return matplotlib.style.context(Path(__file__).with_suffix(".mplstyle"))
 
 
 class NotebookFigure(Figure):
-    """A Figure that a notebook shows without pyplot, and small: photographs as JPEG, the rest as PNG."""
+    """A Figure that a notebook shows without pyplot, as JPEG if that is much smaller than PNG."""
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         png, jpeg = io.BytesIO(), io.BytesIO()
@@ -60,18 +60,18 @@ class NotebookFigure(Figure):
 
 
 class Notebook:
-    """The study that a notebook belongs to, its checked parameters, and where its figures and tables go.
+    """The study that a notebook belongs to, and the folders for its figures and tables.
 
         book = Notebook("07_results", globals())  # in the first cell after the parameters
         book.show(figure, "montage")
 
     Arguments:
-        name: of the file, without its suffix.
-        names: the notebook's globals(). The parameter `study` names the study; `out`, unless it is missing or
-            empty, is the folder for figures and tables.
+        name: name of the notebook's file, without suffix.
+        names: the notebook's globals(). Its parameter `study` names the study; a parameter `out` that is not
+            empty is the folder for figures and tables, instead of the study's.
 
     Raises:
-        InputError: a parameter of the wrong type.
+        InputError: a parameter has the wrong type.
     """
 
     def __init__(self, name: str, names: Mapping[str, object]) -> None:
@@ -83,10 +83,10 @@ class Notebook:
         self.credit = ""  # printed small below photographs
 
     def sequence(self, data: str, video: str = "") -> datasets.Sequence:
-        """A sequence of the val split of `data`, by default its middle one, or your own video without masks.
+        """A sequence of the val split of `data`, by default the middle one, or your own video without masks.
 
         Raises:
-            InputError: there is none of that name; what `dulvos.study.runs.open_data` and `open_video` raise.
+            InputError: there is no such video, or it cannot be read.
         """
         if video and expand(video).exists():
             own = open_video(video)
@@ -102,10 +102,10 @@ class Notebook:
 
     @style()
     def show(self, figure: Figure, name: str, *, vector: bool = False) -> Figure:
-        """Write a figure as NAME.png, a drawing also as PDF, and return it, to end a cell with it.
+        """Write a figure as NAME.png and return it, so that the cell shows it.
 
         Arguments:
-            vector: the figure is a drawing; photographs get the credit instead.
+            vector: the figure is a drawing: write a PDF, too. Others are photographs and get the credit.
         """
         if not vector:
             figure.text(1, -0.005, self.credit, ha="right", va="top", fontsize=5, color="0.4")
@@ -117,7 +117,7 @@ class Notebook:
         return figure
 
     def caption(self, text: str) -> None:
-        """Show a caption whose numbers were computed."""
+        """Show a caption that contains computed numbers."""
         display(Markdown(f"*{text}*"))
 
     def table(self, table: pd.DataFrame) -> None:
@@ -126,7 +126,7 @@ class Notebook:
 
 
 def anchor_colours(n: int) -> np.ndarray:
-    """Colours of the anchors of an n x n grid, (n·n, 3) uint8, mixed in CIELAB: neighbours look alike."""
+    """Colours of an n x n grid of anchors, (n·n, 3) uint8, mixed in CIELAB so that neighbours look alike."""
     corners = rgb2lab([[[0.62, 0.85, 1.0], [1.0, 0.93, 0.40]], [[0.0, 0.13, 0.45], [0.62, 0.10, 0.0]]])
     u = np.linspace(0, 1, n)
     ramp = np.stack([1 - u, u], 1)
@@ -135,7 +135,7 @@ def anchor_colours(n: int) -> np.ndarray:
 
 
 def show_pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> None:
-    """Put a picture on each axis, without ticks, and remove the axes that are left over."""
+    """Put a picture on each axis, without ticks; remove the axes without a picture."""
     for axis in axes[len(images):]:
         axis.remove()
     for axis, image, title in zip(axes, images, [*titles, *[""] * len(images)]):
@@ -146,10 +146,10 @@ def show_pictures(axes: Sequence[Axes], images: Sequence[np.ndarray], titles: Se
 
 @style()
 def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Sequence[str] = ()) -> Figure:
-    """Rows of pictures as in the paper's Fig. 4, with a title above each row and one below each column.
+    """Rows of pictures as in the paper's Fig. 4, with titles above the rows and below the columns.
 
     Arguments:
-        rows: a title and (H, W, 3) uint8 images each; rows may differ in length and size.
+        rows: a title and (H, W, 3) uint8 images for each row; rows may differ in length and size.
     """
     columns = max(len(images) for _, images in rows)
     heights = [max(image.shape[0] / image.shape[1] for image in images) for _, images in rows]
@@ -166,12 +166,12 @@ def montage(rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Seq
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """One line of `cell_maps`. Cell i has its middle at pixel offset + stride·i.
+    """One line of `cell_maps`. The centre of cell i is at pixel offset + stride·i.
 
     Arguments:
-        maps: for each column (h, w) float on the line's one scale (NaN shows the frame), colours of cells
-            (h, w, 3) or with their opacity (h, w, 4), uint8 or in [0, 1], or None for the frame alone.
-        marks: for each column positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
+        maps: for each column, values (h, w) float (all columns share one scale; NaN shows the frame),
+            colours (h, w, 3) or (h, w, 4) with opacity (uint8 or in [0, 1]), or None for the frame alone.
+        marks: for each column, positions (n, 2) [y, x] in cells and colours (n, 3) in [0, 1], or None.
     """
 
     title: str
@@ -179,14 +179,14 @@ class Maps:
     label: str = ""  # of the scale; "" draws no scale
     opacity: float = 1.0  # of the maps, in [0, 1]
     marks: Sequence[tuple[np.ndarray, np.ndarray] | None] = ()
-    limits: tuple[float, float] | None = None  # of the scale; None takes the least and the greatest value
-    stride: float | tuple[float, float] = STRIDE  # of the cells in pixels, or (y, x)
-    offset: float | tuple[float, float] = 0.0
+    limits: tuple[float, float] | None = None  # of the scale; None takes the smallest and largest value
+    stride: float | tuple[float, float] = STRIDE  # pixels between cells, or (y, x)
+    offset: float | tuple[float, float] = 0.0  # pixels, or (y, x)
 
 
 @style()
 def cell_maps(frames: Sequence[np.ndarray], lines: Sequence[Maps], titles: Sequence[str] = ()) -> Figure:
-    """Maps of cells over their frames (H, W, 3) uint8, a column each."""
+    """Draw maps of cells over frames (H, W, 3) uint8: a column for each frame, a row for each `Maps`."""
     side = (WIDTH - 0.2 - 0.5 * any(line.label for line in lines)) / len(frames)
     height, width = frames[0].shape[:2]
     figure = NotebookFigure((WIDTH, 0.2 + len(lines) * (side * height / width + 0.02)))

@@ -1,7 +1,7 @@
-"""The paper's Tables 1, 2 and 3, from the CSV files beside this module, with columns for our results.
+"""The paper's Tables 1, 2 and 3 (CSV files beside this module), with columns for our results.
 
-Only whole runs of the paper's own protocol count as "ours". Scores are percentages. All functions take the
-rows of all studies.
+Only whole runs of the paper's own protocol count as "ours". Scores are percentages. `rows` are those of all
+studies.
 """
 
 from __future__ import annotations
@@ -40,46 +40,47 @@ RANDOM = "Random initialisation"
 IMAGENET = "ImageNet ResNet-18"  # a line of ours
 WEIGHTS = "released weights"
 SEED_DEVIATION = 0.42  # J&F on DAVIS-2017 val over 5 training runs, Sec. 4.3
-SELECTED_ON = 5  # DAVIS-2017 val sequences, unnamed, on which the authors chose snapshots, App. B
-SELECTED_LAYERS = ("key", "res4")  # the layers among which the release chose
+SELECTED_ON = 5  # sequences of DAVIS-2017 val on which the authors chose snapshots (App. B, not named there)
+SELECTED_LAYERS = ("key", "res4")  # the layers that the release chose from
 DAVIS_2017_VAL = ARCHIVES["davis2017"].counts["val"]
 YOUTUBE_VOS_VALID = {"sequences": 474}  # 2018 val, Sec. 4.2
 
-# What the paper fixes at inference (anything else is another experiment), and what a training may choose.
+# Settings of inference that the paper fixes, and settings of training that may differ from the paper's.
 PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSettings)
             if field.name not in ("precision", "protocol")}
 FREE = ("seed", "precision", *NO_NUMBERS)
 
-# Features that were not trained here: method, data, what sets them apart from the paper's line, layer.
+# The line in Table 1 of features that were not trained here, by its KEYS, and the layer that they need.
+KEYS = ["method", "train data", "apart"]  # apart: how a line of ours differs from the paper's, or ""
 LINES = {"random": (RANDOM, None, "", "res4"), "imagenet": (IMAGENET, "ImageNet", "supervised", "res4"),
          **{name: (release.method, release.data, WEIGHTS, release.layer)
             for name, release in RELEASES.items()}}
-KEYS = ["method", "train data", "apart"]
 
 
 def read_csv(name: str | Path) -> pd.DataFrame:
-    """A CSV file, by its name if it lies beside this module; None stands for an empty cell."""
+    """Read a CSV file beside this module, or any other by its path; None stands for an empty cell."""
     table = pd.read_csv(Path(__file__).parent / name).astype(object)  # object keeps whole numbers beside None
     return table.where(table.notna(), None)
 
 
 TABLE1 = read_csv("table1.csv")  # DAVIS-2017 val at 480p; stride 4 is the paper's "×2"
 TABLE2 = read_csv("table2.csv")  # YouTube-VOS 2018 val, scored by its server
-TABLE3 = read_csv("table3.csv")  # cost of training, on one A100; a rival has the data of the line below it
+TABLE3 = read_csv("table3.csv")  # cost of training, on one A100
 
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 (Sec. 4.1): each line of the paper's, then lines for results that belong to none of them.
+    """Table 1 (Sec. 4.1): the paper's lines, then lines for results of ours that belong to none of them.
 
-    "Ours" is an evaluation of the whole of DAVIS-2017 val at full size with the paper's propagation. Its
-    features are random, the released weights of CRW, or the last of a training on the line's data with the
-    paper's settings. The lines below hold the authors' weights, shorter trainings, incomplete data, selected
-    snapshots, and ImageNet features.
+    "Ours" is an evaluation of all of DAVIS-2017 val at full size with the paper's propagation. On a line of
+    the paper, its features are random, the released weights of CRW, or the last checkpoint of a training on
+    that line's data with the paper's settings. Lines of their own show the authors' weights, shorter
+    trainings, incomplete data, selected snapshots, and ImageNet features.
     """
     found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val", **DAVIS_2017_VAL})
     ours = frame([{**dict(zip(KEYS, line)), "ours J&F_m": percent(row["scores.J&F-Mean"]),
                    "state": f"{state(row, rows)} (study {row['study']})"} for line, row in found.items()],
                  [*KEYS, "ours J&F_m", "state"])
+    # CRW's line is compared with its released weights; lines of ours that match none of the paper's follow
     papers = TABLE1.assign(apart=TABLE1["method"].map({"CRW": WEIGHTS}).fillna(""))
     table = pd.concat([papers, ours])[KEYS].drop_duplicates(ignore_index=True)
     table = table.merge(TABLE1, "left", KEYS[:2]).merge(ours, "left", KEYS)
@@ -92,9 +93,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
-    """Table 2 (Sec. 4.2): only the benchmark's server can score it, so "state" names the submissions to send.
-
-    Runs on the local split are left out, because their scores are not the server's.
+    """Table 2 (Sec. 4.2). Only the benchmark's server can score it, so "state" names the files to submit.
 
     Arguments:
         results: the folder that holds the studies.
@@ -113,16 +112,16 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
 def table3(rows: pd.DataFrame) -> pd.DataFrame:
     """Table 3, the cost of training: ours beside the paper's, then our other trainings."""
     trained = counting(rows[rows["kind"] == "train"], ["study", "name"]).sort_values(["study", "name"])
-    lines, others = [], trained
+    lines, shown = [], []
     for line in TABLE3.to_dict("records"):
         row = None
         if line["method"] == OURS:
             own = trained[trained["data"] == line["train data"]]
             row = newest(own[[_length(made) == "" for _, made in own.iterrows()]])
-            others = others.drop(index=[] if row is None else [row.name])
+            shown += [] if row is None else [row.name]
         lines.append({**line, **_cost(row, rows)})
     lines += [{"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
-               **_cost(row, rows)} for _, row in others.iterrows()]
+               **_cost(row, rows)} for _, row in trained.drop(index=shown).iterrows()]
     return frame(lines, [*TABLE3, "our iterations", "our time", "our peak memory (MB)", "device", "state"])
 
 
@@ -138,7 +137,11 @@ def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
 
 
 def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
-    """The evaluation with the paper's propagation that counts for each line, by the line's `KEYS`."""
+    """The evaluation that counts for each line, by the line's `KEYS`.
+
+    Arguments:
+        wanted: fields that an evaluation must have, besides the paper's propagation.
+    """
     found: dict[tuple, list[pd.Series]] = {}
     for _, row in rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)].iterrows():
         made, chosen = training(row, rows), remark(row)
@@ -155,17 +158,17 @@ def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
 def _length(made: pd.Series) -> str | None:
     """How long a training with the paper's settings ran: "" for the whole schedule, or "released length".
 
-    None means other settings, another length, or data on which the paper did not train.
+    None for other settings, another length, or data that the paper did not train on.
     """
     name = {source.title: name for name, source in SOURCES.items() if source.epochs}.get(made["data"])
     if name and pd.notna(made.get("videos")):
-        for released, what in ((False, ""), (True, "released length")):
+        for released in (False, True):
             if trained_with(made, paper_settings(name, int(made["videos"]), released=released)):
-                return what
+                return "released length" * released
     return None
 
 
 def trained_with(made: pd.Series, settings: TrainSettings) -> bool:
-    """Whether a training had these settings, but for its seed and for those that change no number."""
+    """Whether a training had these settings; its seed and settings that change no number may differ."""
     wanted = dataclasses.asdict(settings)
     return has(made, {name: value for name, value in wanted.items() if name not in FREE})

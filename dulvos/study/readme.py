@@ -1,9 +1,9 @@
-"""The tables in the README files, made from rows: `python -m dulvos.study.readme` writes them again."""
+"""The tables in the README files: `python -m dulvos.study.readme` makes them again from the rows."""
 
 from __future__ import annotations
 
 import re
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,37 +29,41 @@ def fill(text: str, results: Path = ROOT / "results") -> str:
 def _table(name: str, results: Path) -> str:
     if name == "rows":
         return rows_table(all_rows(results))
-    if name == "davis":
-        table = study_table(Study("davis", results).rows())
-        methods = table[table["sequences"].notna()]
-        shown = methods[["method", "J&F", "J mean", "F mean", "state"]].rename(columns={"method": "features"})
-        return to_markdown(shown if shown["state"].ne("run").any() else shown.drop(columns="state")).strip()
-    if name in ("fig3", "claims"):
-        scale = ablation.find_scale("davis")
-        found = ablation.effects(Study(scale.folder, results), scale)
-        return to_markdown(ablation.figure_table(found) if name == "fig3" else ablation.claims(found)).strip()
-    if name == "comparison":
-        return to_markdown(comparison_table(Study("comparison", results))).strip()
-    if name == "benchmarks":
-        measured = pd.read_csv(results / "benchmarks.csv")
-        measured["what"] = measured["benchmark"] + ": " + measured["case"]
-        for way, unit in (("ours", " " + measured["unit"]), ("plain", " " + measured["unit"]), ("ratio", "")):
-            text = measured[way].map("{:.3g}".format) + unit
-            measured[way] = text.where(measured[way].notna(), "")  # nothing to compare with
-        measured["command"] = "`" + measured["command"] + "`"
-        return to_markdown(measured[["what", "ours", "plain", "ratio", "runs", "command"]]).strip()
-    return to_markdown({"table1": paper.table1}[name](all_rows(results))).strip()
+    scale = ablation.SCALES["davis"]
+    effects = partial(ablation.effects, Study(scale.folder, results), scale)
+    make = {"table1": lambda: paper.table1(all_rows(results)),
+            "davis": lambda: _davis(Study("davis", results)),
+            "fig3": lambda: ablation.figure_table(effects()), "claims": lambda: ablation.claims(effects()),
+            "comparison": lambda: comparison_table(Study("comparison", results)),
+            "benchmarks": lambda: _benchmarks(results / "benchmarks.csv")}
+    return to_markdown(make[name]()).strip()
 
 
-def main() -> int:
-    """Write the tables of `FILES` again."""
+def _davis(study: Study) -> pd.DataFrame:
+    """Scores of the features on DAVIS; the state only if a row is missing or of earlier code."""
+    table = study_table(study.rows()).rename(columns={"method": "features"})
+    table = table.loc[table["sequences"].notna(), ["features", "J&F", "J mean", "F mean", "state"]]
+    return table if table["state"].ne("run").any() else table.drop(columns="state")
+
+
+def _benchmarks(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    table["what"] = table["benchmark"] + ": " + table["case"]
+    for way, unit in (("ours", " " + table["unit"]), ("plain", " " + table["unit"]), ("ratio", "")):
+        text = table[way].map("{:.3g}".format) + unit
+        table[way] = text.where(table[way].notna(), "")  # nothing to compare with
+    table["command"] = "`" + table["command"] + "`"
+    return table[["what", "ours", "plain", "ratio", "runs", "command"]]
+
+
+def main() -> None:
+    """Make the tables in `FILES` again."""
     for name in FILES:
         path = ROOT / name
         text = fill(path.read_text())
         with replacing(path) as stream:
             stream.write(text.encode())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

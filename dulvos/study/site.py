@@ -1,4 +1,4 @@
-"""One page of a study for a browser, without a server: `results/<study>/index.html`."""
+"""A page for a browser that shows a study, without a server: `results/<study>/index.html`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ COLUMNS = ["data", "method", "J&F", "J mean", "F mean", "sequences", "objects", 
 
 
 def write_site(study: Study) -> Path:
-    """Show a study's scores, figures, video, explorer and executed notebooks on a page, and return the page.
+    """Write the page of a study and return its path.
 
-    Below them stand Fig. 3 and Table 1 at CPU scale, from committed rows. What was not made is left out.
+    It shows the study's scores, figures, video, explorer and executed notebooks, as far as they were made,
+    and Fig. 3 and Table 1 at CPU scale, from committed rows.
     """
     ablation, davis, comparison = (Study(name, study.results)
                                    for name in ("ablation-davis", "davis", "comparison"))
-    copies = [copy for copy in sorted(study.folder.glob("notebooks/*.ipynb")) if "." not in copy.stem]
+    copies = [copy for copy in sorted(study.folder.glob("notebooks/*.ipynb"))
+              if "." not in copy.stem]  # neither .failed nor .running
     copies += ablation.folder.glob("notebooks/03_ablation.ipynb")
     exporter = HTMLExporter(template_name="lab", embed_images=True)
     for copy in copies:

@@ -1,7 +1,7 @@
-"""The tables of a study as DataFrames, Markdown and CSV, made from its rows.
+"""The tables of a study, made from its rows, as DataFrames, Markdown and CSV.
 
-Scores are percentages, differences are points. None means that a number does not apply or is not known. "not
-run" marks what is missing, and † marks rows of an earlier version.
+Scores are percentages, differences are points. None means that a number does not apply or is not known, "not
+run" that the run is missing, and † that the row was made by earlier code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dulvos.study.rows import (
 __all__ = ["METHODS", "POINTS", "TITLES", "failure_frame", "sequence_table", "study_table",
            "summary", "to_markdown", "to_text", "write", "write_tables"]
 
-POINTS = "points"  # the state of a line of differences, after a † if either side has one
+POINTS = "points"  # the state of a line of differences; a † precedes it if either row has one
 METHODS = {"copy": "first mask copied", "colour": "raw colours", "random": "random features",
            "trained": "trained features"}
 LABELS = {**METHODS, "davis2016": "shipped weights"}
@@ -56,10 +56,10 @@ TITLES = {
 
 
 def study_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The scores and the cost of each method, and below each benchmark how much training brought.
+    """Scores and cost of each method, and for each benchmark the gain of trained over random features.
 
     Arguments:
-        rows: of one study.
+        rows: those of one study.
     """
     lines = []
     for data, found in _by_benchmark(rows):
@@ -93,9 +93,9 @@ def _measured(row: pd.Series | None) -> dict:
 
 
 def sequence_table(study: Study) -> pd.DataFrame:
-    """J&F of each sequence by method; a benchmark's last line is its score, the mean over all its objects.
+    """J&F of each sequence and method; the last line of a benchmark is its score, the mean over all objects.
 
-    Selected checkpoints are left out, because some of these sequences selected them.
+    Checkpoints that were selected on some of these sequences are left out.
     """
     rows, blocks = study.rows(), [frame([], ["data", "sequence", "objects"])]
     for data, found in _by_benchmark(rows):
@@ -115,20 +115,19 @@ def sequence_table(study: Study) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True)
 
 
-def failure_frame(scores: np.ndarray, window: int = 5) -> int:
-    """The frame where a mask is lost: the mean of the scores there and after falls most below that before.
+def failure_frame(scores: np.ndarray) -> int:
+    """The frame where a mask is lost: where the next five scores are lowest compared with the last five.
 
     Arguments:
-        scores: (T,) float, NaN where a frame has none, such as the first and the last.
-        window: how many scores each of the two means takes.
+        scores: (T,) float; NaN for frames without a score, such as the first and the last.
     """
-    falls = [np.nanmean(scores[max(t - window, 1): t]) - np.nanmean(scores[t: t + window])
+    falls = [np.nanmean(scores[max(t - 5, 1): t]) - np.nanmean(scores[t: t + 5])
              for t in range(2, len(scores) - 1)]
     return int(np.argmax(falls)) + 2 if falls else 0
 
 
 def to_text(table: pd.DataFrame) -> pd.DataFrame:
-    """A table's cells as they are printed: one decimal, signs on differences, "-" for None."""
+    """A table's cells as text: one decimal, signs on differences, "-" for None."""
     def cell(content: object, column: str, state: object) -> str:
         if pd.isna(content):
             return "-"
@@ -143,7 +142,7 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table in GitHub's Markdown, with numbers aligned to the right."""
+    """A table in GitHub's Markdown; numbers are aligned to the right."""
     rules = ["---:" if any(isinstance(content, (int, float, np.number)) for content in table[column])
              else "---" for column in table]
     lines = [list(table), rules, *to_text(table).to_numpy().tolist()]
@@ -151,7 +150,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path, about: str = "") -> dict[str, pd.DataFrame]:
-    """Write tables as CSV and, below their titles and what they are about, as Markdown; return them."""
+    """Write tables as CSV and as Markdown (with their titles and `about`), and return them."""
     for name, table in tables.items():
         title = f"**{TITLES[name]}.** {about}" if about else f"**{TITLES[name]}**"
         texts = {"csv": table.to_csv(index=False), "md": f"{title}\n\n{to_markdown(table)}"}
@@ -162,7 +161,7 @@ def write(tables: dict[str, pd.DataFrame], folder: Path, about: str = "") -> dic
 
 
 def write_tables(study: Study, folder: Path | None = None) -> dict[str, pd.DataFrame]:
-    """Make every table and write it, by default into the study's folder `tables`."""
+    """Make all tables and write them, by default into the study's folder `tables`."""
     rows = all_rows(study.results)
     return write({"table1": table1(rows), "study": study_table(study.rows()),
                   "sequences": sequence_table(study), "table2": table2(rows, study.results),
@@ -170,16 +169,16 @@ def write_tables(study: Study, folder: Path | None = None) -> dict[str, pd.DataF
 
 
 def summary(study: Study) -> str:
-    """What a study found, as plain text for a terminal."""
+    """The scores of a study as plain text for a terminal."""
     shown = ["data", "method", "J&F", "J mean", "F mean", "sequences", "objects", "seconds a frame", "state"]
     table = to_text(study_table(study.rows()))[shown]
     return f"study {study.name!r}: {TITLES['study']}\n{table.to_string(index=False)}"
 
 
 def _by_benchmark(rows: pd.DataFrame) -> Iterator[tuple[str | None, dict[str, pd.Series | None]]]:
-    """The row that counts for each method, of each benchmark, the latest first.
+    """Each benchmark, the latest first, with the row that counts for each method.
 
-    First come the `METHODS`, None for an absent one, then others by their labels.
+    The `METHODS` come first (None if one was not run), then the others by label.
     """
     found = rows[(rows["kind"] == "evaluate") & ~rows["name"].str.startswith(CURVE).astype(bool)]
     found = found.assign(label=[label(row) for _, row in found.iterrows()])

@@ -1,8 +1,7 @@
-"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, a local one, and submissions to its server."""
+"""YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, our local split, submissions to its server."""
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from pathlib import Path
@@ -14,14 +13,14 @@ from PIL import Image
 
 from dulvos.datasets import Dataset, load_youtube_vos
 from dulvos.errors import InputError
-from dulvos.files import expand, replacing
+from dulvos.files import expand, read_json, replacing
 from dulvos.study.collections import SOURCES
 
 __all__ = ["CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "class_scores", "local_split",
            "object_categories", "open_split", "write_submission"]
 
 SPLITS = ("valid", "local")
-LOCAL = "YouTube-VOS local split"  # its scores are not the server's, so no column of the paper shows them
+LOCAL = "YouTube-VOS local split"  # scored here, not by the server, so it is in no column of the paper
 CLASS_COLUMNS = ("seen J_m", "seen F_m", "unseen J_m", "unseen F_m", "mean")
 
 
@@ -33,7 +32,7 @@ def open_split(data: str, split: str) -> Dataset:
         split: "valid", which only the server can score, or "local", the validation videos of `local_split`.
 
     Raises:
-        InputError: no such folder or split, or a file in it is missing or wrong.
+        InputError: there is no such folder or split, or a file in it is missing or wrong.
     """
     if split not in SPLITS:
         raise InputError(f"split of YouTube-VOS must be 'valid' or 'local', not {split!r}")
@@ -49,7 +48,7 @@ def open_split(data: str, split: str) -> Dataset:
 
 
 class LocalSplit(NamedTuple):
-    """A division of the training set: the unseen categories, videos to train on and videos to validate on."""
+    """A division of the training set: unseen categories, training videos and validation videos."""
 
     unseen: tuple[str, ...]
     train: tuple[str, ...]
@@ -59,12 +58,12 @@ class LocalSplit(NamedTuple):
 def local_split(root: Path, *, seed: int = 0) -> LocalSplit:
     """Divide the labelled training set by `train/meta.json`, to score results without the server.
 
-    A random 30 % of the categories are unseen: videos with an object of these are not trained on. Half of the
-    200 validation videos (or of a third of all, if these are fewer) hold unseen objects; the others are a
-    random choice that training leaves out. (The official validation set has 65 seen and 26 unseen classes.)
+    A random 30 % of the categories are unseen: no training video has an object of these. There are 200
+    validation videos, or a third of all videos if that is fewer. One half of them have unseen objects, the
+    other half do not. (The official validation set has 65 seen and 26 unseen categories.)
 
     Raises:
-        InputError: no meta.json, or too few categories or videos to divide.
+        InputError: meta.json is missing or wrong, or has too few categories or videos.
     """
     videos, generator = object_categories(root), np.random.default_rng(seed)
 
@@ -79,29 +78,26 @@ def local_split(root: Path, *, seed: int = 0) -> LocalSplit:
     if len(unseen) == len(categories) or not holding or len(others) <= half:
         raise InputError(f"{Path(root) / 'train/meta.json'}: {len(videos)} videos of {len(categories)} "
                          "categories are too few to be divided into seen and unseen ones")
-    val = draw(holding, half), draw(others, half)
-    return LocalSplit(*(tuple(sorted(names)) for names in (unseen, {*others} - val[1], val[0] | val[1])))
+    val_unseen, val_seen = draw(holding, half), draw(others, half)
+    train, val = {*others} - val_seen, val_unseen | val_seen
+    return LocalSplit(*(tuple(sorted(names)) for names in (unseen, train, val)))
 
 
 def object_categories(root: Path) -> dict[str, dict[int, str]]:
-    """Video -> object -> category, from `train/meta.json`; an InputError if it is missing or wrong."""
-    file = Path(root) / "train" / "meta.json"
-    try:
-        videos = json.loads(file.read_bytes())["videos"]
-        return {name: {int(i): item["category"] for i, item in video["objects"].items()}
-                for name, video in videos.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f'{file}: {type(error).__name__}; expected '
-                         '{"videos": {name: {"objects": {id: {"category": ...}}}}}') from None
+    """Video -> object -> category, from `train/meta.json`; raises InputError if it is missing or wrong."""
+    expected = '{"videos": {name: {"objects": {id: {"category": ...}}}}}'
+    return read_json(Path(root) / "train" / "meta.json", expected, lambda content: {
+        name: {int(i): item["category"] for i, item in video["objects"].items()}
+        for name, video in content["videos"].items()})
 
 
 def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
-    """Table 2's columns, in [0, 1], of objects in the local split's validation videos.
+    """The columns of Table 2, in [0, 1], for the validation videos of the local split.
 
-    They are means over the objects of seen and of unseen classes, and the mean of these four.
+    They are means over the objects of seen and of unseen categories, and the mean of these four.
 
     Arguments:
-        table: a line for each object with its sequence, object, J mean and F mean.
+        table: a line for each object, with columns sequence, object, J mean and F mean.
         root: the folder of YouTube-VOS.
     """
     categories, unseen = object_categories(root), local_split(root).unseen
@@ -110,15 +106,14 @@ def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
     return dict(zip(CLASS_COLUMNS, [*means, means.mean()], strict=True))
 
 
-def write_submission(dataset: Dataset, folder: Path, path: Path) -> int:
-    """Check the masks `folder/<video>/<frame>.png`, pack them into the zip that the server takes, count them.
+def write_submission(dataset: Dataset, folder: Path, path: Path) -> None:
+    """Check the masks `folder/<video>/<frame>.png` and pack them into a zip for the server.
 
     Raises:
-        InputError: the first mask that the server would reject: it is missing or damaged, no palette PNG, of
-            another size than its frame, or holds ids of no object of its video. Then no zip is written.
+        InputError: names the first mask that the server would reject: it is missing, damaged or no palette
+            PNG, its size differs from its frame's, or its video has no object of an id. No zip is written.
     """
-    count = 0
-    # uncompressed, because PNGs do not shrink further; undated, so that two zips can be compared
+    # uncompressed, because PNGs do not shrink further; without dates, so that two zips can be compared
     with replacing(Path(path)) as stream, zipfile.ZipFile(stream, "w") as archive:
         for sequence in dataset.sequences:
             objects = {0, *(sequence.objects or ())}.union(*map(np.unique, sequence.first_masks().values()))
@@ -127,8 +122,6 @@ def write_submission(dataset: Dataset, folder: Path, path: Path) -> int:
                 _check(file, sequence.video.size, objects)
                 entry = zipfile.ZipInfo(f"Annotations/{sequence.name}/{name}.png")
                 archive.writestr(entry, file.read_bytes())
-                count += 1
-    return count
 
 
 def _check(file: Path, size: tuple[int, int], objects: set[int]) -> None:
@@ -136,8 +129,8 @@ def _check(file: Path, size: tuple[int, int], objects: set[int]) -> None:
     try:
         with Image.open(file) as image:
             found, ids = (image.format, image.mode, image.size), {*np.unique(image).tolist()}
-    except Exception as error:  # Pillow's differ with what is wrong
+    except Exception as error:  # Pillow raises many kinds
         raise InputError(f"{file}: missing or damaged ({type(error).__name__}); expected a mask") from None
     if found != expected or not ids <= objects:
         raise InputError(f"{file}: format, mode, (width, height) and ids are {found} and {sorted(ids)}; "
-                         f"expected {expected} and no ids but {', '.join(map(str, sorted(objects)))}")
+                         f"expected {expected} and only the ids {', '.join(map(str, sorted(objects)))}")
