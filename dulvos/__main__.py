@@ -264,7 +264,7 @@ def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     for item in named:
-        if not expand(item).exists() and not expand(item.partition("=")[2] or item).exists():
+        if not videos.given_file(item)[1].exists():
             raise InputError(f"{item}: no such mask; give a PNG, FRAME=PNG or a folder")
     encoder = load_encoder(checkpoint).to(find_device(device), memory_format=torch.channels_last)
     if expand(video).is_file():

@@ -1,7 +1,7 @@
 """The losses of the methods that Table 1 compares with ours: random walks, and colours copied between frames.
 
 CRW: Jabri et al., NeurIPS 2020. Colorize: Vondrick et al., ECCV 2018. CorrFlow: Lai and Xie, BMVC 2019. MAST:
-Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Docstrings say what differs from the original.
+Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Each docstring says how ours differs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["AB_CLASSES", "LAB_CLASSES", "ColourOutput", "WalkOutput", "channel_f
            "colour_classes", "contrast_loss", "copy_colours", "corrflow_loss", "cut_patches", "mast_loss",
            "one_hot_cells", "patch_boxes", "rgb_to_lab", "scale_lab", "walk_loss"]
 
-RADIUS = 6  # cells; MAST and CorrFlow compare squares of 13x13 in training
-GRID = 7  # CRW's patches a side
+RADIUS = 6  # in cells: MAST and CorrFlow train with windows of 13x13
+GRID = 7  # CRW's patches per side
 # Centres of colour classes: k-means over 208,000 random pixels of DAVIS-2016's training frames, rounded.
 LAB_CLASSES = ((9, 0, 0), (23, 1, 2), (23, -9, 16), (35, -1, -6), (37, 7, -35), (39, 2, 9), (39, -14, 27),
                (48, 28, 28), (50, 1, -3), (54, -10, -18), (57, 1, 14), (59, -15, 41), (65, 2, -1),
@@ -60,17 +60,17 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
               generator: torch.Generator | None = None) -> WalkOutput:
     """The contrastive random walk (CRW): walk forwards in time, walk back, and arrive where you started.
 
-    With A_t = q_tᵀ q_{t+1}, a step forwards is A⁺_t = softmax(A_t / τ), backwards A⁻_t = softmax(A_tᵀ / τ),
-    over rows. The walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
+    With A_t = q_tᵀ q_{t+1}, steps forwards and back are A⁺_t = softmax(A_t / τ) and A⁻_t = softmax(A_tᵀ / τ),
+    over rows. Walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
 
     Arguments:
         nodes: (B, K, T, N) float q, L2-normalised over K, frames in temporal order, T >= 3.
-        tau: temperature τ > 0 (their default is 0.07).
+        tau: temperature τ > 0 (the original's default is 0.07).
         dropout: probability in [0, 1) of removing an edge, drawn for each direction.
         generator: a CPU generator for the dropout.
 
     Raises:
-        InputError: nodes of another shape, fewer than three frames, tau or dropout out of range.
+        InputError: nodes of another shape, or tau or dropout out of range.
     """
     if nodes.ndim != 4 or nodes.shape[2] < 3:
         raise InputError(f"nodes must have the shape (B, K, T, N) with T >= 3, not {tuple(nodes.shape)}")
@@ -80,7 +80,8 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
     affinity = torch.stack([affinity, affinity.mT]) / tau  # [2, T-1, B, N, N]: forward, backward
     if dropout:
         dropped = torch.rand(affinity.shape, generator=generator) < dropout
-        affinity = affinity.masked_fill(dropped.to(affinity.device), -1e20)  # finite: a row may lose all
+        # not -inf: a row may lose all its edges
+        affinity = affinity.masked_fill(dropped.to(affinity.device), -1e20)
     forward, backward = affinity.softmax(-1)
     out, back, walks = forward[0], backward[0], []
     for there, here in zip(forward[1:], backward[1:]):
@@ -92,10 +93,10 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
 
 
 def patch_boxes(frames: int, size: int, generator: torch.Generator) -> Tensor:
-    """CRW's 7x7 patches of each frame, every one jittered by a random resized crop of itself.
+    """CRW's 7x7 patches of each frame, each replaced by a random crop of itself.
 
-    Patches have a side of S/4 and a stride of S/8. The crop keeps an area of U(0.7, 0.9) of the patch, at an
-    aspect ratio between 3/4 and 4/3 that fits into it.
+    Patches have a side of S/4 and a stride of S/8. A crop keeps U(0.7, 0.9) of the patch's area. Its aspect
+    ratio lies between 3/4 and 4/3, and is such that the crop fits into the patch.
 
     Arguments:
         frames, size: number n of frames, and their side S in pixels.
@@ -116,12 +117,12 @@ def patch_boxes(frames: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def cut_patches(frames: Tensor, boxes: Tensor) -> Tensor:
-    """Frames (n, C, S, S) cut at boxes (n, P, 4) and resized bilinearly to patches (n·P, C, S/4, S/4)."""
+    """Patches (n·P, C, S/4, S/4) of frames (n, C, S, S), cut at boxes (n, P, 4) and resized bilinearly."""
     return roi_align(frames, list(boxes.to(frames)), frames.shape[-1] // 4, sampling_ratio=1, aligned=True)
 
 
 def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border: str) -> Tensor:
-    """Softmax weights (B, h·w, R·h·w) of every reference cell for every target cell."""
+    """Weights (B, h·w, R·h·w) of every target cell: a softmax over the reference cells."""
     refs, batch, channels, height, width = reference.shape
     logits = target.flatten(2).mT @ reference.permute(1, 2, 0, 3, 4).flatten(2)
     if radius is None:
@@ -131,7 +132,7 @@ def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border:
     logits = logits.masked_fill(~near.repeat(1, refs).to(logits.device), -torch.inf)
     if border == "exclude":
         return logits.softmax(-1)
-    # cells outside the frame only add exp(0) each to the denominator
+    # each cell outside the frame only adds exp(0) to the denominator
     outside = refs * ((2 * radius + 1)**2 - near.sum(1))
     extra = outside.log().to(logits)[None, :, None].expand(batch, -1, 1)
     return torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
@@ -139,17 +140,17 @@ def _copy_weights(reference: Tensor, target: Tensor, radius: int | None, border:
 
 def copy_colours(reference_features: Tensor, target_features: Tensor, reference_colours: Tensor, *,
                  radius: int | None = None, border: str = "zero") -> Tensor:
-    """The target's colours, copied from the references with weights of softmax(similarity).
+    """The target's colours, copied from the references with the weights softmax(similarity).
 
-    Similarity is the plain dot product; divide the target's features by τ for a temperature. Memory grows
-    with B·R·(h·w)²: 64 MB a tensor for B = 16 at 32x32 cells.
+    The similarity is the dot product; for a temperature τ, divide the target's features by it. Memory grows
+    with B·R·(h·w)²: 64 MB per tensor for B = 16, R = 1 and 32x32 cells.
 
     Arguments:
         reference_features: (R, B, K, h, w) float. target_features: (B, K, h, w).
         reference_colours: (R, B, C, h, w).
-        radius: of the square window in cells, >= 0; None copies from every cell.
-        border: how the window counts outside the frame: "zero" (MAST), with similarity 0 and colour 0, or
-            "exclude" (CorrFlow), not at all.
+        radius: of the square window, in cells, >= 0; None copies from every cell.
+        border: how the window's cells outside the frame count: "zero" (MAST) with similarity 0 and colour 0,
+            "exclude" (CorrFlow) not at all.
 
     Returns:
         (B, C, h, w).
@@ -169,14 +170,14 @@ def copy_colours(reference_features: Tensor, target_features: Tensor, reference_
 
 
 def _copy(colours: Tensor, weights: Tensor) -> Tensor:
-    """Colours (R, B, C, h, w) by weights (B, h·w, R·h·w): (B, C, h, w)."""
+    """Colours (R, B, C, h, w) averaged with weights (B, h·w, R·h·w): (B, C, h, w)."""
     cells = colours.permute(1, 2, 0, 3, 4).flatten(2)  # [B, C, R·h·w]
     return (cells @ weights.mT).unflatten(2, colours.shape[3:])
 
 
 def _copy_next(features: Tensor, colours: Tensor, radius: int | None = None,
                border: str = "exclude") -> Tensor:
-    """Colours (B, T, C, h, w) of each frame copied to the next: (B·(T-1), C, h, w)."""
+    """Colours (B, T, C, h, w), copied from each frame to the next one: (B·(T-1), C, h, w)."""
     reference, target, known = (x.flatten(0, 1) for x in (features[:, :-1], features[:, 1:], colours[:, :-1]))
     return copy_colours(reference[None], target, known[None], radius=radius, border=border)
 
@@ -197,7 +198,7 @@ def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
-        channel: (B, T, 1, H, W), a or b of scaled Lab; references are sampled at every (H/h)th pixel.
+        channel: (B, T, 1, H, W), a or b of scaled Lab; every (H/h)th pixel is copied.
     """
     stride = channel.shape[-1] // features.shape[-1]
     copied = _copy_next(features, channel[..., ::stride, ::stride], RADIUS, "zero")
@@ -208,7 +209,7 @@ def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
 def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOutput:
     """Colorize: copy colour classes from each frame to the next, from every cell; cross-entropy.
 
-    Differs from the original: one reference a frame instead of three.
+    Differs from the original: each frame has one reference instead of three.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
@@ -218,15 +219,15 @@ def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOut
 
 
 def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: Tensor) -> ColourOutput:
-    """CorrFlow: copy colour classes along the clip and, weighted 0.1, along each 0 → … → t → … → 0.
+    """CorrFlow: copy colour classes along the clip, and (times 0.1) along each cycle 0 → … → t → … → 0.
 
     Differs from the original: T frames instead of three, means over steps and cycles instead of sums, and
-    copies stay at the features' size between steps.
+    copies keep the features' size between steps.
 
     Arguments:
         features: (B, T, K, h, w), not normalised, in temporal order. cells, classes: see `colorize_loss`.
         keep_copy: (B, T) bool, scheduled sampling: True passes frame t's copied colours on to frame t + 1,
-            False its true ones; the first and the last column have no effect.
+            False its true colours. The first and the last column have no effect.
     """
     pairs = list(zip(features.unbind(1), features[:, 1:].unbind(1)))
     there = [_copy_weights(a[None], b, RADIUS, "exclude") for a, b in pairs]
@@ -246,7 +247,7 @@ def corrflow_loss(features: Tensor, cells: Tensor, classes: Tensor, keep_copy: T
 
 
 def _copy_from_batch(target: Tensor, reference: Tensor, colours: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-    """Colours (n, C) for a clip's cells (n, K) from all clips' (m, K), and the weight (n) of its own."""
+    """Colours (n, C) that a clip's cells (n, K) copy from all clips (m, K), and the weight (n) of its own."""
     weights = (target @ reference.t()).softmax(-1)
     return weights @ colours, weights[:, own].sum(-1)
 
@@ -261,12 +262,12 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
 
     Three terms: L1 between copied and true colours, forwards and (times 0.1) backwards with the same weights,
     transposed; L1 between 1 and the weight that each cell gives to its own clip among all clips; L1 between
-    the colours copied from the own clip and from all clips. With several processes (torch.distributed), the
-    clips are those of all.
+    the colours copied from its own clip and from all clips. With several processes (torch.distributed), "all"
+    are the clips of all of them.
 
-    Differs from the original: it decodes features of a pretrained autoencoder and crops the target by
-    tracking, where Lab colours of whole frames are copied here. It also has a warm-up without the last two
-    terms, and copies a frame from itself and holds matches together, which is left out here.
+    Differs from the original, which copies features of a pretrained autoencoder and crops the target by
+    tracking: we copy Lab colours of whole frames. We leave out its warm-up without the last two terms, and
+    two further terms, which copy a frame from itself and hold matches together.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
@@ -287,7 +288,7 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
         colours, _ = gather_processes(flat_cells[:, t].flatten(0, 1))
         for b in range(batch):
             start = first + b * height * width
-            # recomputed in the backward pass, or all (B·h·w)² weights would stay in memory
+            # recomputed in the backward pass; else all (B·h·w)² weights would stay in memory
             found, mass = checkpoint(_copy_from_batch, flat[b, t + 1], reference, colours,
                                      slice(start, start + height * width), use_reentrant=False,
                                      preserve_rng_state=False)
@@ -304,7 +305,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     matrix = rgb.new_tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
                              [0.019334, 0.119193, 0.950227]])
     white = rgb.new_tensor([0.950456, 1.0, 1.088754])  # XYZ of D65
-    # products by hand: autocast would round a matrix product to bfloat16
+    # no matrix product: autocast would round it to bfloat16
     xyz = (linear.unsqueeze(-4) * (matrix / white[:, None])[:, :, None, None]).sum(-3)
     curved, straight = xyz.clamp(min=1e-6)**(1 / 3), (24389 / 27 * xyz + 16) / 116
     x, y, z = torch.where(xyz > 216 / 24389, curved, straight).unbind(-3)
@@ -317,7 +318,7 @@ def scale_lab(lab: Tensor) -> Tensor:
 
 
 def colour_classes(lab: Tensor, centres: tuple[tuple[int, ...], ...]) -> Tensor:
-    """The nearest of `LAB_CLASSES` or `AB_CLASSES` for every pixel: (…, 3, H, W) Lab to (…, H, W) int64."""
+    """The nearest of `LAB_CLASSES` or `AB_CLASSES` to every pixel: (…, 3, H, W) Lab to (…, H, W) int64."""
     points = lab.new_tensor(centres)
     pixels = lab.movedim(-3, -1)[..., -points.shape[1]:]
     with torch.autocast(lab.device.type, enabled=False):
@@ -332,10 +333,10 @@ def one_hot_cells(classes: Tensor, count: int, stride: int) -> Tensor:
 
 def channel_factors(generator: torch.Generator, droppable: tuple[int, ...] = (0, 1, 2), *, most: int = 2,
                     probability: float = 0.7) -> Tensor:
-    """Factors (3,) of the input's channels: 0 for those that are dropped, 3 / (3 - dropped) for the others.
+    """Factors (3,) of the input channels: 0 for dropped ones, 3 / (3 - number of dropped) for the others.
 
-    `most` of the `droppable` channels are dropped at most, any with this probability. The defaults are
-    CorrFlow's and ContrastCorr's; MAST drops one of the channels 1 and 2, always.
+    With this probability, one to `most` of the `droppable` channels are dropped. The defaults are CorrFlow's
+    and ContrastCorr's; MAST always drops channel 1 or 2.
     """
     chance, count = torch.rand(2, generator=generator).tolist()
     order = torch.randperm(len(droppable), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""Training clips: which frames, which crop, in which order; all follow from the seed and the clip's index."""
+"""Training clips: their frames, crops and order; all follow from the seed and the clip's number."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], li
 
 def frame_indices(length: int, frames: int, gap: int, generator: np.random.Generator, *,
                   ordered: bool = False) -> np.ndarray:
-    """(T,) int64 frame numbers 0, g, 2g, … from a random start, in random order; the first is the reference.
+    """(T,) int64 frame numbers s, s + g, s + 2g, … in random order, s random; the first is the reference.
 
     Arguments:
         length: number of frames of the video, >= T.
         frames: T.
-        gap: g, >= 1; in a video shorter than g·T, ⌊length / T⌋.
+        gap: g, >= 1; in a video shorter than g·T, it becomes ⌊length / T⌋.
         ordered: keep the frames in order (the order does not matter, Sec. 3.5).
     """
     gap = min(length, gap * frames) // frames
@@ -51,21 +51,21 @@ class ClipSettings:
     """How clips are drawn; lengths are in pixels, and the defaults are the paper's for YouTube-VOS."""
 
     seed: int = 0
-    frames: int = 5  # T, frames a clip
+    frames: int = 5  # T, frames per clip
     gap: int = 2  # between sampled frames; 1 takes neighbours
     crop: int = 256  # side S of the square crops
     scale_min: int = 256  # the shorter side is scaled to U{scale_min..scale_max} before cropping
     scale_max: int = 319
     centre: bool = False  # crop at the centre (TrackingNet, Kinetics)
     ordered: bool = False  # keep the frames of a clip in order
-    photometric: str = "none"  # colour changes: none (the method), video (one a clip), frame (App. B.2)
+    photometric: str = "none"  # colour changes: none (the method), video (alike in a clip), frame (App. B.2)
 
 
 class Clips(Dataset):
-    """An endless sequence of clips; each epoch takes one clip of each video, in an order drawn anew.
+    """An endless sequence of clips; each epoch takes one clip of each video, in a new random order.
 
     A clip depends only on the seed and its number, so training resumes exactly with any number of workers.
-    All frames of a clip share one random square crop and one horizontal flip with p = 0.5. Colour changes
+    All frames of a clip share one random square crop, and one horizontal flip with p = 0.5. Colour changes
     multiply brightness, contrast and saturation by U(0.6, 1.4).
 
     Arguments:
@@ -96,7 +96,7 @@ class Clips(Dataset):
             y = x = 0.5
         frames = {index: video.read(index) for index in sorted(indices.tolist())}  # files are read forwards
         height, width = frames[indices[0]].shape[:2]
-        side = min(round(s.crop / shorter * min(height, width)), height, width)  # before it is resized
+        side = min(round(s.crop / shorter * min(height, width)), height, width)  # of the crop, unscaled
         top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
         window = slice(top, top + side), slice(left, left + side)
         clip = np.stack([resize(frames[index][window], (s.crop, s.crop)) for index in indices])

@@ -1,7 +1,7 @@
-"""Correspondence: what features match across frames, and what label propagation copies.
+"""Correspondence: which cells match across frames, and which cells label propagation copies from.
 
-Features are (T, K, h, w) float, L2-normalised over K. Positions are [y, x] int64. A value out of range raises
-an InputError.
+Features are (T, K, h, w) float, L2-normalised over K. Positions are [y, x] int64. A cell, frame, grid or
+temperature out of range raises an InputError.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Sources", "affinity", "anchor_grid", "best_matches", "dominant_ancho
 class Sources(NamedTuple):
     """The cells that one cell copies its label from, the most similar first."""
 
-    frames: Tensor  # (k,) int64; a frame that counts several times may stand here several times
+    frames: Tensor  # (k,) int64; a frame that counts several times may be listed several times
     positions: Tensor  # (k, 2)
-    weights: Tensor  # (k,) float with the sum 1
+    weights: Tensor  # (k,) float; their sum is 1
 
 
 def affinity(features: Tensor, frame: int, y: int, x: int) -> Tensor:
@@ -37,7 +37,7 @@ def affinity(features: Tensor, frame: int, y: int, x: int) -> Tensor:
 
 
 def best_matches(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most similar cells of each frame of an affinity (T, h, w), the most similar first.
+    """The k <= h·w most similar cells of each frame of an affinity (T, h, w), the most similar first.
 
     Returns:
         Positions (T, k, 2) and their values (T, k).
@@ -47,7 +47,7 @@ def best_matches(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def anchor_grid(height: int, width: int, n: int) -> Tensor:
-    """The middles of n x n blocks of a map, (n·n, 2) positions row by row; n in [1, min(h, w)].
+    """Positions (n·n, 2) of the middles of n x n blocks of a map, row by row; n in [1, min(h, w)].
 
     Training draws random grids instead (`dulvos.losses.sample_grid`).
     """
@@ -59,7 +59,7 @@ def anchor_grid(height: int, width: int, n: int) -> Tensor:
 
 
 def dominant_anchors(features: Tensor, anchors: Tensor, tau: float = 0.05) -> tuple[Tensor, Tensor]:
-    """The anchor û that each cell resembles most, and its share v of a softmax over all anchors (Eqs. 1, 2).
+    """The anchor û most similar to each cell, and its share v in a softmax over all anchors (Eqs. 1, 2).
 
     Arguments:
         anchors: (n, K) float, L2-normalised.
@@ -80,10 +80,10 @@ def dominant_anchors(features: Tensor, anchors: Tensor, tau: float = 0.05) -> tu
 
 
 def principal_components(features: Tensor) -> Tensor:
-    """The first three principal components of all cells of a video, as colours: similar features look alike.
+    """The first three principal components of all cells of a video as colours: similar features look alike.
 
-    Each component is stretched from its 1st to its 99th percentile, with the sign that skews it to the right,
-    so that reordering or rotating the channels does not change the colours.
+    Each component is stretched from its 1st to its 99th percentile. Its sign is the one that skews it to the
+    right, so rotating or reordering the channels does not change the colours.
 
     Returns:
         (T, h, w, 3) float in [0, 1].
@@ -112,7 +112,7 @@ def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = P
     if not 0 <= reference < frame:
         raise InputError(f"frame {frame} has no sources: the reference, frame {reference}, must come before")
     near, everywhere = entries(frame, reference, protocol)
-    # a frame stands here as often as it counts
+    # a frame is listed as often as it counts
     shown = torch.tensor([*near, *everywhere], device=features.device)  # [n]
     cosine = affinity(features, frame, y, x)[shown].flatten(1)  # [n, h·w]
     cells = _positions(torch.arange(cosine.shape[1], device=features.device), features.shape[3])

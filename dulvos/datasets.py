@@ -1,4 +1,4 @@
-"""The one place that knows the layouts of DAVIS and YouTube-VOS."""
+"""Read DAVIS and YouTube-VOS; nothing else knows their layouts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Sequence:
     Arguments:
         name: name of the sequence in its dataset.
         video: its frames.
-        masks: annotation file of each annotated frame index, in increasing order.
+        masks: {frame index: annotation file}, in increasing order.
         merged: all objects count as one (DAVIS-2016).
         objects: ids that enter at some frame (YouTube-VOS); None if frame 0 holds them all (DAVIS).
-        saved: frame indices whose masks are handed in; None for all.
+        saved: indices of the frames whose masks are handed in; None for all.
     """
 
     name: str
@@ -56,15 +56,14 @@ class Sequence:
     def first_masks(self) -> dict[int, np.ndarray]:
         """The masks that inference starts from: {frame index: (H, W) uint8 ids}.
 
-        For DAVIS, the annotation of frame 0. For YouTube-VOS, the new objects of each frame that has some.
+        For DAVIS, the annotation of frame 0; for YouTube-VOS, the new objects of each frame that has some.
 
         Raises:
             InputError: an annotation is unreadable, or an object of meta.json is annotated nowhere.
         """
         if self.objects is None:
             return {0: self.mask(0)}
-        given = {}
-        seen = {0}
+        given, seen = {}, {0}
         for index in self.masks:
             ids = self.mask(index)
             if new := set(np.unique(ids).tolist()) - seen:
@@ -85,7 +84,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sequences of one split; `name` is the benchmark that its numbers belong to."""
+    """The sequences of one split; `name` is the benchmark whose numbers they give."""
 
     name: str
     root: Path
@@ -96,16 +95,16 @@ class Dataset:
 def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Dataset:
     """Load a split of DAVIS-2016, of DAVIS-2017, or of any data in their layout, at 480p.
 
-    `ImageSets/2017/<split>.txt` lists DAVIS-2017, a name in each line. DAVIS-2016, whose objects are merged
-    into one, is listed in `ImageSets/2016/<split>.txt`, or in `ImageSets/480p/<split>.txt` with "/image
-    /mask" in each line. {"name": ...} in `benchmark.json` names your own data.
+    `ImageSets/2017/<split>.txt` lists DAVIS-2017, with a name in each line. `ImageSets/2016/<split>.txt`, or
+    `ImageSets/480p/<split>.txt` with "/image /mask" in each line, lists DAVIS-2016, whose objects are merged
+    into one. {"name": ...} in `benchmark.json` names your own data.
 
     Arguments:
         root: folder that holds ImageSets, JPEGImages and Annotations.
         year: 2016 or 2017; None takes 2017 if its list exists, else 2016.
 
     Raises:
-        InputError: no such list, or a sequence, frame or first mask that it names is missing or wrong.
+        InputError: there is no such list, or a sequence, frame or first mask in it is missing or wrong.
     """
     root = expand(root)
     lists = {root / "ImageSets" / folder / f"{split}.txt": listed_year
@@ -113,7 +112,8 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
     listed = next((file for file in lists if year in (None, lists[file]) and os.path.isfile(file)), None)
     if listed is None:
         raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
-                         f"ImageSets/2017/{split}.txt, or 480p or 2016 for 2017" + below(root, "ImageSets"))
+                         f"ImageSets/2017/{split}.txt, or for DAVIS-2016 480p or 2016 instead of 2017"
+                         + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
     for name in _read_list(listed):
         frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
@@ -125,7 +125,7 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
         sequence.mask(0)
         if year == 2017 and own is None and np.unique(
                 cv2.imread(os.fspath(sequence.masks[0]), cv2.IMREAD_GRAYSCALE)).tolist() == [0, 255]:
-            raise InputError(f"{sequence.masks[0]}: 0/255 masks are not DAVIS-2017's; set year=2016, or name "
+            raise InputError(f"{sequence.masks[0]}: a 0/255 mask, not of DAVIS-2017; set year=2016, or name "
                              'your data in benchmark.json: {"name": ...}')
         sequences.append(sequence)
     return Dataset(own or f"DAVIS-{year}", root, split, sequences)
@@ -136,7 +136,7 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
 
     Reads `<split>/JPEGImages/<video>/<frame>.jpg`, `<split>/Annotations/<video>/<frame>.png` and, if present,
     `<split>/meta.json` with the videos and their objects. If `<split>_all_frames/JPEGImages` exists, the
-    videos come from there, and `saved` holds the frames of `<split>`, whose masks are handed in.
+    videos come from there, and only the masks of the frames in `<split>` are handed in.
 
     Raises:
         InputError: a folder, a video of meta.json, a frame or an annotation is missing or wrong.
@@ -155,7 +155,7 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
         objects = {folder.name: () for folder in annotations.glob("[!.]*") if folder.is_dir()}
     if not objects:
         raise InputError(f"{annotations}: no sequences; expected a folder of annotations for each video, and "
-                         "no empty meta.json")
+                         "the videos in meta.json, if that exists")
     sequences = []
     for name in sorted(objects):
         video, saved = open_video(frames / _plain(name, meta)), None
@@ -164,7 +164,7 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
             video = open_video(dense / name)
             saved = tuple(number for name, number in video.numbers().items() if name in names)
             if len(saved) < len(names):
-                raise InputError(f"{video.path}: expected all frames of {frames / name} and those between")
+                raise InputError(f"{video.path}: lacks frames of {frames / name}; expected all frames")
         masks = mask_files(video, annotations / name)
         sequences.append(Sequence(name, video, masks, objects=objects[name], saved=saved))
         sequences[-1].mask(min(masks))
@@ -186,7 +186,7 @@ def read_predictions(folder: AnyPath, sequence: Sequence) -> np.ndarray:
 
 
 def below(root: Path, *patterns: str) -> str:
-    """A hint for an error: the folder one level below that holds what was looked for, if there is one."""
+    """A hint for an error, if a folder one level below holds what was looked for; else ""."""
     found = next((path for pattern in patterns for path in root.glob(f"*/{pattern}")), None)
     return f"; {root / found.relative_to(root).parts[0]} has it: give that folder" if found else ""
 
@@ -196,7 +196,7 @@ def _read_list(listed: Path) -> list[str]:
     try:
         lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{listed}: not a list of sequences; expected text, a name in each line") from error
+        raise InputError(f"{listed}: not a list of sequences; expected a name in each line") from error
     names = dict.fromkeys(Path(line).parent.name or line for line in lines if line)
     if not names:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")

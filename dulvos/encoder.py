@@ -16,7 +16,7 @@ __all__ = ["COLOURS", "IMAGE_MEAN", "IMAGE_STD", "LAYERS", "STRIDE", "Encoder", 
            "restore_rgb"]
 
 LAYERS = ("res3", "res4", "key")
-STRIDE = 8  # of the method; an encoder's own is `Encoder.stride`
+STRIDE = 8  # the method's, in pixels; other encoders have their own `stride`
 COLOURS = ("rgb", "lab", "grey")
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in [0, 1]
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -24,7 +24,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Features:
-    """Dense features of n images, each cell with L2 norm 1 over its channels; only the layers asked for."""
+    """Dense features of n images, of the layers asked for; each cell has the L2 norm 1 over its channels."""
 
     res3: Tensor | None = None  # (n, 256, h, w), output of `layer3`
     res4: Tensor | None = None  # (n, 512, h, w), output of `layer4`, which label propagation uses
@@ -39,15 +39,17 @@ class Encoder(nn.Module):
     Arguments:
         dim: channels K of the head's output.
         norm: normalisation in the head, "batch" (the method) or "layer" (App. B's variant).
-        stride: pixels a cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
-        colour: how the network sees the RGB images that it gets: "rgb" (the method), "lab" (scaled Lab, as
-            MAST and ContrastCorr do) or "grey" (Colorize's, three times the same channel).
+        stride: pixels per cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
+        colour: what the network turns its RGB images into first: "rgb" leaves them (the method), "lab" is
+            scaled Lab (MAST and ContrastCorr), "grey" the same channel three times (Colorize).
     """
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):
         super().__init__()
-        for name, value, allowed in (("dim", dim, range(1, 2**16 + 1)), ("norm", norm, ("batch", "layer")),
-                                     ("stride", stride, (4, 8)), ("colour", colour, COLOURS)):
+        if dim not in range(1, 2**16 + 1):
+            raise InputError(f"dim must be a whole number from 1 to 65536, not {dim!r}")
+        for name, value, allowed in (("norm", norm, ("batch", "layer")), ("stride", stride, (4, 8)),
+                                     ("colour", colour, COLOURS)):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {value!r}")
         self.stride, self.colour = stride, colour
@@ -74,9 +76,9 @@ class Encoder(nn.Module):
         Arguments:
             images: (n, 3, H, W) float RGB, normalised by `IMAGE_MEAN` and `IMAGE_STD`.
             layers: the fields of `Features` to compute.
-            factors: (3,), of the network's input channels; 0 drops one (the baselines' channel dropout).
-            pool: average each map over space before the head: key is then (n, dim, 1, 1) (CRW's nodes).
-            normalise: False leaves the features as they are, where a loss compares plain dot products.
+            factors: (3,) by which the input channels are multiplied; 0 drops one (the baselines' dropout).
+            pool: average each map over space before the head; key is then (n, dim, 1, 1) (CRW's nodes).
+            normalise: False omits the L2 normalisation, for losses that compare plain dot products.
 
         Raises:
             InputError: a layer outside `LAYERS`.
@@ -84,17 +86,17 @@ class Encoder(nn.Module):
         unknown = set(layers) - set(LAYERS)
         if unknown or not layers:
             raise InputError(f"layers must be among {LAYERS}, not {tuple(layers)!r}")
-        net, images = self.backbone, _seen(images, self.colour)
+        net, images = self.backbone, _recoloured(images, self.colour)
         if factors is not None:
             images = images * factors.to(images)[:, None, None]
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        x = out = net.layer3(net.layer2(net.layer1(x)))
-        features = {"res3": out}
+        x = net.layer3(net.layer2(net.layer1(x)))
+        features = {"res3": x}
         if "res4" in layers or "key" in layers:
             x = features["res4"] = net.layer4(x)
         if "key" in layers:
             features["key"] = self.head(x.mean((2, 3), keepdim=True) if pool else x)
-        # in float32, because norms in bf16 would change which cells are among the top k
+        # float32, because norms in bf16 would change which cells are among the top k
         chosen = {name: features[name].float() for name in layers}
         return Features(**{name: F.normalize(x, dim=1) if normalise else x for name, x in chosen.items()})
 
@@ -115,8 +117,8 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return like.new_tensor(values, dtype=torch.float32)[:, None, None]
 
 
-def _seen(images: Tensor, colour: str) -> Tensor:
-    """What the network sees of normalised RGB images."""
+def _recoloured(images: Tensor, colour: str) -> Tensor:
+    """Normalised RGB images in a colour space of `COLOURS`."""
     if colour == "rgb":
         return images
     rgb = restore_rgb(images)

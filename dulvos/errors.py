@@ -1,4 +1,4 @@
-"""The error for whatever the user can correct, such as a path, a file or a setting."""
+"""The error for whatever users can correct, such as a path, a file or a setting, and checks of settings."""
 
 from __future__ import annotations
 

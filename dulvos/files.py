@@ -1,4 +1,4 @@
-"""Paths, locks, and files that are written whole or not at all, also if the program is killed."""
+"""Paths, locks, and files that are written whole or not at all, even if the program is killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def expand(path: AnyPath) -> Path:
 
 
 def read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
-    """What `pick` takes from the JSON in a file; an InputError says what was expected."""
+    """What `pick` takes from the JSON in a file; raises an InputError that says what was expected."""
     try:
         return pick(json.loads(file.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -36,7 +36,7 @@ def read_json(file: Path, expected: str, pick: Callable[[Any], Any]) -> Any:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content replaces the file at the end, whole or not at all; makes the folders above it.
+    """A stream whose content replaces the file in the end, whole or not at all; makes the folders above it.
 
     Raises:
         InputError: the disk is full or the folder cannot be written to; the file keeps its old content.
@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except OSError as error:
         if error.filename not in (None, *map(str, (temporary, *temporary.parents))):
-            raise  # about another file, which was read meanwhile
+            raise  # it is about another file
         raise cannot_write(path, error.errno) from error
     finally:
         with suppress(OSError):  # the folder may be missing or read-only
@@ -71,7 +71,7 @@ def make_folder(path: Path) -> Path:
 
 
 def locked(folder: Path) -> AbstractContextManager:
-    """Keep a folder, made if it is missing, from other processes, if its file system has locks.
+    """Lock a folder, made if it is missing, against other processes, if its file system has locks.
 
     Raises:
         InputError: it is in use by another process, or cannot be written to.
@@ -80,7 +80,7 @@ def locked(folder: Path) -> AbstractContextManager:
         return FileLock(make_folder(folder) / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{folder}: in use by another process; wait for it, or stop it") from None
-    except (OSError, NotImplementedError) as error:  # the latter from older versions of filelock
+    except (OSError, NotImplementedError) as error:  # the second from older versions of filelock
         print(f"note: {folder}: this file system has no locks ({error}); run one process at a time there")
         return nullcontext()
 

@@ -15,7 +15,7 @@ from dulvos.views import warp
 __all__ = ["LossOutput", "dense_loss", "gather_cells", "gather_processes", "sample_grid"]
 
 JITTER = ("common", "independent", "none")
-CHUNK = 2**22  # logits in memory at once: 16 MB in float32, which caches hold in part
+CHUNK = 2**22  # logits computed at once: 16 MB in float32, part of which stays in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LossOutput:
     total: Tensor  # scalar, L = L_ST + λ·L_CV (Eq. 6)
     space_time: Tensor  # scalar, L_ST (Eq. 3)
     cross_view: Tensor  # scalar, L_CV (Eq. 5)
-    # (B, T, h, w) int64, û of every view-2 cell (Eq. 2): b·N² + n, anchor n of its own clip b; with several
-    # processes b counts the clips of all
+    # (B, T, h, w) int64, û of every view-2 cell (Eq. 2): b·N² + n for anchor n of the cell's own clip b,
+    # where b counts the clips of all processes
     pseudo_labels: Tensor
 
 
@@ -40,8 +40,8 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
         n: grid size (N for the anchors, M for the cross-view features).
         generator: a CPU generator.
         jitter: "common" shifts a clip's whole grid by one random offset in [0, h/n) x [0, w/n) (the release);
-            "independent" draws one sample in each grid cell (the paper's words); "none" keeps offset 0, which
-            opens a shortcut (Sec. 3.5).
+            "independent" draws one sample in each grid cell (the paper's words); "none" has no offset, which
+            allows a shortcut (Sec. 3.5).
 
     Returns:
         (B, n, n) int64 flat indices y·w + x.
@@ -75,8 +75,8 @@ def gather_cells(features: Tensor, index: Tensor) -> Tensor:
 class _AnchorCrossEntropy(torch.autograd.Function):
     """Mean of -log softmax(k·qᵀ/τ)[û] over cells, with its gradient from the same pass.
 
-    The logits of a chunk of cells give the loss and both gradients and are then dropped, so that memory never
-    holds all cells x anchors.
+    Each chunk of logits gives its part of the loss and of both gradients and is then dropped, so memory never
+    holds the logits of all cells.
     """
 
     @staticmethod
@@ -128,20 +128,19 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
                corrected_stride: int | None = None) -> LossOutput:
     """L = L_ST + λ·L_CV (Eqs. 1-6), exactly, without holding the B·T·h·w x B·N² affinities in memory.
 
-    𝒯 warps the main view's K-channel features instead of its B·N²-channel affinities; for nearest-neighbour
-    sampling that is the same. Frame 0 is the reference 𝓡: it gives the anchors q, L_ST leaves it out, and
-    L_CV compares nothing else. At T = 1 every frame is a reference, so that L_ST = 0 (Fig. 5b).
+    𝒯 warps the main view's K-channel features instead of its B·N²-channel affinities, which is the same for
+    nearest-neighbour sampling. Frame 0 is the reference 𝓡: the anchors q come from it, L_ST leaves it out,
+    and L_CV compares it alone. At T = 1 there is no other frame, so L_ST = 0 (Fig. 5b).
 
-    With several processes (torch.distributed) that hold equally many clips, anchors and r̂ are gathered from
-    all, and the mean of the processes' losses is the loss of all clips.
+    With several processes (torch.distributed), which must hold equally many clips, anchors and r̂ come from
+    all of them. The mean of their losses is then the loss of all clips.
 
     Arguments:
         features: (B, T, K, h, w) float, main view, L2-normalised over K.
-        features_view2: (B, T, K, h, w), regularising branch, L2-normalised; only its frame 0 gets a gradient,
-            from L_CV.
+        features_view2: (B, T, K, h, w), view 2, L2-normalised; only its frame 0 gets a gradient, from L_CV.
         theta: (B, 2, 3), 𝒯 from view-2 to main-view coordinates.
-        anchor_index: (B, N, N) int64 flat indices y·w + x on the unwarped main-view reference.
-        cross_index: (B, M, M) int64 flat indices on both views' references, in view-2 coordinates.
+        anchor_index: (B, N, N) int64 flat indices y·w + x into the main view's reference, before the warp.
+        cross_index: (B, M, M) int64 flat indices into both references, that of the main view warped.
         tau: temperature τ of both losses, > 0.
         lam: λ, weight of L_CV, >= 0.
         corrected_stride: see `dulvos.views.warp`.

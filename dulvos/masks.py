@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dulvos.errors import InputError
 from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, read_json, replacing
-from dulvos.videos import Video
+from dulvos.videos import Video, given_file
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "as_png", "check_folder", "given_masks", "mask_files",
            "overlay", "read_ended", "read_mask", "save_given", "save_masks", "write_mask"]
@@ -26,7 +25,7 @@ __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "as_png", "check_folder", "give
 MOVIE = "overlay.mp4"
 _SIGNED = PngInfo()
 _SIGNED.add_text("Software", SIGNATURE)
-_ENDED = "ended.json"  # beside painted masks: frame name -> ids of the objects that are gone from there on
+_ENDED = "ended.json"  # beside painted masks: frame name -> ids of objects that are gone from that frame on
 
 _BITS = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)  # [id, place, channel]
 PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
@@ -45,19 +44,22 @@ From Okabe and Ito, "Color Universal Design" (2008): people with any colour visi
 def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
     """Read the object ids of a mask, (H, W) uint8 in 0..254, from a PNG file (other formats change ids).
 
-    If all values are 0 or 255, 255 is object 1. In any other mask 255 means void and becomes 0. Palette
-    images give their indices; if the palette has no black at 0, black is the background. Images without a
-    palette give the id whose colour in `PALETTE` they show, or their grey level. Alpha is ignored. It warns
-    if a palette has black elsewhere than at 0, and if no pixel is background.
+    If all values are 0 or 255, 255 is object 1. In any other mask, 255 means void and becomes 0. The ids of a
+    palette image are its indices; if the palette has another colour than black at 0, black is the background.
+    The ids of other images are found by their colours in `PALETTE`, or are the grey levels. Alpha is ignored.
+    Warns if a palette has black elsewhere than at 0, and if no pixel is background.
 
     Arguments:
-        threshold: in 1..255, pixels of at least this grey level are object 1 and all others background.
+        threshold: in 1..255, pixels of at least this grey level are object 1, all others background; 0: none.
 
     Raises:
         InputError: the file is missing, damaged or no PNG, has soft edges or its object in the alpha channel
-            only, holds colours or values that are not ids, or is grey and mostly 255 but holds other ids.
+            only, holds colours or values that are not ids, or is grey and mostly 255 but holds other ids; or
+            the threshold is out of range.
     """
     path = expand(path)
+    if threshold not in range(256):
+        raise InputError(f"threshold must be a grey level of 1 to 255, or 0 for none, not {threshold!r}")
     try:
         with Image.open(path) as image:
             image.verify()  # compares the checksums, which decoding does not
@@ -82,16 +84,16 @@ def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
     if "A" in image.mode and values.min() == values.max() > 0 and np.ptp(pixels[..., -1]):
         raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
                          "black, without transparency")
-    if not palette or values is not pixels:  # the ids of `PALETTE` say nothing of brightness
+    if not palette or values is not pixels:  # the greys of `PALETTE` say nothing of edges
         _refuse_soft(greys, path, bool(palette))
     ids = np.where(values == 255, not (values % 255).any(), values).astype(np.uint8)
     if ids.all():
-        warnings.warn(f"{path}: no pixel is background, which is 0; is this meant?", stacklevel=2)
+        warnings.warn(f"{path}: no pixel is background, which is 0; is this intended?", stacklevel=2)
     return ids
 
 
 def write_mask(path: AnyPath, ids: np.ndarray) -> None:
-    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above.
+    """Write ids, (H, W) uint8 in 0..254, as a palette PNG, whole or not at all; makes the folders above it.
 
     Raises:
         InputError: `ids` has another shape or dtype or holds 255 (void).
@@ -113,35 +115,36 @@ def as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
 
 
 def _ids_of_indices(indices: np.ndarray, palette: np.ndarray, path: AnyPath) -> np.ndarray:
-    """Ids, where black is 0; `indices` themselves if they show the colours of `PALETTE`."""
+    """Ids, where black is 0; `indices` themselves if they show the colours of `PALETTE`, else a copy."""
     used, ids = np.bincount(indices.ravel(), minlength=256) > 0, np.arange(256)
     if np.array_equal(palette[used], PALETTE[used]):
         return indices
     if palette[0].any():
         objects = used & palette.any(1)
         if np.array_equal(objects, used):
-            raise InputError(f"{path}: shows no black, and its palette has another colour at 0, so that the "
+            raise InputError(f"{path}: shows no black, and its palette has another colour at 0, so the "
                              "background is unknown; paint the background black")
         warnings.warn(f"{path}: its palette has no black at 0; black is taken as background", stacklevel=2)
-        ids[0] = np.argmin(objects)  # the first that is free
+        ids[0] = np.argmin(objects)  # the first index that is free
         ids[~objects] = 0
     return ids[indices]
 
 
 def _refuse_soft(greys: np.ndarray, path: AnyPath, colours: bool) -> None:
-    """Raise an InputError if most greys are of rims; without colours also if 255 is most, but not alone."""
+    """Raise an InputError if most greys occur on rims only, or if a mask without `colours` is mostly 255."""
     kernel = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(greys, kernel), cv2.dilate(greys, kernel)
-    # a rim is no block of 3 x 3, but lies beside another object
+    # around a rim pixel are other greys: without background, or with a brighter grey
     rim = (low < high) & (greys > 0) & ((low > 0) | (greys < high))
-    thin, found = (len(np.setdiff1d(*pair)) for pair in ((greys[rim], greys[low == high]), (greys, [0, 255])))
+    thin = len(np.setdiff1d(greys[rim], greys[low == high]))
+    found = len(np.setdiff1d(greys, [0, 255]))
     white = found and np.bincount(greys.ravel(), minlength=256)[1:].argmax() == 254
     # where most pixels are rims, there are no objects that could have soft edges
     if white and (thin > found / 2 or not colours) or 2 < thin > found / 2 and rim.mean() < 0.5:
         half = greys.max() // 2
-        raise InputError(f"{path}: {found} greys besides 0 and 255 would be objects; for one object give "
+        raise InputError(f"{path}: {found} greys besides 0 and 255 would be objects; for one object, give "
                          f"--threshold={half} (threshold={half} in Python) or save it as 0 and 255 without "
-                         "soft edges, for several give each an id from 1 to 254")
+                         "soft edges; for several, give each an id from 1 to 254")
 
 
 def _ids_of_colours(colours: np.ndarray, path: AnyPath) -> np.ndarray:
@@ -188,11 +191,15 @@ def given_masks(video: Video, given: Sequence[AnyPath],
         threshold: as `read_mask` takes it.
 
     Raises:
-        InputError: a mask is missing, unreadable, of another size, drawn with soft edges or in the alpha
-            channel only, or belongs to no frame or to one that has a mask already; or none holds an object.
+        InputError: a mask of another size, of no frame, or of a frame that has a mask already; no object in
+            any mask; what `read_mask` raises.
     """
+    files = []
+    for item in given:
+        folder = expand(item)
+        files += mask_files(video, folder).items() if os.path.isdir(folder) else [given_file(item)]
     masks = {}
-    for frame, path in _given_files(video, given):
+    for frame, path in files:
         if frame in masks or frame >= len(video):
             raise InputError(f"{path}: given for frame {frame}; give one mask for a frame, as FRAME=PNG, "
                              f"where FRAME is 0 to {len(video) - 1}")
@@ -205,21 +212,8 @@ def given_masks(video: Video, given: Sequence[AnyPath],
     return dict(sorted(masks.items()))
 
 
-def _given_files(video: Video, given: Sequence[AnyPath]) -> list[tuple[int, Path]]:
-    files = []
-    for item in map(os.path.expanduser, given):
-        numbered = re.fullmatch("([0-9]{1,18})=(.*)", item, re.DOTALL)
-        if os.path.isdir(item):
-            files += mask_files(video, Path(item)).items()
-        elif numbered and not os.path.exists(item):
-            files.append((int(numbered[1]), expand(numbered[2])))
-        else:
-            files.append((0, Path(item)))
-    return files
-
-
 def mask_files(video: Video, folder: Path) -> dict[int, Path]:
-    """The PNGs in a folder by the numbers of the frames that they are named after, in order.
+    """{frame number: mask} for the PNGs in a folder, which are named like the video's frames, in order.
 
     Raises:
         InputError: there is none, or one belongs to no frame.
@@ -227,7 +221,7 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     numbers = video.numbers()
     files = {file.stem: file for file in folder.glob("[!.]*.png")}
     if stray := sorted(files.keys() - numbers):
-        raise InputError(f"{files[stray[0]]}: a mask of no frame of {video.path}; expected names such as "
+        raise InputError(f"{files[stray[0]]}: a mask of no frame of {video.path}; expected names like "
                          f"{video.frame_name(0)}.png")
     if not files:
         raise InputError(f"{folder}: no masks in this folder; expected {video.frame_name(0)}.png")
@@ -241,13 +235,14 @@ def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
         overwrite: results may replace files that no earlier run wrote.
 
     Raises:
-        InputError: not a folder, not writable, the one of the video's frames, or one with a file (such as a
-            given mask) that results would replace and that no earlier run wrote.
+        InputError: it is no folder, cannot be written to, or results would replace the video in it, or a file
+            (such as a given mask) that no earlier run wrote.
     """
     out = expand(out)
-    if out.resolve() == video.path.resolve():
-        raise InputError(f"{out}: holds the video's frames; give another folder for the results")
-    for path in () if overwrite else (out / name for name in _result_names(video)):
+    if video.path.resolve() in (out.resolve(), (out / MOVIE).resolve()):
+        raise InputError(f"{out}: results would replace {video.path}; give another folder for them")
+    for name in [] if overwrite else _result_names(video):
+        path = out / name
         if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
                              "give another folder, or --overwrite (overwrite=True in Python)")
@@ -260,14 +255,15 @@ def _result_names(video: Video) -> list[str]:
 
 def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
                out: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Write masks, (frame number, (H, W) uint8 ids) in order, as `out/<frame>.png` as they pass.
+    """Yield masks, (frame number, (H, W) uint8 ids) in order, and write each as `out/<frame>.png`.
 
     The first one removes what an earlier run left: `overlay.mp4` and the masks of this and later frames.
     """
     names = _result_names(video)
     for count, (t, ids) in enumerate(masks):
-        for name in () if count else names[t:]:
-            (out / name).unlink(missing_ok=True)
+        if count == 0:
+            for name in names[t:]:
+                (out / name).unlink(missing_ok=True)
         with replacing(out / names[t]) as stream:
             stream.write(as_png(ids, _SIGNED))
         yield t, ids
@@ -277,14 +273,14 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
                ended: Mapping[int, Collection[int]]) -> set[Path]:
     """Make a folder hold these masks and ends of objects, and no others, for `given_masks` and `read_ended`.
 
-    Masks drawn by hand are never deleted: a folder that holds others is renamed to `<folder>-<number>`.
+    Masks drawn by hand are never deleted: a folder that holds other files is renamed `<folder>-<number>`.
 
     Arguments:
         given: frame number -> (H, W) uint8 ids.
         ended: frame number -> ids of the objects that are gone from that frame on.
 
     Returns:
-        the files of these masks and ends.
+        The paths of these files.
     """
     files = {f"{video.frame_name(frame)}.png": as_png(ids) for frame, ids in given.items()}
     if ended:
@@ -301,10 +297,10 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
 
 
 def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, ...]]:
-    """The ends of objects that `save_given` left in folders: frame number -> ids that are gone from there on.
+    """The ends of objects that `save_given` wrote: frame number -> ids that are gone from that frame on.
 
     Arguments:
-        given: as `given_masks` takes it; only folders have such a file.
+        given: as `given_masks` takes it; only its folders hold such a file.
 
     Raises:
         InputError: the file is damaged, or names a frame that the video does not have.

@@ -48,13 +48,13 @@ def score_sequence(
 ) -> SequenceScores:
     """J and F of each object in the frames between the first and the last.
 
-    J = |A ∩ B| / |A ∪ B| compares the regions, 1 if both are empty. F = 2PR / (P + R) compares their
-    boundaries, 1 if both are empty, 0 if one is: P is the share of the prediction's boundary that lies within
-    ⌈.008 · diagonal⌉ pixels of the truth's, R the share of the truth's that lies as near to the prediction's.
-    The border of the image is no boundary.
+    J = |A ∩ B| / |A ∪ B| compares the regions; it is 1 if both are empty. F = 2PR / (P + R) compares their
+    boundaries; it is 1 if both are empty and 0 if one is. P is the share of the prediction's boundary that
+    lies within ⌈.008 · diagonal⌉ pixels of the truth's boundary, R the share the other way round. The border
+    of the image is no boundary.
 
-    The objects are those of the first annotation, truth[0]; other ids are background. With `first_frame`
-    (YouTube-VOS) its keys are the objects, and each counts from the frame after its first annotation.
+    The objects are those of the first annotation, truth[0]; other ids are background. For YouTube-VOS, the
+    objects are the keys of `first_frame`, and each counts from the frame after its first annotation.
 
     Arguments:
         truth, prediction: (T, H, W) integer ids, T >= 3; 0 and 255 are background.
@@ -71,7 +71,7 @@ def score_sequence(
         raise InputError(f"truth is {truth.dtype}, prediction {prediction.dtype}: ids must be integers")
     length, *size = truth.shape
     if length < 3:
-        raise InputError(f"{length} frame(s): at least 3 are needed; the first and the last are not scored")
+        raise InputError(f"{length} frame(s): at least 3 are needed, as the first and last are not scored")
     entry = _entry_frames(truth, first_frame)
     radius = ceil(TOLERANCE * hypot(*size))
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
@@ -105,7 +105,7 @@ def summarise(scores: Iterable[SequenceScores]) -> dict[str, float]:
 
 
 def _compare(truth: np.ndarray, prediction: np.ndarray, disk: np.ndarray) -> tuple[float, float]:
-    """J and F of two masks (H, W), uint8 0 and 1; boundaries match within the disk."""
+    """J and F of two masks (H, W), uint8 0 and 1; boundaries match within the disk (n, n)."""
     x, y, width, height = cv2.boundingRect(truth | prediction)
     box = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)  # holds all boundaries
     truth, prediction = truth[box], prediction[box]
@@ -120,7 +120,7 @@ def _compare(truth: np.ndarray, prediction: np.ndarray, disk: np.ndarray) -> tup
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from a neighbour in the array, right, lower or lower-right: (H, W) uint8."""
+    """Pixels that differ from their right, lower or lower-right neighbour: (H, W) uint8."""
     boundary = np.zeros_like(mask)
     boundary[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
     boundary[:-1] |= mask[:-1] ^ mask[1:]
@@ -129,11 +129,11 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def _statistics(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, recall (share above .5), decay (first quarter - last) of one object's scored frames."""
+    """Mean, recall (share above .5) and decay (first quarter - last) over one object's scored frames."""
     values = values[~np.isnan(values)]
     if not values.size:
         return np.nan, np.nan, np.nan
-    # as the official tool, 1e-10 rounds halves up, and quarters share a frame (its uint8 edges overflow)
+    # as in the official tool (whose uint8 edges overflow), 1e-10 rounds halves up, and quarters share a frame
     edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
     decay = values[edges[0] : edges[1] + 1].mean() - values[edges[3] : edges[4] + 1].mean()
     return float(values.mean()), float(np.mean(values > 0.5)), decay

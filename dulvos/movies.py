@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from dulvos.errors import InputError
-from dulvos.files import SIGNATURE, AnyPath, replacing
+from dulvos.files import SIGNATURE, AnyPath, expand, replacing
 from dulvos.videos import RATE
 
 __all__ = ["write_mp4"]
@@ -24,20 +24,20 @@ def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = RATE,
 
     Arguments:
         path: the file, with suffix .mp4; the folders above it are made.
-        frames: (H, W, 3) uint8 RGB of one size; a last odd row or column is repeated, as yuv420p needs it.
-        fps: frames per second; what lies outside 0.1..1000 is moved to the nearer end, and a note says so.
+        frames: (H, W, 3) uint8 RGB of one size; an odd side is padded by repeating its edge (for yuv420p).
+        fps: frames per second; a value outside 0.1..1000 is moved to the nearer end, and a note says so.
         aspect: width / height of a pixel when the movie is shown.
 
     Raises:
         InputError: no frames, or frames of differing size.
     """
-    path = Path(path)
-    rate = min(max(0.1, fps), 1000)  # 0.1 for a fps that is no number, too
+    path = expand(path)
+    rate = min(max(0.1, fps), 1000)  # 0.1 if fps is NaN
     if rate != fps:
         print(f"note: {path} plays {rate:g} frames a second instead of {fps:g}, which players cannot do")
     number = 0
-    # FFmpeg opens the file again to move the index, so it needs a name; what precedes a colon in a relative
-    # one would be a protocol
+    # FFmpeg opens the file again to move the index, so it needs a name. The name is absolute, because what
+    # precedes a colon in a relative one would be a protocol.
     with (replacing(path) as stream,
           av.open(os.path.abspath(stream.name), "w", "mp4", options={"movflags": "faststart"}) as container):
         container.metadata["comment"] = SIGNATURE

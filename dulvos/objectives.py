@@ -1,7 +1,7 @@
 """Objectives: the settings of a training, and the loss of one iteration.
 
-The method is "dense" (Sec. 3, App. B). The others are baselines of Table 1 in the same harness: the same
-encoder, clips, optimiser and budget, but another loss (see `dulvos.baselines`).
+The method is "dense" (Sec. 3, App. B). The others are baselines of Table 1 with the same encoder, clips,
+optimiser and budget, but another loss (see `dulvos.baselines`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TrainSettings(clips.ClipSettings):
     """Settings of a training; lengths are in pixels.
 
     The defaults are the paper's for YouTube-VOS, except `iterations` and `lr_every`, which depend on the
-    number of videos (`dulvos.study.collections.paper_settings`). A baseline takes its frames in order, and
-    ignores what only the method has: views, grids, lam, second_forward, alignment.
+    number of videos (`dulvos.study.collections.paper_settings`). A baseline takes its frames in order and
+    ignores the settings of the method alone: views, grids, jitter, lam, second_forward, alignment.
 
     Raises:
         InputError: a value of the wrong type or out of range.
@@ -43,11 +43,11 @@ class TrainSettings(clips.ClipSettings):
 
     objective: str = "dense"  # the method; or crw, crw-dense-nodes, mast, corrflow, colorize, contrastcorr
     iterations: int = 100_000
-    batch: int = 16  # B, clips a batch, over all processes
+    batch: int = 16  # B, clips per batch, over all processes
     view_scale: float = 0.5  # view 2 is a crop of relative size U(view_scale, 1)
     view_flip: bool = True  # flipped with p = 0.5; False and view_scale=1: no regularising branch (Sec. 3.5)
-    grid: int = 8  # N, anchors a side
-    cross_grid: int = 4  # M, cross-view features a side
+    grid: int = 8  # N, anchors per side
+    cross_grid: int = 4  # M, cross-view features per side
     tau: float = 0.05  # τ
     lam: float = 0.1  # λ, weight of the cross-view loss
     jitter: str = "common"  # of the grids: common (the release), independent (the paper's words), none
@@ -64,7 +64,7 @@ class TrainSettings(clips.ClipSettings):
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; losses are float32
     workers: int = 0  # processes that read clips
     checkpoint_minutes: float = 3.0
-    snapshot_every: int = 0  # iterations between encoders that are kept; 0 keeps only the last one
+    snapshot_every: int = 0  # iterations between the encoders that are kept; 0 keeps only the last one
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -124,7 +124,7 @@ def forward_views(net: nn.Module, frames: Tensor, frames_view2: Tensor, *, secon
         return features, reference
     training = net.training
     net.train(training and second_forward == "train")
-    plain = getattr(net, "module", net)  # DistributedDataParallel expects a backward pass after each forward
+    plain = getattr(net, "module", net)  # DistributedDataParallel expects a backward pass for each forward
     with torch.no_grad():
         rest = _key(plain, frames_view2[:, 1:].flatten(0, 1), precision)
     net.train(training)
@@ -141,7 +141,7 @@ class Iteration:
             B / processes clips of this one.
         generator: a CPU generator that all draws come from, in the same state in every process.
         number: of the iteration, for schedules.
-        rank, processes: number of this process, and of all.
+        rank, processes: number of this process, and how many there are.
     """
 
     net: nn.Module
@@ -153,12 +153,12 @@ class Iteration:
     processes: int = 1
 
     def loss(self) -> Output:
-        """`dulvos.losses.LossOutput` for "dense"; what a baseline's loss returns, which has `total` too."""
+        """What the objective's loss returns; its `total` is to be minimised."""
         return OBJECTIVES[self.settings.objective].loss(self)
 
     @property
     def batch(self) -> int:
-        """B: every process draws for the whole batch, and takes its `own` part."""
+        """B, for which every process draws, to take its `own` part of the draws."""
         return self.processes * len(self.frames)
 
     @property
@@ -171,11 +171,11 @@ class Iteration:
         return key.unflatten(0, self.frames.shape[:2])
 
     def lab(self) -> Tensor:
-        """The frames' true colours, (B, T, 3, S, S) Lab."""
+        """The frames' colours, (B, T, 3, S, S) Lab."""
         return baselines.rgb_to_lab(encoder.restore_rgb(self.frames))
 
     def classes(self, centres: tuple) -> tuple[Tensor, Tensor]:
-        """The frames' colour classes: their shares in each cell (B, T, C, h, w), and (B, T, S, S)."""
+        """The frames' colour classes: shares in each cell (B, T, C, h, w), and of pixels (B, T, S, S)."""
         classes = baselines.colour_classes(self.lab(), centres)
         return baselines.one_hot_cells(classes, len(centres), self.settings.stride), classes
 
@@ -196,7 +196,7 @@ def _dense(it: Iteration) -> losses.LossOutput:
 
 
 def _walk(it: Iteration, nodes: Tensor) -> baselines.WalkOutput:
-    # the loss draws for this process's clips alone
+    # a seed for each process, since the loss draws for this process's clips alone
     seeds = torch.randint(2**62, (it.processes,), generator=it.generator)
     generator = torch.Generator().manual_seed(int(seeds[it.rank]))
     return baselines.walk_loss(nodes, tau=it.settings.tau, dropout=EDGE_DROPOUT, generator=generator)
@@ -226,7 +226,7 @@ def _mast(it: Iteration) -> baselines.ColourOutput:
 
 def _corrflow(it: Iteration) -> baselines.ColourOutput:
     features = it.encode(factors=baselines.channel_factors(it.generator), normalise=False)
-    low, high = KEPT_COPIES  # over lr_every, since the length of a run may change when it is prolonged
+    low, high = KEPT_COPIES  # not over the iterations, whose number changes when a run is prolonged
     share = low + (high - low) * min(1, it.number / it.settings.lr_every)
     keep = torch.rand(it.batch, it.settings.frames, generator=it.generator)[it.own] < share
     return baselines.corrflow_loss(features, *it.classes(baselines.LAB_CLASSES), keep)
@@ -243,7 +243,7 @@ def _contrastcorr(it: Iteration) -> baselines.ColourOutput:
 
 @dataclass(frozen=True)
 class Objective:
-    """What training needs of an objective: its loss, the least frames a clip, and what the encoder sees."""
+    """What training needs of an objective: its loss, the least frames per clip, and the encoder's colours."""
 
     loss: Callable[[Iteration], Output]
     frames: int = 2

@@ -24,19 +24,19 @@ Masks = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
 class Protocol:
     """The rules of label propagation; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C)."""
 
-    context: int = 20  # recent frames to copy from; the reference comes on top
+    context: int = 20  # recent frames to copy from, besides the reference
     radius: float = 12.0  # of the neighbourhood in recent frames, in cells
     neighbourhood: str = "disc"  # disc: distance < radius; box: |dy| and |dx| <= radius
     restrict_reference: bool = False  # copy from the reference within the neighbourhood only
-    repeat_reference: bool = True  # where recent frames are missing, the reference counts again for each
-    topk: int = 10  # copy from this many cells, the most similar ones
-    ties: bool = False  # and from all that are as similar as the last of them
+    repeat_reference: bool = True  # at first, the reference stands in for each recent frame that is missing
+    topk: int = 10  # copy from the most similar cells, this many
+    ties: bool = False  # and from every cell as similar as the last of them
     tau: float = 0.05  # temperature τ of the softmax over their cosines
     shrink: str = "bilinear"  # masks to cells: bilinear (corners aligned) or nearest
     enlarge: str = "bilinear"  # cells to pixels: bilinear (corners aligned) or normalised (see to_labels)
 
     def __post_init__(self) -> None:
-        # with a smaller tau, similarities / τ overflow
+        # similarities / τ overflow if tau is smaller
         if self.context < 1 or self.topk < 1 or not self.radius > 0 or not self.tau >= 1e-6:
             raise InputError("context and topk must be >= 1, radius > 0 and tau >= 1e-6, not "
                              f"context={self.context}, topk={self.topk}, radius={self.radius}, "
@@ -53,12 +53,12 @@ PROTOCOLS = {
 
 
 class Plain:
-    """Compares each cell of a frame with all cells of remembered frames that it may look at.
+    """Compares each cell of a frame with all cells of remembered frames that it may copy from.
 
     Arguments:
         first: (h, w, K) float, the first frame to be remembered.
         slots: number of frames to remember.
-        topk: number of the largest similarities that must be found; here all are.
+        topk: number of the largest similarities that must be found; this class finds all.
     """
 
     def __init__(self, first: Tensor, slots: int, topk: int):
@@ -74,13 +74,13 @@ class Plain:
 
         Arguments:
             query: (h, w, K) float, the frame.
-            tiles: of the frame, with Q cells each.
-            near: slots to look at within the windows. A slot that stands here several times counts as often.
-            everywhere: slots to look at without a limit.
+            tiles: the frame's tiles, of Q cells each.
+            near: slots to compare with within the windows; a slot that is listed n times counts n times.
+            everywhere: slots to compare with as a whole.
 
         Yields:
-            For each tile (Q, n) similarities, -inf where too far, and the numbers (n,) of the remembered
-            cells, in [0, S·h·w).
+            For each tile, similarities (Q, n), -inf where too far away, and the numbers (n,) of these
+            remembered cells, in [0, slots·h·w).
         """
         numbers = torch.arange(self.keys[..., 0].numel(), device=query.device).view(self.keys.shape[:3])
         for rows, columns, near_rows, near_columns, far in tiles:
@@ -101,7 +101,7 @@ def most_similar(similarity: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor
         similarity: (Q, n) float.
 
     Returns:
-        Weights (Q, k) float and indices (Q, k) int64; k exceeds topk only where ties count.
+        Weights (Q, k) float and indices (Q, k) int64; k exceeds topk only with `protocol.ties`.
     """
     value, index = similarity.topk(min(protocol.topk, similarity.shape[1]), 1, sorted=False)
     if protocol.ties:
@@ -113,7 +113,7 @@ def most_similar(similarity: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor
 
 
 def entries(t: int, reference: int, protocol: Protocol) -> tuple[list[int], list[int]]:
-    """The frames that frame t > reference copies from: within the neighbourhood, and without a limit."""
+    """The frames that frame t > reference copies from: within the neighbourhood, and as a whole."""
     recent = range(t - protocol.context, t)
     near = [max(j, reference) for j in recent if protocol.repeat_reference or j > reference]
     return ([reference, *near], []) if protocol.restrict_reference else (near, [reference])
@@ -122,8 +122,10 @@ def entries(t: int, reference: int, protocol: Protocol) -> tuple[list[int], list
 def object_ids(first_mask: Masks) -> tuple[int, ...]:
     """Ids of the channels that `propagate` yields: 0 (background), then the objects' ids, ascending.
 
-    Soft masks of C channels have the ids 0 ... C - 1. Masks of another kind, of different sizes or with
-    negative ids, or none at all, raise an InputError.
+    Soft masks of C channels have the ids 0 ... C - 1.
+
+    Raises:
+        InputError: no mask, one of another kind or with a negative id, or masks of different sizes.
     """
     return _read(first_mask)[1]
 
@@ -132,8 +134,8 @@ def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
     given = first_mask if isinstance(first_mask, Mapping) else {0: first_mask}
     arrays = {int(t): np.asarray(mask) for t, mask in given.items()}
     kinds = {(mask.shape, mask.dtype.kind in "biu") for mask in arrays.values()}
-    (shape, integer), *others = kinds or [((), False)]
-    if others or min(arrays, default=-1) < 0 or len(shape) != 3 - integer:
+    shape, integer = kinds.pop() if len(kinds) == 1 else ((), False)
+    if len(shape) != (2 if integer else 3) or min(arrays) < 0:
         shapes = {t: f"{mask.dtype} {mask.shape}" for t, mask in arrays.items()}
         raise InputError("masks must be (H, W) integer ids or (C, H, W) floats, at least one, all of one "
                          f"size, at frames >= 0, not {shapes}")
@@ -149,7 +151,7 @@ def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
 
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) resized to (..., h, w): the pixel at the centre of each cell, exactly as PIL's NEAREST."""
-    # PIL adds up steps; where a centre lies between two pixels, the rounding of the sum decides
+    # summed like PIL: where a centre lies between two pixels, the rounding of the sum decides
     rows, columns = (np.cumsum([old / new / 2] + [old / new] * (new - 1)).astype(int)
                      for new, old in zip(size, maps.shape[-2:]))
     return maps[..., rows[:, None], columns]
@@ -162,11 +164,11 @@ def to_labels(soft: Tensor, size: tuple[int, int], ids: tuple[int, ...], *, enla
     Arguments:
         soft: (M, h, w) float, background first.
         size: (H, W) in pixels.
-        ids: of the M channels, as `object_ids` gives them.
+        ids: the M channels' ids, as `object_ids` returns them.
         enlarge: "bilinear" enlarges to `size`, with aligned corners, before the argmax. "normalised"
             enlarges `stride` times (bilinear, corners not aligned), stretches each channel to [0, 1], takes
             the argmax and resizes the ids to `size` by nearest neighbours.
-        stride: of the features, in pixels; only "normalised" needs it.
+        stride: pixels per cell; only "normalised" needs it.
 
     Returns:
         (H, W) int64 on the device of `soft`.
@@ -176,7 +178,7 @@ def to_labels(soft: Tensor, size: tuple[int, int], ids: tuple[int, ...], *, enla
         return names[F.interpolate(soft[None], size, mode="bilinear", align_corners=True)[0].argmax(0)]
     large = F.interpolate(soft[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
-    # a constant channel stays as it is, and its rounding errors are not stretched
+    # a constant channel stays as it is; stretching would show its rounding errors
     large = torch.where(high - low > 1e-6 * high, (large - low) / (high - low), large)
     return nearest(names[large.argmax(0)], size)
 
@@ -190,24 +192,24 @@ def propagate(features: Iterable[Tensor | None], first_mask: Masks, protocol: Pr
     d < radius in the frames max(j, t₀), j = t - context … t - 1, so that t₀ counts several times at first.
     The cell's mask is the mean of the masks at the topk most similar cells, weighted by softmax(cosine / τ)
     over those (Eqs. 7, 8). Other protocols change these rules.
-    Each annotated frame is a reference with a context of its own. The newest reference that annotates a
-    channel carries it, the first one carries the background, and all contexts remember the merged mask.
+    Each annotated frame is a reference with a context of its own. A channel is carried from the newest
+    reference that annotates it, the background from the first one, and all contexts hold the merged masks.
     Memory holds `context` frames and the references, however long the video is.
 
     Arguments:
         features: (T, K, h, w) float, L2-normalised over K; or an iterable of (K, h, w) frames.
         first_mask: the mask of frame 0, or a mapping from frame numbers to masks, each with the objects that
-            are new (or corrected) in that frame. A mask is (H, W) integer ids, with or without gaps, 0 being
-            background; or (C, H, W) float soft masks of any C channels. In a mapping of soft masks, channel 0
-            is the background, and a channel that is 0 everywhere is not annotated. Frames before the first
-            mask are background.
+            are new (or corrected) in that frame. A mask is (H, W) integer ids, with or without gaps, where 0
+            is background; or (C, H, W) float soft masks of any C channels. In a mapping of soft masks,
+            channel 0 is the background, and a channel that is 0 everywhere is not annotated. Frames before
+            the first mask are background.
         protocol: the rules, such as `PROTOCOLS["dino"]`.
         history: soft masks (M, h, w) of the first frames, as an earlier call yielded them. They are not
             yielded again, and later frames equal those of an uninterrupted run to the bit. `features` may
             give None for frames of the history that are neither annotated nor among its last `context`.
-        ended: frame number -> ids of the objects that are gone from that frame on: background, until a later
-            annotation, or one of that frame, brings them back.
-        engine: compares the cells, `Plain` or `dulvos.tiled.Preselected`, with the same result; None takes
+        ended: frame number -> ids of the objects that are gone from that frame on. They become background,
+            until an annotation of that frame or a later one brings them back.
+        engine: compares the cells: `Plain` or `dulvos.tiled.Preselected`, with the same result; None takes
             the faster one.
         changes: fields of the protocol to replace, such as `topk=5`.
 
@@ -232,7 +234,7 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
     gone: set[int] = set()  # channels of ended objects
     shape, t = None, -1
 
-    def slot(frame: int) -> int:  # where a frame is remembered: references stay, recent frames take turns
+    def slot(frame: int) -> int:  # of the memory: references stay there, recent frames take turns
         return references.index(frame) if frame in masks else len(masks) + (frame - start - 1) % context
 
     for t, frame in enumerate(features):
@@ -246,7 +248,7 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
         with torch.autocast(keys.device.type, enabled=False):
             if t == start:
                 slots = len(masks) + context
-                # copies of the reference tie: then all of them count, not only topk
+                # copies of the reference are ties, which all count
                 topk = max(protocol.topk, context + 1) if protocol.ties else protocol.topk
                 try:
                     memory = engine(keys, slots, topk)
@@ -263,7 +265,7 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
                     soft[:, 0] = 1
                 for reference in references:
                     own = owner == reference
-                    if not own.any():  # it is yet to come, or later masks gave all its channels anew
+                    if not own.any():  # it comes later, or newer references carry all its channels
                         continue
                     near, everywhere = ([slot(j) for j in js] for js in entries(t, reference, protocol))
                     found = memory.similarities(keys, tiles, near, everywhere)
@@ -291,18 +293,18 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
 
 
 def _checked(frame: Tensor, t: int, shape: torch.Size, protocol: Protocol) -> Tensor:
-    """A frame's features (h, w, K), at least in float32: half precision would choose other cells."""
+    """A frame's features (h, w, K), in float32 or more: half precision would choose other cells."""
     height, width = frame.shape[1:]
     if frame.shape != shape:
-        raise InputError(f"frame {t} has features of shape {tuple(frame.shape)}, earlier ones of "
-                         f"{tuple(shape)}")
+        raise InputError(f"features of frame {t} have the shape {tuple(frame.shape)}, earlier ones "
+                         f"{tuple(shape)}; all must have one shape")
     if protocol.topk > height * width:
         raise InputError(f"topk={protocol.topk} exceeds the {height}x{width} cells of a frame; give at most "
                          f"{height * width}")
     keys = frame.to(torch.promote_types(frame.dtype, torch.float32)).permute(1, 2, 0).contiguous()
     if not keys.isfinite().all():
         raise InputError(f"features of frame {t} are infinite or not numbers: the weights are damaged, or "
-                         "bf16 fails here (as it does on frames 8 pixels wide); try precision='fp32'")
+                         "bf16 fails (it does on frames 8 pixels wide); try precision='fp32'")
     return keys
 
 
@@ -310,7 +312,7 @@ def _mix(found: Iterable[tuple[Tensor, Tensor]], tiles: Sequence[Window], table:
          size: tuple[int, int], protocol: Protocol) -> Tensor:
     """Eq. 8: each cell's mask, mixed from the masks (S, h·w, M) of the most similar cells: (h·w, M)."""
     mixed = table.new_empty(*size, table.shape[-1])
-    for (similarity, cells), window in zip(found, tiles):  # `found` first: it ends, and frees its memory
+    for (similarity, cells), window in zip(found, tiles):  # `found` first, so that it ends and frees memory
         weight, index = most_similar(similarity, protocol)
         tile = mixed[window.rows, window.columns]
         tile.copy_(F.embedding_bag(cells[index], table.flatten(0, 1), per_sample_weights=weight.float(),
@@ -323,15 +325,15 @@ def _annotated(soft: Tensor, maps: Tensor, size: tuple[int, int], held: Tensor, 
     small = (nearest(maps, size) if protocol.shrink == "nearest" else
              F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0])
     m = small.flatten(1).t().to(soft)
-    if held[0]:  # the first annotation, which gives the background, too
+    if held[0]:  # the first annotation, which also holds the background
         return m
     m[:, 0] = 0
-    soft[:, held] = 0  # a correction replaces what older references carried
+    soft[:, held] = 0  # a correction replaces what older references carry
     s = m.sum(1, keepdim=True)
     return (1 - s) * soft + s * m
 
 
 def _fastest(first: Tensor, slots: int, topk: int) -> Plain | Preselected:
-    # measured on a processor: on maps below about 400 cells, the preselection takes longer than it saves
+    # measured on a CPU: on maps below about 400 cells, the preselection takes longer than it saves
     large = first.shape[0] * first.shape[1] >= 400
     return (Preselected if large and first.device.type == "cpu" else Plain)(first, slots, topk)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 __all__ = ["Preselected", "Window", "windows"]
 
-TILE = 12  # side of a tile in cells: larger tiles compare too much in vain, smaller ones make slow products
+TILE = 12  # side of a tile in cells: larger tiles compare too many far cells, smaller ones make slow products
 
 
 class Window(NamedTuple):
-    """A tile of a feature map, the box of cells near it, and which of these its cells may not look at."""
+    """A tile of a feature map, the box of cells near it, and which of these are too far from which cell."""
 
     rows: slice  # of the tile, Q cells
     columns: slice
@@ -30,7 +30,7 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
 
     Arguments:
         radius: in cells, > 0.
-        neighbourhood: "disc" holds the cells at distance d < radius, "box" those at |dy| and |dx| <= radius.
+        neighbourhood: "disc" (distance < radius) or "box" (|dy| and |dx| <= radius).
     """
     radius, box = min(radius, height + width), neighbourhood == "box"
     reach = int(radius) if box else ceil(radius) - 1
@@ -41,7 +41,7 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
         return [(slice(a, b), slice(max(0, a - reach), min(length, b + reach)))
                 for a, b in zip(edges, edges[1:])]
 
-    @cache  # most windows have one shape
+    @cache  # most windows have the same shape
     def far(*sides: tuple[int, int, int]) -> Tensor:
         dy, dx = ((torch.arange(*near)[:, None] - torch.arange(own)).abs() for own, *near in sides)
         dy, dx = dy[:, None, :, None], dx[:, None]
@@ -57,19 +57,19 @@ def windows(height: int, width: int, radius: float, neighbourhood: str, device: 
 
 
 class Preselected:
-    """Compares cells as `dulvos.propagation.Plain` does, but leaves out most that no query can choose.
+    """Compares cells as `dulvos.propagation.Plain` does, but leaves out most cells that no query can choose.
 
-    Cells are first compared coarsely, in bfloat16 where the processor multiplies it fast. The mean μ is taken
-    out of keys and queries to keep rounding errors small: q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last
-    term is the same for all keys of a query. The second is one number for each key, held in two more channels
-    (one for its rounding error). A bound on the error then shows which cells cannot be among the topk of any
-    query of the tile; the others are compared exactly.
+    First it compares coarsely, in bfloat16 if the processor multiplies that fast. To keep rounding errors
+    small, the mean μ is taken out of keys and queries: q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last term
+    is the same for all keys of a query. The second is a number for each key, kept in two more channels (one
+    for its rounding error). A bound on the error then shows which cells cannot be among the topk of any query
+    of the tile; the others are compared exactly.
 
     Arguments:
         first: (h, w, K) float, the first frame to be remembered.
         slots: number of frames to remember.
         topk: number of the largest similarities that must be found.
-        coarse: type of the coarse product; None chooses it.
+        coarse: dtype of the coarse product; None chooses it.
     """
 
     def __init__(self, first: Tensor, slots: int, topk: int, coarse: torch.dtype | None = None):
@@ -83,7 +83,7 @@ class Preselected:
         self.keys = first.new_empty(slots, height, width, channels)
         self.coarse = first.new_zeros(slots, height, width, padded, dtype=coarse)
         self.norm = first.new_zeros(slots)  # largest norm of k - μ in each frame
-        self.residual = first.new_zeros(slots)  # largest norm of the part that the coarse type rounds away
+        self.residual = first.new_zeros(slots)  # largest norm of what rounding to `coarse` takes away
         self.queries = first.new_zeros(TILE**2, padded, dtype=coarse)
         self.queries[:, channels: channels + 2] = 1
         self.rooms: dict[str, Tensor] = {}
@@ -117,7 +117,8 @@ class Preselected:
             tile = query[rows, columns].flatten(0, 1)  # [Q, K]
             centred, coarse = tile - self.mean, self.queries[: len(tile)]
             coarse[:, :channels] = centred
-            parts = []  # similarities [A, B, Q], cells' numbers in two parts [A] and [B], the far ones [B, Q]
+            # coarse similarities [A, B, Q], the cells' numbers as sums of [A] and [B], and `far` [B, Q]
+            parts = []
             if near:
                 window = self.coarse[:, near_rows, near_columns][recent]
                 window = self._room("keys", window.shape).copy_(window).flatten(1, 2)
@@ -132,8 +133,8 @@ class Preselected:
             high = torch.cat([_high(part[0], part[3], top, self.topk) for part, top in zip(parts, best)])
             high = high.float().topk(min(self.topk, len(high)), 0).values  # [k, Q]
             least = high[-1] if len(high) == self.topk else high[-1] - torch.inf
-            # |coarse - exact| <= error where coarse >= least: queries, keys and results are rounded, and sums
-            # are in float32
+            # |coarse - exact| <= error where coarse >= least; the terms come from rounded queries, rounded
+            # keys, sums in float32 and rounded results
             size, lost = centred.norm(dim=1), centred.sub_(coarse[:, :channels]).norm(dim=1)
             rounding = torch.finfo(coarse.dtype).eps
             error = lost * norm + (size + lost) * residual
@@ -152,7 +153,7 @@ class Preselected:
             yield value, index
 
     def _room(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Memory that is used again: fresh memory of this size would take longer than filling it."""
+        """Memory that is used again, because allocating this much takes longer than filling it."""
         size = torch.Size(shape).numel()
         if name not in self.rooms or self.rooms[name].numel() < size:
             self.rooms[name] = self.coarse.new_empty(2 * size)  # windows grow
@@ -166,16 +167,16 @@ class Preselected:
 
 
 def _high(affinity: Tensor, far: Tensor, best: Tensor, topk: int) -> Tensor:
-    """Large similarities (n, Q) of (A, B, Q): all A of the topk b in `best` (B, Q), the maximum over A."""
+    """Large similarities (n, Q) of (A, B, Q): all A at the topk b of `best` (B, Q), the maximum over A."""
     place = best.t().contiguous().topk(min(topk, len(best)), 1, sorted=False).indices.t()  # [k, Q]
     values = affinity.gather(1, place.expand(len(affinity), -1, -1))
     return values.masked_fill(far.gather(0, place), -torch.inf).flatten(0, 1)
 
 
 def _survivors(affinity: Tensor, far: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (a, b) in (A, B, Q) that reach `least` (Q,) for a query; `best` (B, Q) is the maximum over A."""
-    place = (best >= least).any(1).nonzero()[:, 0]  # few b have such an entry
+    """Places (a, b) of (A, B, Q) that reach `least` (Q,) for any query; `best` (B, Q): maximum over A."""
+    place = (best >= least).any(1).nonzero()[:, 0]  # few b hold such a place
     bound = least.expand(len(place), -1).masked_fill(far[place], torch.inf)
-    # a difference and its maximum take less time than a comparison and any()
+    # a difference and its maximum are faster than a comparison and any()
     a, b = ((affinity.index_select(1, place) - bound).amax(2) >= 0).nonzero().unbind(1)
     return a, place[b]

@@ -1,8 +1,7 @@
 """Read videos, that is folders of frames and video files, as 8-bit RGB arrays, and resize frames.
 
 Grey and palette pictures become RGB. 16-bit samples are scaled from 0..65535, whatever range a picture uses.
-Alpha is ignored: transparent pixels keep the colour stored under them. Of an animation, only the first
-picture is read.
+Alpha is ignored: transparent pixels keep their stored colour. Only the first picture of an animation is read.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from PIL import ExifTags, Image, PngImagePlugin
 from dulvos.errors import InputError
 from dulvos.files import AnyPath, expand
 
-__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "fingerprint", "frame_files", "open_video", "resize",
-           "shrink", "shrunk_size"]
+__all__ = ["FRAME_SUFFIXES", "VIDEO_SUFFIXES", "Video", "fingerprint", "frame_files", "given_file",
+           "open_video", "resize", "shrink", "shrunk_size"]
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEO_SUFFIXES = (*".mp4 .avi .mkv .mov .webm .m4v .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp .ogv".split(),)
 RATE = 24.0  # frames per second of DAVIS, of folders, and of video files that state no rate
 
 _EXPECTED = f"a folder of frames ({', '.join(FRAME_SUFFIXES)}) or a video file ({', '.join(VIDEO_SUFFIXES)})"
-# How complete files begin and end. Others are also decoded by Pillow, which refuses cut files.
+# How complete JPEG and PNG files begin and end. Pillow, which refuses cut files, decodes others once more.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
 # Pillow refuses a PNG whose colour profile or text takes more than 1 MB, which some tools write.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
@@ -46,24 +45,25 @@ _open = threading.local()  # each thread keeps one video file open
 
 
 @contextmanager
-def _readable(path: Path | None = None, kinds: type[Exception] = OSError) -> Iterator[None]:
-    """Turn errors of the system, or whatever a decoder of `path` raises, into an InputError."""
+def _readable(frame: Path | None = None) -> Iterator[None]:
+    """Turn errors of the system, or any error while a frame's file is decoded, into an InputError."""
+    kinds = Exception if frame else OSError
     try:
         yield
     except kinds as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: unreadable frame ({reason}); replace this file" if path else
+        raise InputError(f"{frame}: unreadable frame ({reason}); replace this file" if frame else
                          f"{error.filename}: {reason}; expected a readable file or folder") from error
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one size under one name; it holds no open file, so it can be sent to other processes.
+    """A folder of frames or a video file; it holds no open file, so it can be sent to other processes.
 
     Arguments:
         name: name of the folder, or of the file without its suffix.
         path: the folder of frames or the video file.
-        length: number of frames; of a video file, those that decode, whatever its header says.
+        length: number of frames; for a video file, of those that decode, whatever its header says.
         size: (H, W) of the first frame, after any rotation that EXIF or the container asks for.
         files: names of the frame files, ordered by their numbers; empty for a video file.
         rate: frames per second.
@@ -87,14 +87,14 @@ class Video:
         return Path(self.files[index]).stem if self.files else f"{index:05d}"
 
     def numbers(self) -> dict[str, int]:
-        """The frames' numbers by their names, in order."""
+        """{name of a frame: its index}, in order."""
         return {self.frame_name(index): index for index in range(self.length)}
 
     @_readable()
     def read(self, index: int) -> np.ndarray:
         """Read one frame, (H, W, 3) uint8 RGB; negative indices count from the end.
 
-        A video file is only decoded forwards, because seeking misses frames in some files: a step back starts
+        A video file is only decoded forwards, because seeking misses frames in some files. A step back starts
         again at the first frame.
 
         Raises:
@@ -110,7 +110,7 @@ class Video:
         return self._read(index, decoder)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Frames `start` to the last, each (H, W, 3) uint8 RGB, in one pass; raises as `read` does."""
+        """Frames from `start` on, each (H, W, 3) uint8 RGB, in one pass; raises what `read` raises."""
         decoder = None if self.files else _Decoder(self.path)
         for index in range(start, self.length):
             yield self._read(index, decoder)
@@ -143,8 +143,9 @@ def open_video(path: AnyPath, given: Iterable[AnyPath] = (), *, quick: bool = Fa
     Arguments:
         path: a folder of pictures whose names differ in their numbers only (other kinds of files are
             ignored), or a video file.
-        given: masks, as `dulvos.masks.given_masks` takes them; they are no frames, even among frames.
-        quick: take 98 % of a file's packets for its length, because decoders lose a few; decodes one frame.
+        given: masks, as `dulvos.masks.given_masks` takes them; none of them is a frame, even in the folder.
+        quick: do not decode a video file, but estimate its length as 98 % of its packets, since decoders lose
+            a few.
 
     Raises:
         InputError: the path does not exist, its kind is unknown, it is damaged, or the folder holds no
@@ -161,25 +162,24 @@ def open_video(path: AnyPath, given: Iterable[AnyPath] = (), *, quick: bool = Fa
         raise InputError(f"{path}: {reason}; expected {_EXPECTED}")
     decoder = _Decoder(path)
     size = decoder.read(0).shape[:2]
+    rate = float(decoder.stream.average_rate or RATE)
     aspect = decoder.stream.sample_aspect_ratio or Fraction(1)
     if decoder.turns % 2:
         aspect = 1 / aspect
-    length = 0
     if quick:
-        decoder = _Decoder(path)
+        packets = 0
         with suppress(av.FFmpegError):
-            for packet in decoder.packets:
-                length += packet.size > 0
-        length = max(1, length - max(2, (length + 49) // 50))
+            for packet in _Decoder(path).packets:
+                packets += packet.size > 0
+        length = max(1, packets - max(2, (packets + 49) // 50))
     else:  # headers announce frames that are missing
         length = 1 + sum(1 for _ in decoder.frames)
-    return Video(path.stem, path, length, size, (),
-                 float(decoder.stream.average_rate or RATE), aspect)
+    return Video(path.stem, path, length, size, rate=rate, aspect=aspect)
 
 
 @_readable()
 def fingerprint(videos: Iterable[Video]) -> str:
-    """16 hex digits for names, lengths, sizes, and the files' names and byte counts; no dates, no paths."""
+    """16 hex digits of names, lengths, sizes, and the files' names and byte counts, but no dates or paths."""
     digest = hashlib.sha256()
     for video in videos:
         files = [video.path / file for file in video.files] or [video.path]
@@ -189,7 +189,7 @@ def fingerprint(videos: Iterable[Video]) -> str:
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a frame, (H, W, 3) uint8, to size (h, w) by the project's one filter: bilinear, antialiased."""
+    """Resize a frame, (H, W, 3) uint8, to size (h, w), bilinear and antialiased, as everywhere here."""
     if tuple(size) == frame.shape[:2]:
         return frame
     image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
@@ -205,13 +205,13 @@ def shrunk_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
 
 
 def shrink(frame: np.ndarray, shorter_side: int) -> np.ndarray:
-    """Reduce a frame, (H, W, 3) uint8, to a shorter side in pixels; 0 or a longer one keeps the frame."""
+    """Reduce a frame, (H, W, 3) uint8, to a shorter side in pixels; 0 or a larger side keeps the frame."""
     return resize(frame, shrunk_size(frame.shape[:2], shorter_side))
 
 
 def _header_size(path: Path) -> tuple[int, int]:
     """(H, W) of a picture after any EXIF rotation, from its header alone; raises InputError if unreadable."""
-    with _readable(path, Exception), Image.open(path) as image:
+    with _readable(path), Image.open(path) as image:
         exif = Image.Exif()  # not `getexif`: it also obeys XMP, unlike OpenCV, and decodes a whole PNG
         with suppress(SyntaxError):  # OpenCV ignores broken EXIF data too
             exif.load(image.info.get("exif", b""))
@@ -221,11 +221,11 @@ def _header_size(path: Path) -> tuple[int, int]:
 @_readable()
 def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
     """Names of the frames in a folder, ordered by the numbers in them; see `open_video`."""
-    masks = {os.path.abspath(expand(str(item).rpartition("=")[2])) for item in given}
+    masks = {os.path.abspath(given_file(item)[1]) for item in given}
     files = []
     for entry in os.scandir(folder):
         stem, suffix = os.path.splitext(entry.name)
-        # A broken link counts, so that reading it is an error; a pipe does not: reading it would never end.
+        # A broken link counts, so that reading it is an error. A pipe does not: reading it would never end.
         if (not stem.startswith(".") and suffix.lower() in FRAME_SUFFIXES
                 and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry))
                 and os.path.abspath(entry) not in masks):
@@ -239,8 +239,16 @@ def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
     return tuple(name for *_, name in files)
 
 
+def given_file(item: AnyPath) -> tuple[int, Path]:
+    """Frame number and path of a mask given as FRAME=PATH, or as a path alone, which is of frame 0."""
+    numbered = re.fullmatch("([0-9]{1,18})=(.*)", os.fspath(item), re.DOTALL)
+    if numbered and not os.path.exists(item):
+        return int(numbered[1]), expand(numbered[2])
+    return 0, expand(item)
+
+
 def _read_image(path: Path) -> np.ndarray:
-    with _readable(path, Exception):
+    with _readable(path):
         if not _is_whole(path):
             with Image.open(path) as image:
                 image.load()  # OpenCV would silently fill the rest of a cut picture with grey
@@ -258,12 +266,12 @@ def _is_whole(path: Path) -> bool:
 
 
 def _identity(path: Path) -> tuple[Path, int, int]:
-    """Differs in a forked process, which shares its parent's position in the file, and for a new file."""
+    """Differs for a new file, and in a forked process, which shares its parent's position in the file."""
     return path.absolute(), os.getpid(), path.stat().st_mtime_ns
 
 
 def _frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
-    with suppress(av.FFmpegError):  # damage that cannot be skipped ends the video
+    with suppress(av.FFmpegError):  # damage that demuxing cannot skip ends the video
         for packet in packets:
             with suppress(av.FFmpegError):  # the next packet may decode
                 yield from packet.decode()
@@ -277,7 +285,7 @@ class _Decoder:
         self.path, self.position, self.identity = path, -1, _identity(path)
         try:
             container = av.open(os.path.abspath(path))  # a relative "12:30.mp4" would name a protocol
-            weakref.finalize(self, container.close)  # it is in a cycle of references, which keeps it open
+            weakref.finalize(self, container.close)  # a cycle of references would keep it open
             self.stream = container.streams.best("video")
             # One thread: decoder threads do not survive a fork, and a worker that releases them hangs.
             self.stream.codec_context.thread_count = 1
@@ -289,11 +297,11 @@ class _Decoder:
         self.frames = _frames(self.packets)
 
     def read(self, index: int) -> np.ndarray:
-        """Frame `index`, not before `position`; the last frame can be read again."""
+        """Frame `index` >= `position`, (H, W, 3) uint8 RGB."""
         while self.position < index and (frame := next(self.frames, None)):
             self.position, self.frame = self.position + 1, frame
             if not self.position:
-                self.size = frame.width, frame.height  # of all frames, if later ones differ
+                self.size = frame.width, frame.height  # later frames of another size are scaled to it
         if self.position < index:
             raise InputError(f"{self.path}: frame {index} does not decode; re-encode or replace the file")
         image = self.frame.reformat(*self.size, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()

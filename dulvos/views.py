@@ -15,7 +15,7 @@ __all__ = ["Similarity", "sample_similarity", "warp"]
 
 @dataclass(frozen=True)
 class Similarity:
-    """A random flip and crop for each clip: the main view is flipped, then cropped, then resized back.
+    """A flip and a crop for each of B clips: the main view is flipped, then cropped, then resized back.
 
     Fields:
         size: side S of the square frames, in pixels.
@@ -47,10 +47,7 @@ class Similarity:
         return torch.stack([torch.stack([f * s, zero, f * dx], 1), torch.stack([zero, s, dy], 1)], 1).float()
 
     def frames(self, frames: Tensor) -> Tensor:
-        """View 2 of the main view's frames, (B, T, C, S, S) float; every frame of a clip is treated alike.
-
-        Resizing is bilinear (align_corners=False).
-        """
+        """View 2 of the main view's frames (B, T, C, S, S) float; bilinear, align_corners=False."""
         views = []
         draws = zip(frames, self.flip, self.top, self.left, self.side, strict=True)
         for clip, flip, top, left, side in draws:
@@ -68,8 +65,8 @@ def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
         batch: number of clips B.
         size: side S of the square frames, in pixels.
         generator: a CPU generator.
-        scale: least and greatest relative size of the crop, in (0, 1].
-        flip: False never flips; with scale (1, 1) that is the identity.
+        scale: smallest and largest relative size of the crop, in (0, 1].
+        flip: False never flips; with scale (1, 1), 𝒯 is then the identity.
 
     Raises:
         InputError: scale out of range.
@@ -83,14 +80,13 @@ def sample_similarity(batch: int, size: int, generator: torch.Generator, *,
 
 
 def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None) -> Tensor:
-    """Apply 𝒯 to the main view's features, by nearest-neighbour sampling: what view 2's should be.
+    """Apply 𝒯 to the main view's features by nearest-neighbour sampling, so that their cells match view 2's.
 
     Arguments:
         features: (B, T, K, h, w) of the main view.
         theta: (B, 2, 3), view-2 to main-view coordinates, (x, y) in [-1, 1].
-        corrected_stride: None follows the release, which assumes that cell i is centred at pixel
-            stride·(i + ½) - ½, although it is centred at stride·i. Give the encoder's stride to correct that
-            (our option, for the ablation).
+        corrected_stride: the release assumes that cell i is centred at pixel stride·(i + ½) - ½, although it
+            is centred at stride·i. None does the same; the encoder's stride corrects it (our ablation).
 
     Returns:
         (B, T, K, h, w).

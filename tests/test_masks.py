@@ -14,6 +14,7 @@ from PIL import Image
 from dulvos import masks
 from dulvos.errors import InputError
 from dulvos.masks import OBJECT_COLOURS, PALETTE, overlay, read_mask, write_mask
+from dulvos.movies import write_mp4
 from dulvos.videos import Video, open_video
 
 H, W, LENGTH = 12, 16, 6
@@ -91,6 +92,15 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
     save(tmp_path / "given" / "10.png", blocks(1)), save(tmp_path / "given" / "13.png", blocks(2))
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 3]
     assert list(masks.given_masks(video, [later])) == [0]  # "b=c.png" is a name
+    among = later.rename(video.path / later.name)  # the frames
+    for item in (among, f"4={among}"):
+        assert len(open_video(video.path, [item])) == LENGTH
+
+
+@pytest.mark.parametrize("threshold", [-1, 256, 1.5, "a"])
+def test_a_threshold_is_a_grey_level(tmp_path: Path, threshold) -> None:
+    with pytest.raises(InputError, match="threshold"):
+        read_mask(save(tmp_path / "a.png", blocks(1)), threshold)
 
 
 def test_results_never_replace_what_they_are_made_from(video: Video, tmp_path: Path) -> None:
@@ -100,6 +110,10 @@ def test_results_never_replace_what_they_are_made_from(video: Video, tmp_path: P
         with pytest.raises(InputError, match=str(out)):
             masks.check_folder(out, video)
     out = tmp_path / "new" / "out"
+    seen = write_mp4(out / masks.MOVIE, video.frames())  # of an earlier run, and now the video
+    with pytest.raises(InputError, match=str(seen)):
+        masks.check_folder(out, open_video(seen))
+    seen.unlink()
     save(out / "given" / "10.png", blocks(1))  # masks of an earlier session lie in a folder of their own
     assert masks.check_folder(out, video).is_dir()
     assert [path.name for path in out.iterdir()] == ["given"]
