@@ -105,9 +105,7 @@ class Clips(Dataset):
         if s.photometric != "none":
             draws = 1 if s.photometric == "video" else s.frames
             factors = np.broadcast_to(generator.uniform(0.6, 1.4, (draws, 3)), (s.frames, 3))
-            for t, row in enumerate(factors):
-                frame = clip[t]
+            for t, row in enumerate(factors.tolist()):
                 for change, factor in zip(_CHANGES, row):
-                    frame = change(frame, float(factor))
-                clip[t] = frame
+                    clip[t] = change(clip[t], factor)
         return clip.contiguous()

@@ -158,20 +158,22 @@ def dense_loss(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_i
     if not tau > 0:
         raise InputError(f"tau must be positive, not {tau}")
 
-    anchors = gather_cells(features[:, 0], anchor_index)  # q [B, N², K]
-    all_anchors, first = gather_processes(anchors.flatten(0, 1))
-    with torch.no_grad():
-        pseudo_labels = _pseudo_labels(features_view2, anchors) + first
-    warped = warp(features, theta, corrected_stride=corrected_stride)
+    with torch.autocast(features.device.type, enabled=False):
+        anchors = gather_cells(features[:, 0], anchor_index)  # q [B, N², K]
+        all_anchors, first = gather_processes(anchors.flatten(0, 1))
+        with torch.no_grad():
+            pseudo_labels = _pseudo_labels(features_view2, anchors) + first
+        warped = warp(features, theta, corrected_stride=corrected_stride)
 
-    space_time = features.new_zeros(())
-    if frames > 1:  # i ∉ 𝓡
-        cells = warped[:, 1:].movedim(2, -1).reshape(-1, channels)
-        space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, 1:].reshape(-1), tau)
+        space_time = features.new_zeros(())
+        if frames > 1:  # i ∉ 𝓡
+            cells = warped[:, 1:].movedim(2, -1).reshape(-1, channels)
+            space_time = _AnchorCrossEntropy.apply(cells, all_anchors, pseudo_labels[:, 1:].reshape(-1), tau)
 
-    r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
-    r_hat, first = gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))
-    logits = r @ r_hat.t() / tau
-    cross_view = F.cross_entropy(logits, first + torch.arange(len(logits), device=logits.device))  # Eqs. 4, 5
+        r = gather_cells(warped[:, 0], cross_index).flatten(0, 1)  # [B·M², K]
+        r_hat, first = gather_processes(gather_cells(features_view2[:, 0], cross_index).flatten(0, 1))
+        logits = r @ r_hat.t() / tau
+        targets = first + torch.arange(len(logits), device=logits.device)
+        cross_view = F.cross_entropy(logits, targets)  # Eqs. 4, 5
 
-    return LossOutput(space_time + lam * cross_view, space_time, cross_view, pseudo_labels)
+        return LossOutput(space_time + lam * cross_view, space_time, cross_view, pseudo_labels)

@@ -78,14 +78,15 @@ def score_sequence(
     disk = (x**2 + y**2 <= radius**2).astype(np.uint8)
     j, f = np.full((2, len(entry), length - 2), np.nan)
 
-    def score(row: int, object_id: int, t: int) -> None:
+    def score(case: tuple[int, int, int]) -> None:
+        row, object_id, t = case
         a, b = ((ids[t] == object_id).view(np.uint8) for ids in (truth, prediction))
         j[row, t - 1], f[row, t - 1] = _compare(a, b, disk)
 
     scored = [(row, object_id, t) for row, (object_id, start) in enumerate(entry.items())
               for t in range(start + 1, length - 1)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV release the interpreter's lock
-        list(pool.map(score, *zip(*scored)))
+        list(pool.map(score, scored))
     return SequenceScores(tuple(entry), j, f)
 
 

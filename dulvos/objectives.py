@@ -75,13 +75,14 @@ class TrainSettings(clips.ClipSettings):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
         frames, cells = OBJECTIVES[self.objective].frames, self.crop // self.stride
-        for rule, kept in {
-                f"frames >= {frames} for objective={self.objective!r}": self.frames >= frames,
-                "crop <= scale_min <= scale_max": self.crop <= self.scale_min <= self.scale_max,
-                "dim <= 65536": self.dim <= 2**16, "view_scale <= 1": self.view_scale <= 1,
-                "a crop that is a multiple of 8": self.crop % 8 == 0,
-                f"grid and cross_grid that divide the {cells}x{cells} cells of a crop":
-                not (cells % self.grid or cells % self.cross_grid)}.items():
+        rules = {f"frames >= {frames} for objective={self.objective!r}": self.frames >= frames,
+                 "crop <= scale_min <= scale_max": self.crop <= self.scale_min <= self.scale_max,
+                 "dim <= 65536": self.dim <= 2**16,
+                 "view_scale <= 1": self.view_scale <= 1,
+                 "a crop that is a multiple of 8": self.crop % 8 == 0,
+                 f"grid and cross_grid that divide the {cells}x{cells} cells of a crop":
+                     cells % self.grid == cells % self.cross_grid == 0}
+        for rule, kept in rules.items():
             if not kept:
                 values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name in rule)
                 raise InputError(f"settings must have {rule}, not {values}")

@@ -132,7 +132,8 @@ def object_ids(first_mask: Masks) -> tuple[int, ...]:
 
 def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
     given = first_mask if isinstance(first_mask, Mapping) else {0: first_mask}
-    arrays = {int(t): np.asarray(mask) for t, mask in given.items()}
+    arrays = {int(t): np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+              for t, mask in given.items()}
     kinds = {(mask.shape, mask.dtype.kind in "biu") for mask in arrays.values()}
     shape, integer = kinds.pop() if len(kinds) == 1 else ((), False)
     if len(shape) != (2 if integer else 3) or min(arrays) < 0:
@@ -143,7 +144,7 @@ def _read(first_mask: Masks) -> tuple[dict[int, Tensor], tuple[int, ...]]:
     masks = {t: torch.from_numpy(mask.astype(kind)) for t, mask in arrays.items()}
     if not integer:
         return masks, tuple(range(shape[0]))
-    ids = tuple(sorted({0}.union(*(np.unique(mask).tolist() for mask in arrays.values()))))
+    ids = tuple(sorted({0}.union(*(mask.unique().tolist() for mask in masks.values()))))
     if ids[0] < 0:
         raise InputError(f"ids in a mask must be >= 0, not {ids[0]}")
     return masks, ids

@@ -123,7 +123,7 @@ class Video:
 
     def check_size(self, size: tuple[int, int], where: object) -> None:
         """Raise an InputError that names `where` unless (H, W) is the size of the video's frames."""
-        if tuple(size) != tuple(self.size):
+        if size != self.size:
             found, wanted = (f"{width}x{height}" for height, width in (size, self.size))
             raise InputError(f"{where} is {found} (width x height), but {self.path} is {wanted}; frames and "
                              "masks of a video must have one size")
@@ -184,7 +184,7 @@ def fingerprint(videos: Iterable[Video]) -> str:
     for video in videos:
         files = [video.path / file for file in video.files] or [video.path]
         sizes = [(file.name, file.stat().st_size) for file in files]
-        digest.update(repr((video.name, video.length, tuple(video.size), sizes)).encode())
+        digest.update(repr((video.name, video.length, video.size, sizes)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -234,8 +234,8 @@ def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
     files.sort()
     for (numbers, words, one), (other_numbers, other_words, other) in itertools.pairwise(files):
         if numbers == other_numbers or words != other_words:
-            raise InputError(f"{folder}: {one} and {other} are no frames of one video, whose names differ in "
-                             "their numbers only; move other pictures elsewhere, or rename the frames")
+            raise InputError(f"{folder}: {one} and {other} are no frames of one video; names of frames must "
+                             "differ in their numbers, and in nothing else; move or rename one of them")
     return tuple(name for *_, name in files)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that find the golden cases and the real data, or skip with a reason."""
+"""Fixtures of several tests; those that need golden cases or real data skip with a reason without them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also what takes long: the whole corpus, many kills")
+    parser.addoption("--slow", action="store_true", help="also long tests: the whole corpus, many kills")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def slow(request: pytest.FixtureRequest) -> bool:
-    """Whether --slow was given: a test that samples then takes all."""
+    """Whether --slow was given: a test that samples its cases then tries all."""
     return request.config.getoption("--slow")
 
 
@@ -67,7 +67,7 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def write_row(study: Study) -> Callable[..., dict]:
-    """Writes a row as a run at the paper's settings leaves it, except for the fields that are given.
+    """Writes a row like that of a run at the paper's settings, except for the fields that are given.
 
     `settings` change single parameters, `stale` gives an earlier version; rows with longer keys are newer.
     """
@@ -146,7 +146,7 @@ def lab(chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test whose browser hangs ends, as a failure, instead of the whole run hanging."""
+    """A test whose browser hangs fails, instead of the whole run hanging."""
     if "chromium" not in item.fixturenames:
         return (yield)
     from tests import browser
@@ -157,7 +157,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def make_study(tmp_path):
-    """Makes a study whose notebooks are {name: source of their one cell}; each knows `study` and `word`."""
+    """Makes a study whose notebooks are {name: source of their one cell}, with the parameters below."""
     def make(**sources: str) -> Study:
         study = Study("study", tmp_path / "results", tmp_path / "notebooks")
         study.notebooks.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""The corpus of bad input: named cases, each made in an empty folder and given to what a user calls.
+"""The corpus of bad input: named cases, each made in an empty folder and given to a function that users call.
 
-`tests/test_bad_input.py` tries them and damages files at random besides; `python -m tests.trust` counts both.
+`tests/test_bad_input.py` tries them, and files with random damage; `python -m tests.trust` counts both.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Expected = str | Callable[[Any], bool]  # words of an error's one line (a regula
 
 
 class Case(NamedTuple):
-    """One input, which `act` makes in an empty folder and gives to a public entry."""
+    """One input, which `act` makes in an empty folder and gives to a public function."""
 
-    part: str  # its line of the table of counts
+    part: str  # its line in the table of counts
     name: str
     act: Callable[[Path], Any]
     expect: Expected
@@ -34,8 +34,8 @@ class Case(NamedTuple):
 class Target(NamedTuple):
     """A kind of file that is damaged at random.
 
-    `make` writes an intact one in a folder, `read` gives the folder to a public entry; `guarded` formats have
-    checksums, so that what is read must be what was there before.
+    `make` writes an intact one into a folder, `read` gives the folder to a public function. `guarded` formats
+    have checksums, so a result must equal that of the intact file.
     """
 
     part: str
@@ -67,10 +67,10 @@ def collect() -> None:
 
 
 def check(act: Callable[[], Any], expect: Expected, either: bool = False) -> str:
-    """What came of an input: "results" or "errors".
+    """Whether an input gave a right result or one clear error: "results" or "errors".
 
     Raises AssertionError if the result is not as expected, or the error is not one line with the expected
-    words; `either` accepts an error of any words as well as the result. A crash passes as it is.
+    words. With `either`, the expected result and an error of any words are right. Other exceptions pass.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -85,15 +85,15 @@ def check(act: Callable[[], Any], expect: Expected, either: bool = False) -> str
 
 
 def damages(target: Target, folder: Path, examples: int, generator: random.Random) -> Iterator[str]:
-    """Write the file, damage it again and again (cut it, change bytes, add some), and tell what came of it.
+    """Damage the file at random (cut it, change bytes, add some), many times; yields what `check` returns.
 
-    Each must give an error of one line, or a result: any, unless the format has checksums.
+    Each time there must be one clear error or a result, which may be any unless the format has checksums.
     """
     path = target.make(folder)
     whole, before = path.read_bytes(), target.read(folder) if target.guarded else None
     for _ in range(examples):
         data = bytearray(whole[: round(len(whole) * generator.choice((1.0, 1.0, generator.random())))])
-        # where heads are short, most damage would fall on what is hardly looked at
+        # now and then only near the start, as the headers, which are checked most, are short
         reach = generator.choice((len(data), len(data), min(len(data), 600)))
         for _ in range(generator.choice((0, 1, 3, 30)) if data else 0):
             data[generator.randrange(reach)] = generator.randrange(256)

@@ -1,4 +1,4 @@
-"""Files that the package writes, cut, changed and of other makers: encoders, released weights, rows."""
+"""Encoders, released weights and rows whose files are cut, changed, or written by something else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_bytes(content: Any) -> bytes:
 # encoders
 @functools.cache
 def intact() -> tuple[bytes, dict]:
-    """An encoder's file, in half precision, and its sidecar."""
+    """The bytes of an encoder's file, in half precision, and the content of its sidecar."""
     with tempfile.TemporaryDirectory() as folder:
         path = save_encoder(load_encoder("random").half(), Path(folder) / "e.safetensors")
         return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
@@ -59,7 +59,7 @@ def is_encoder(result: Any) -> bool:
 
 def encoder(name: str, expect: Expected, data: Callable[[bytes], bytes] = bytes, sidecar: Any = None,
             **more: Any) -> None:
-    """A case of an encoder whose file or sidecar is another; `data` changes the intact file."""
+    """A case of an encoder with another sidecar, or with a file that `data` makes of the intact one."""
     add("checkpoints", name, expect,
         lambda folder: load_encoder(put_encoder(folder, data(intact()[0]), sidecar)), **more)
 
@@ -127,7 +127,7 @@ for name, content, words in (
     add("released weights", name, rf"x\.pth: .*{words}", released, content)
 
 
-# rows (tests/test_rows.py tries more of them), and what an evaluation keeps
+# rows (test_rows.py tries more of them), and the finished sequences of an evaluation
 def rows_of(folder: Path) -> str:
     """The rows of study s read, and their summary."""
     study = Study("s", folder)
@@ -157,7 +157,7 @@ for name, content in (("a list", b"[]"), ("null", b"null"), ("no text", b"\xff\x
     add("rows", f"a finished sequence: {name}", r"a\.json: damaged", finish_again, content)
 
 
-# what is damaged at random
+# files to be damaged at random
 def weights(folder: Path) -> Path:
     torch.save({"model": {f"layer{n}": torch.zeros(3) for n in range(9)}}, folder / "x.pth")
     return folder / "x.pth"

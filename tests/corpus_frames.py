@@ -1,4 +1,4 @@
-"""Folders of frames, broken and odd: what `open_video` makes of them."""
+"""Broken and odd folders of frames, for `open_video`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def read_all(path: str | os.PathLike[str]) -> list[np.ndarray]:
-    """Every frame, by both ways of reading, which must agree."""
+    """Every frame, read in both ways, which must agree."""
     video = open_video(path)
     video.verify()
     frames = list(video.frames())
@@ -46,7 +46,7 @@ def frames_of(video: Video) -> list[np.ndarray]:
 
 
 def like(*expected: np.ndarray, error: float = 0) -> Callable[[list[np.ndarray]], bool]:
-    """Whether these frames come out, but for a mean difference."""
+    """A check for these frames, up to a mean difference of `error`."""
     return lambda frames: len(frames) == len(expected) and all(
         a.shape == b.shape and np.abs(a.astype(float) - b).mean() <= error for a, b in zip(frames, expected))
 
@@ -54,7 +54,7 @@ def like(*expected: np.ndarray, error: float = 0) -> Callable[[list[np.ndarray]]
 def forbidden(path: Path, inside: str = "") -> Any:
     """Read a path without permission for it, or for a file in it.
 
-    Root acts as nobody, since permissions do not bind root, in a folder that nobody may enter otherwise.
+    Permissions do not bind root, so root acts as the user "nobody", in a folder that this user may enter.
     """
     root = os.getuid() == 0
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ EXIF, MAKER = b"Exif\0\0no exif data", Image.Exif()
 MAKER[0x010F] = "maker"
 XMP = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
 
-# kinds of pictures: 8-bit RGB comes out, alpha is ignored, the first picture of an animation counts
+# kinds of pictures: all become 8-bit RGB without alpha; only the first picture of an animation counts
 for name, files, expected, error in (
         ("grey", plain(GREY), GREYS, 0), ("16-bit grey is scaled, not clipped", deep(GREY), GREYS, 0),
         ("16-bit colour", deep(COLOUR[..., ::-1]), COLOUR, 0),
@@ -193,7 +193,7 @@ bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
 frames("a png that says it has 10^10 pixels", {"0.png": bytes(bomb)}, r"0\.png: unreadable frame.*exceeds")
 
 
-# what the file system does
+# the file system
 def linked(folder: Path, target: str) -> Any:
     (folder / "0.png").symlink_to(target)
     return read_all(folder)

@@ -1,4 +1,4 @@
-"""Masks, folders in the layouts of DAVIS and YouTube-VOS, and the command that segments: broken and odd."""
+"""Broken and odd masks, folders in the layouts of DAVIS and YouTube-VOS, and words of the segment command."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def command(*arguments: Any) -> str:
         except SystemExit as stop:
             status = stop.code
     lines = error.getvalue().splitlines()
-    if status == 2:  # a box names words that are no command or option
+    if status == 2:  # unknown commands and options are named in a box
         raise InputError(lines[-1].partition("error: ")[2] or " ".join(" ".join(lines).split()))
     assert status == 0, f"status {status}: {lines}"
     return out.getvalue()
@@ -72,7 +72,7 @@ def give(folder: Path, data: bytes, kind: str, *threshold: int) -> dict[int, np.
 
 
 def noted(folder: Path, data: bytes) -> tuple[np.ndarray, list[str]]:
-    """A first mask, and the warnings that reading it gives, which `give` does twice."""
+    """A first mask, and the warnings of reading it, which `give` does twice."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         return give(folder, data, "png")[0], [str(note.message) for note in notes]
@@ -103,7 +103,7 @@ for place in range(16):
 disc = cv2.circle(blocks(), (30, 20), 14, 200, -1, cv2.LINE_AA)
 once_jpeg = {(grey, quality): cv2.imdecode(cv2.imencode(".jpg", blocks(grey), [1, quality])[1], 0)
              for grey in (90, 200, 255) for quality in (75, 95, 99)
-             if (grey, quality) != (200, 99)}  # which has too few greys to tell
+             if (grey, quality) != (200, 99)}  # it has too few greys to be recognised
 text, profile = PngImagePlugin.PngInfo(), np.random.default_rng(0).bytes(3 << 20)
 text.add_text("comment", "x" * (3 << 20), zip=True)
 for name, data, expect in (
@@ -172,13 +172,13 @@ for name, data, kind in (("jpeg, which blurs ids", blocks(1, 4, 9), "jpg"),
     mask(name, data, words, kind)
 mask("jpeg called png", encoded(blocks(255), "jpg"), r"mask\.png: unreadable mask \(a JPEG file\)")
 whole = encoded(np.random.default_rng(0).integers(0, 9, SIZE, np.uint8))
-for place in range(-120, -40, 5):  # the last rows, of which Pillow compares no checksum by itself
+for place in range(-120, -40, 5):  # the last rows, whose checksum Pillow does not compare by itself
     flipped = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1:]
     mask(f"a flipped byte, {-place} from the end", flipped, "unreadable mask")
 
 
 def given(folder: Path, items: list[str]) -> dict[int, np.ndarray]:
-    """Masks that are named from a folder with good.png and some that are no masks."""
+    """Given masks, named from a folder that holds good.png and some that are no masks."""
     write_mask(folder / "good.png", blocks(1, 2))
     write_mask(folder / "stray/good.png", blocks(1, 2))
     (folder / "none").mkdir()
@@ -212,7 +212,7 @@ def segment(folder: Path, options: list, mask: str = "mask.png", out: str = "out
 
 COMMAND = "segment command"
 add(COMMAND, "as it should be", lambda said: "4 frames" in said, segment, [])
-for option, value, words in (  # what tests/test_main.py does not try
+for option, value, words in (  # test_main.py tries others
         ("context", 10**15, "GB with a context of"), ("context", "9" * 30, "context must be a finite"),
         ("topk", "2.5", "--topk: invalid"), ("shorter-side", "1e3", "--shorter-side: invalid"),
         ("tau", "nan", "tau must be a finite"), ("device", "", "device"),
@@ -222,7 +222,7 @@ for option, value, words in (  # what tests/test_main.py does not try
 
 
 def segment_again(folder: Path, *others: str, options: tuple[str, ...] = (), runs: int = 1) -> list[str]:
-    """Files that differ from those of a first run into an empty folder, if `out` holds files of others."""
+    """Files that differ from a run into an empty folder, when `out` held these others before."""
     segment(folder, [], out="first")
     for name in others:
         put(folder / "out" / name, "of another")
@@ -266,7 +266,7 @@ def look(root: Path, **options: Any) -> list[tuple[str, int]]:
 
 def davis(name: str, expect: Expected, spoil: Callable[[Path], Any] = lambda root: None,
           read: Callable[[Path], Any] = look) -> None:
-    """A case of a folder in DAVIS's layout, spoilt; what only evaluation finds is in its own tests."""
+    """A case of a spoilt folder in DAVIS's layout; errors that only evaluation finds are in its tests."""
     add("DAVIS folders", name, expect, lambda folder: (write_davis(folder), spoil(folder), read(folder))[-1])
 
 
@@ -314,7 +314,7 @@ for name, meta, expect in (
 
 
 def painted(folder: Path, data: bytes) -> dict[int, np.ndarray]:
-    """What the painter makes of a mask file."""
+    """Load a mask file into the painter; its message is raised as an InputError."""
     painter = Painter(Session(open_video(make_clip(folder)), colour_features))
     painter.receive({"kind": "load", "frame": 0, "name": "mask.png"}, [data])
     if painter.state["message"]:
@@ -333,7 +333,7 @@ for reader, read in (("read_mask", lambda folder, data: masks.read_mask(put(fold
         add("readers of masks", f"{reader}: {name}", words, read, encoded(data))
 
 
-# what is damaged at random
+# files to be damaged at random
 def read_mask(folder: Path) -> list[list[int]]:
     ids = masks.read_mask(folder / "mask.png")
     assert ids.dtype == np.uint8 and ids.max() < 255

@@ -1,6 +1,6 @@
-"""Settings, notebooks' parameters and command lines: of the wrong type, unknown, out of range, not a number.
+"""Settings, notebook parameters and command lines that are unknown, out of range or of the wrong type.
 
-An error must name the setting: a case expects its name.
+An error must name the setting, so a case expects its name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def short(value: Any) -> str:
 
 
 def refuse(part: str, act: Callable, cases: dict) -> None:
-    """For each setting, the values that `act({setting: value})` must refuse by its name."""
+    """Add cases, {setting: values}: `act({setting: value})` must raise an error that names the setting."""
     for name, values in cases.items():
         for value in values:
             add(part, short({name: value}), str(name), lambda folder, given: act(given), {name: value})
@@ -153,7 +153,7 @@ for name in ("../a", "a/b", ""):
         add(NOTEBOOK, f"{what} called {name!r}", "name",
             lambda folder, run, name: run(Study("s", folder), name), run, name)
 
-# the command line; what tests/test_main.py does not try
+# the command line; test_main.py tries others
 for name, named, arguments in (
         ("an index of a name that is too long", "x", ["index", "x" * 300]),
         ("an index of frames", "clip", ["index", "clip"]),

@@ -1,4 +1,4 @@
-"""Video files, broken and odd: what `open_video` and the command that segments make of them."""
+"""Broken and odd video files, for `open_video` and the segment command."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ GREYS = [np.repeat(frame[..., :1], 3, 2) for frame in FRAMES]
 
 
 def write_video(path: Path, *arguments: Any, **options: Any) -> Path:
-    """`encode` in a thread of its own, because SVT-AV1 gives its caller and its heirs real-time priority."""
+    """`encode` in a thread of its own, because SVT-AV1 gives the calling thread real-time priority."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(encode, path, *arguments, **options).result()
 
 
 def encode(path: Path, frames: list[np.ndarray] = FRAMES, codec: str = "libx264", pixels: str = "yuv420p",
            times: list[int] | None = None, rate: Fraction | int = 10, aspect: Fraction | int = 1) -> Path:
-    """Encode (H, W, 3) uint8 frames at a rate a second, or at times in milliseconds."""
+    """Encode (H, W, 3) uint8 frames at a rate per second, or at times in milliseconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
@@ -135,7 +135,7 @@ def carried(folder: Path, write: Callable[[Path], Path], size: tuple[int, int], 
     mask = np.zeros(size, np.uint8)
     mask[: -(-size[0] // 2)] = 3
     write_mask(folder / "mask.png", mask)
-    with contextlib.chdir(folder):  # what precedes a colon is no protocol
+    with contextlib.chdir(folder):  # "1:" in a name is no protocol
         path = write(folder / "a.mkv").rename("1:2.mkv")
         command("segment", path, "mask.png", "12:30", "--checkpoint", "random", "--device", "cpu",
                 "--precision", "fp32", *options)

@@ -17,7 +17,7 @@ from dulvos.videos import Video, open_video
 
 @dataclass(frozen=True)
 class ArrayVideo:
-    """A video in memory, with what `dulvos.clips` and `dulvos.inference` ask of one."""
+    """A video in memory, with what `dulvos.clips` and `dulvos.inference` use of one."""
 
     name: str
     array: np.ndarray  # (T, H, W, 3) uint8
@@ -36,7 +36,7 @@ def random_features(seed: int, *shape: int, dtype: torch.dtype = torch.float64) 
 
 
 def texture(seed: int, *size: int, sigma: float = 6.0) -> np.ndarray:
-    """A smooth random picture with all of its range in use: (H, W, 3) uint8."""
+    """A smooth random picture that uses all of 0..255: (H, W, 3) uint8."""
     noise = np.random.default_rng(seed).normal(size=(*size, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma)
     return np.clip(128 + 60 * (smooth - smooth.mean((0, 1))) / smooth.std((0, 1)), 0, 255).astype(np.uint8)
@@ -96,7 +96,7 @@ def loss_oracle(features: Tensor, features_view2: Tensor, theta: Tensor, anchor_
 
 
 def resize(maps: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> (..., height, width), linear between pixels, the corners meeting."""
+    """(..., H, W) -> (..., height, width), linear between pixels, with aligned corners."""
     def matrix(old: int, new: int) -> Tensor:
         at = torch.arange(new, dtype=torch.float64) * (old - 1) / max(new - 1, 1)
         return (1 - (at[:, None] - torch.arange(old)).abs()).clamp(min=0)
@@ -145,7 +145,7 @@ def propagation_oracle(features: Tensor, masks: dict[int, np.ndarray], ids: tupl
 
 
 def score_oracle(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """J and F (objects, T - 2) as the protocol words them: one frame and object at a time, whole masks."""
+    """J and F (objects, T - 2) word by word: one frame and object at a time, on whole masks."""
     radius = int(np.ceil(0.008 * np.hypot(*truth.shape[1:])))
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disk = (y**2 + x**2 <= radius**2).astype(np.uint8)

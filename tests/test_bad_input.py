@@ -1,6 +1,6 @@
 """Bad input gives a right result or one clear line: the corpus, damaged files, random settings and masks.
 
-Without --slow what takes longest is sampled, and few damages are drawn; `python -m tests.trust` counts.
+--slow tries the longest cases too, and more damage; `python -m tests.trust` counts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
     assert str(InputError("a\nb\x1b[31m\udcff\u2028é 视")) == r"a\nb\x1b[31m\udcff\u2028é 视"
 
 
-# content of any kind where some is expected: JSON, settings, words of a command
+# any content: of JSON files, settings, words of a command
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.recursive(SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.text(max_size=4), inner, max_size=3), max_leaves=5)
@@ -91,7 +91,7 @@ def settings_of(kind: type) -> st.SearchStrategy:
 
 @functools.cache
 def scratch() -> tuple[Path, tempfile.TemporaryDirectory]:
-    """A folder for all examples, and what deletes it in the end."""
+    """A folder for all examples, and the object that deletes it in the end."""
     kept = tempfile.TemporaryDirectory(prefix="dulvos-")
     folder = Path(kept.name)
     write_davis(folder)
@@ -103,7 +103,7 @@ def scratch() -> tuple[Path, tempfile.TemporaryDirectory]:
 
 
 def dataset(file: str, load: Any) -> Any:
-    """Loads a data set whose file has this content, and its first masks."""
+    """A function that loads a data set and its first masks, after `file` got the content that it is given."""
     def act(content: Any) -> None:
         put(scratch()[0] / file, json.dumps(content))
         for sequence in load(scratch()[0]).sequences:

@@ -153,7 +153,7 @@ def test_corrflow_and_colorize_agree_with_a_chain_of_copies() -> None:
 
 @pytest.mark.parametrize(("channel", "weight"), [(0, 1), (1, 10), (2, 10)])
 def test_contrast_weighs_a_and_b_tenfold_and_the_way_back_a_tenth(channel: int, weight: float) -> None:
-    """With features all alike every copy is the frame's mean, here 0; the frames are ±1 and ±3."""
+    """With equal features, every copy is the frame's mean, here 0; the frames are ±1 and ±3."""
     lab = torch.zeros(1, 2, 3, 8, 8)
     lab[:, 0, channel], lab[:, 1, channel] = 1, 3
     lab[..., 4:] *= -1

@@ -1,4 +1,4 @@
-"""Training clips: which frames, which crop, which order, whoever reads them."""
+"""Training clips: their frames, crops and order, which do not depend on the process that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correspondence: matches by plain search, and what propagation copies."""
+"""Correspondence: matches against a plain search, sources against what propagation copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layouts of DAVIS and YouTube-VOS; more broken ones stand in the corpus."""
+"""The layouts of DAVIS and YouTube-VOS; more broken ones are in the corpus."""
 
 from __future__ import annotations
 

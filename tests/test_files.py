@@ -1,4 +1,4 @@
-"""Files whole or not at all: if writing fails, the old content stays and one line says why."""
+"""Files are written whole or not at all: if writing fails, the old content stays and one line says why."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_other_errors_pass_as_they_are(path: Path, error: BaseException) -> None
 def test_a_folder_is_locked_where_locks_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Some network file systems have none: that is not another process."""
+    """Some network file systems have no locks, which must not look like another process."""
     with locked(tmp_path / "a"):
         with pytest.raises(InputError, match="in use"), locked(tmp_path / "a"):
             pass

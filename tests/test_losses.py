@@ -1,4 +1,4 @@
-"""The losses: the release's numbers, a dense oracle, and a test for each way to get them wrong unnoticed."""
+"""The losses: the release's numbers, a dense oracle, and a test for each mistake that nobody would notice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_golden(golden: Path, case: str) -> None:
 def test_agrees_with_a_dense_oracle(shape: tuple[int, ...]) -> None:
     """Values, labels and gradients; the oracle warps B·N² affinities, the package K channels.
 
-    So labels are anchors of the own clip, anchors carry gradient, view 2 gets none but in L_CV's references,
+    So labels are anchors of the own clip, anchors have a gradient, view 2 has one in L_CV's references only,
     and the reference frame stays out of L_ST.
     """
     features, features_view2, *rest = draw(0, shape)
@@ -68,8 +68,19 @@ def test_agrees_with_a_dense_oracle(shape: tuple[int, ...]) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_autocast_changes_nothing() -> None:
+    """A training loop may hold the loss in the same autocast as the network."""
+    features, *rest = draw(0, SHAPES[0], torch.float32)
+    features.requires_grad_()
+    outside = dense_loss(features, *rest)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = dense_loss(features, *rest)
+    assert torch.equal(inside.total, outside.total)
+    assert torch.equal(*(gradients(loss.total, features)[0] for loss in (inside, outside)))
+
+
 def test_many_logits_are_computed_in_chunks() -> None:
-    """8 million of them, with a temperature at which all count."""
+    """8 million logits, at a temperature at which all matter."""
     features, features_view2, *rest = draw(2, (2, 3, 4, 32, 32, 32, 2), torch.float32)
     inputs = [features.requires_grad_()]
     output = dense_loss(features, features_view2, *rest, tau=1.0)

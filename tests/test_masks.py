@@ -1,6 +1,6 @@
-"""Masks come back as written, an overlay mixes the right pixels, results replace nothing that is given.
+"""Masks are read as written, an overlay mixes the right pixels, results never replace what a user gives.
 
-Other kinds of masks, and broken ones, stand in the corpus.
+Other kinds of masks, and broken ones, are in the corpus.
 """
 
 from __future__ import annotations

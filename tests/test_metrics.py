@@ -1,4 +1,4 @@
-"""Metrics against official values, a plain way, and what the protocol's words imply."""
+"""Metrics against official values, a plain implementation, and cases that follow from the protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.oracles import blobs, score_oracle
 
 
 def video(seed: int, length: int, size: tuple[int, int], objects: int) -> np.ndarray:
-    """Random smooth regions, some of which touch the image's border: (T, H, W) uint8 ids 0..objects."""
+    """Random smooth regions, some at the image's border: (T, H, W) uint8 ids 0..objects."""
     return np.stack([blobs(100 * seed + t, tuple(range(1, objects + 1)), *size) for t in range(length)])
 
 
@@ -32,7 +32,7 @@ def measure(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
 
 
 def scores_of(*j: list[float]) -> SequenceScores:
-    """Scores whose F is half of the given J, one row an object."""
+    """Scores with the given J, a row for each object, and half of it as F."""
     return SequenceScores(ids=tuple(range(1, len(j) + 1)), j=np.array(j), f=np.array(j) / 2)
 
 

@@ -1,4 +1,4 @@
-"""Movies: what was written can be read, by browsers too, and nothing is left of what failed."""
+"""Movies can be read again, by browsers too, and a movie that fails leaves nothing behind."""
 
 from __future__ import annotations
 

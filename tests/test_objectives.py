@@ -1,4 +1,4 @@
-"""Objectives: their settings, the method's two forwards, and the loss that each takes in an iteration."""
+"""Objectives: their settings, the method's two forwards, and each one's loss in an iteration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
 # the method
 
 class Normed(nn.Module):
-    """BatchNorm, cells of 8x8 pixels, and a record of the batches that came by."""
+    """BatchNorm, cells of 8x8 pixels, and a record of the batches."""
 
     def __init__(self) -> None:
         super().__init__()

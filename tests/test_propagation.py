@@ -176,7 +176,8 @@ def test_soft_maps_are_carried_as_ids_are(size: tuple[int, int]) -> None:
     features, mask = correlated(2, 6, 8, 5, 7), blobs(0, (1, 2), *size)
     maps = np.stack([mask == i for i in range(3)]).astype(np.float32)
     assert object_ids(maps) == (0, 1, 2)
-    torch.testing.assert_close(run(features, maps), run(features, mask))
+    learnt = torch.from_numpy(maps).requires_grad_()  # on a GPU it would be copied, too
+    torch.testing.assert_close(run(features, learnt), run(features, mask))
     torch.testing.assert_close(run(features, 3 * maps[1:]), 3 * run(features, mask)[:, 1:])
     late = blobs(1, (2,), *size)
     later = np.stack([late == 0, late < 0, late == 2]).astype(np.float64)  # channel 1 is not annotated

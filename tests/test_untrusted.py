@@ -1,4 +1,4 @@
-"""Files and neighbours that are not to be trusted: nothing that is read can run, and no archive leads out."""
+"""Untrusted files and neighbours: no file that is read runs code, no archive writes outside its folder."""
 
 from __future__ import annotations
 

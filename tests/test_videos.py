@@ -1,4 +1,4 @@
-"""Reading videos: any two ways of reading give the same frames. Broken and odd input stands in the corpus."""
+"""Reading videos: all ways of reading give the same frames. Broken and odd input is in the corpus."""
 
 from __future__ import annotations
 
