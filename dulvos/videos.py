@@ -167,9 +167,9 @@ def open_video(path: AnyPath, given: Iterable[AnyPath] = (), *, quick: bool = Fa
     if decoder.turns % 2:
         aspect = 1 / aspect
     if quick:
-        packets = 0
+        packets, decoder = 0, _Decoder(path)  # whose file closes when nothing refers to it
         with suppress(av.FFmpegError):
-            for packet in _Decoder(path).packets:
+            for packet in decoder.packets:
                 packets += packet.size > 0
         length = max(1, packets - max(2, (packets + 49) // 50))
     else:  # headers announce frames that are missing
