@@ -1,4 +1,4 @@
-"""Save and load encoders: weights as safetensors, with a JSON sidecar that says how to build the network."""
+"""Save and load encoders: weights as safetensors, and a JSON sidecar with the network's options."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
-    """Write an encoder's weights as safetensors, with a JSON sidecar of the same stem.
+    """Write an encoder's weights as safetensors, and a JSON sidecar of the same stem.
 
     Arguments:
         path: the file, with suffix .safetensors.
-        notes: JSON values for the sidecar, such as where the weights come from and their licence.
+        notes: JSON values for the sidecar, such as the weights' origin and licence.
 
     Raises:
         InputError: the files cannot be written.
@@ -37,13 +37,13 @@ def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     with replacing(path.with_suffix(".json")) as stream:
         stream.write((json.dumps({**encoder.config, **notes}, indent=1) + "\n").encode())
-    with replacing(path) as stream:  # last: where the weights are, the sidecar is
+    with replacing(path) as stream:  # last, so that weights never lack their sidecar
         stream.write(safetensors.torch.save(weights))
     return path
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a .safetensors file has its sidecar and its full length; reads no weights."""
+    """Whether a .safetensors file has its full length and a sidecar; reads no weights."""
     try:
         with safetensors.safe_open(path, "pt"):
             return path.with_suffix(".json").is_file()
@@ -52,11 +52,12 @@ def is_whole(path: Path) -> bool:
 
 
 def encoder_file(name: str) -> Path:
-    """The file of a name of `load_encoder`, or the name itself; InputError if released weights are absent."""
+    """The file behind a name for `load_encoder`, else the name; InputError if released weights are absent."""
     if name == "davis2016":
         return WEIGHTS / "davis2016.safetensors"
     if name not in RELEASES:
-        return expand(name.partition("=")[2] or name) if name.startswith("timm:") else expand(name)
+        file = name.partition("=")[2] if name.startswith("timm:") else name
+        return expand(file or name)
     path = expand(os.environ.get(FOLDER, f"${FOLDER}")) / RELEASES[name].file
     if not path.is_file():
         raise InputError(f"{name!r} needs {path}; download it from {RELEASES[name].source}, and set {FOLDER} "
@@ -73,16 +74,16 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
             "davis2016": this study's weights, trained on CC BY-NC videos;
             "imagenet": torchvision's ResNet-18, downloaded on first use, with a random head;
             a .safetensors file with its JSON sidecar;
-            a released torch file (see `dulvos.released.read_released`), or the name of one (`RELEASES`);
+            a released torch file (see `dulvos.released.read_released`), or its name in `RELEASES`;
             "timm:MODEL": a network of timm (see `dulvos.timm_encoders.TimmEncoder`).
         seed: of the random weights, 0 to 2^63 - 1.
 
     Raises:
-        InputError: the name or seed is wrong, or the file is missing, damaged or of another network.
+        InputError: wrong name or seed; a file that is missing, damaged or of another network.
     """
     name = os.fspath(path_or_name)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"seed must be a whole number in 0..2^63, not {seed!r}")
+        raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     if name.startswith("timm:"):
         from dulvos.timm_encoders import TimmEncoder  # importing timm takes seconds
         return TimmEncoder(name, seed)
@@ -103,7 +104,7 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
                          f"'davis2016', 'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
     if path.suffix != ".safetensors":
         return read_released(path)
-    # older sidecars have neither stride nor colour
+    # old sidecars lack stride and colour
     encoder = read_json(path.with_suffix(".json"), "the sidecar of the checkpoint", lambda config: Encoder(
         config["dim"], config["norm"], config.get("stride", 8), config.get("colour", "rgb")))
     load_weights(encoder, read_weights(path)[0], path, strict=True)

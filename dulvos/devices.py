@@ -1,4 +1,4 @@
-"""The device that tensors live on, its autocast and its memory."""
+"""Devices: choose one, join several processes, choose a precision, measure memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["autocast", "computed_in", "find_device", "fitting_processes", "free_
 
 
 def find_device(device: str | None = None) -> torch.device:
-    """The device of that name, after a trial; without a name, a CUDA GPU if there is one, else the CPU.
+    """The device of that name, after a test; without a name a CUDA GPU if there is one, else the CPU.
 
     Raises:
         InputError: the device is not available.
@@ -31,21 +31,22 @@ def find_device(device: str | None = None) -> torch.device:
         torch.zeros(1, device=found).item()  # fails on "meta", whose tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
-        reason = f"device {device!r} is not available ({line})"
+        reason = f"not available ({line})"
         if line.startswith("Expected one of"):
-            reason = f"device {device!r} is unknown; a GPU is called 'cuda', or 'mps' on a Mac"
-        raise InputError(f"{reason}; use 'cpu', or omit it to choose automatically") from None
+            reason = "unknown; a GPU is called 'cuda', or 'mps' on a Mac"
+        raise InputError(f"device {device!r} is {reason}; use 'cpu', or omit it to choose automatically"
+                         ) from None
     return found
 
 
 def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]:
-    """Join the processes that torchrun started; they use one GPU each (nccl) or share the CPU (gloo).
+    """Join the processes that torchrun started: each has its own GPU (nccl), or all share the CPU (gloo).
 
     Returns:
         rank of this process, number of processes, device.
 
     Raises:
-        InputError: the device is not available, or the processes cannot share it or find each other.
+        InputError: the device is not available, or the processes cannot find each other.
     """
     place, processes = find_device(device), int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1:
@@ -64,19 +65,19 @@ def joined_processes(device: str | None = None) -> tuple[int, int, torch.device]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context that an encoder runs in: "bf16" uses bfloat16 if the device can, "fp32" changes nothing.
+    """The context for running an encoder: "bf16" uses bfloat16 if the device can, "fp32" changes nothing.
 
-    A GPU's convolutions still round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.
+    On a GPU, convolutions still round to TF32 unless `torch.backends.cudnn.allow_tf32` is False.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=computed_in(device.type, precision) == "bf16")
 
 
 @lru_cache
 def computed_in(kind: str, precision: str) -> str:
-    """The precision that a kind of device ("cpu", "cuda", ...) computes in: the one asked for, or "fp32".
+    """The precision in which a kind of device ("cpu", "cuda", ...) computes: the one asked for, or "fp32".
 
-    Devices without bfloat16 instructions (CPUs with AVX2 only, GPUs before Ampere) use float32, which is many
-    times faster there; a note says so once.
+    On devices without bfloat16 instructions (CPUs with only AVX2, GPUs before Ampere) float32 is many times
+    faster, so it is used there, and a note says so once.
     """
     if kind == "cpu":
         able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -89,8 +90,8 @@ def computed_in(kind: str, precision: str) -> str:
 
 
 def reading_processes(device: torch.device) -> int:
-    """How many worker processes should read clips: none on a CPU, which is busy anyway, else 1 to 8 a GPU."""
-    from dask.system import CPU_COUNT  # here, because `import dulvos` would be slower
+    """Number of processes that should read clips: none for a CPU, which is busy anyway; 1 to 8 for a GPU."""
+    from dask.system import CPU_COUNT  # here, to keep `import dulvos` fast
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     return 0 if device.type == "cpu" else min(8, max(1, (CPU_COUNT - 1) // sharing))
 
@@ -106,20 +107,20 @@ def peak_memory(device: torch.device) -> float:
 
 
 def fitting_processes(wanted: int, size: int, shared: str = "/dev/shm") -> int:
-    """How many processes can read batches of so many bytes: containers often have 64 MB of shared memory."""
+    """How many processes have shared memory for batches of `size` bytes; containers often have only 64 MB."""
     fitting = wanted
-    with suppress(OSError):  # not on every system
+    with suppress(OSError):  # not every system has the folder
         fitting = min(wanted, psutil.disk_usage(shared).free // (3 * size))  # two wait while one is read
     if fitting < wanted:
-        print(f"note: {shared} is small, so {fitting} and not {wanted} processes read (docker run "
+        print(f"note: {shared} is small, so {fitting} processes read clips instead of {wanted} (docker run "
               "--shm-size=2g makes it larger)", flush=True)
     return fitting
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free: on the GPU, or on the machine and in the container around this process."""
+    """Free bytes: of the GPU, or of the machine within the limits of this process's container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    from distributed.system import memory_limit  # here, because `import dulvos` would be slower
+    from distributed.system import memory_limit  # here, to keep `import dulvos` fast
     here = memory_limit() - psutil.Process().memory_info().rss
     return max(0, min(psutil.virtual_memory().available, here))

@@ -1,4 +1,4 @@
-"""From frames and a first mask to masks: features of a video's frames, and their propagation."""
+"""Masks of a video from its frames and a first mask: encode the frames, propagate the mask."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from dulvos.videos import Video, resize, shrunk_size
 __all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_features", "encode",
            "seen_size", "segment"]
 
-_BYTES_A_PIXEL = 120  # that the encoder takes for a frame, about
-_DINO_SIDES = 64  # the longer side is a multiple of this in DINO's evaluation
-_DINO_STD = (0.228, 0.224, 0.225)  # the deviation in DINO's evaluation
-# values of each protocol besides the propagation's
-_FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}
+_BYTES_A_PIXEL = 120  # memory that the encoder takes for a frame, about
+# DINO's evaluation: the longer side is a multiple of this, and the deviation differs from ImageNet's
+_DINO_SIDES, _DINO_STD = 64, (0.228, 0.224, 0.225)
+_FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}  # added to `PROTOCOLS`
 
 
 @dataclass(frozen=True)
 class SegmentSettings(Protocol):
     """Settings of inference; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
 
-    `SegmentSettings.of("dino")` has those of DINO's evaluation, which compares image encoders.
+    `SegmentSettings.of("dino")` gives those of DINO's evaluation, for comparisons of image encoders.
 
     Raises:
         InputError: a value of the wrong type, out of range or unknown.
@@ -42,9 +41,9 @@ class SegmentSettings(Protocol):
 
     layer: str = "res4"  # of our encoder: res3, res4, key; other encoders have one layer
     shorter_side: int = 0  # reduce frames to this shorter side for the encoder; 0 keeps them
-    frames: str = "crw"  # crw: shrunk, antialiased; dino: exactly shorter_side, the longer a multiple of 64
+    frames: str = "crw"  # crw: reduced, antialiased; dino: exactly shorter_side, longer a multiple of 64
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; propagation is float32
-    protocol: str = "crw"  # whose values the settings began with: crw, dino
+    protocol: str = "crw"  # crw, dino: gives the values of all settings that are not set (see `of`)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -75,12 +74,12 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
     """Dense features of frames, one by one, on the encoder's device.
 
     Arguments:
-        encoder: what `load_encoder` returns; an `Encoder` runs up to `settings.layer` and no further. Or any
-            function of (n, 3, H, W) float images that returns (n, K, h, w) features. It may have attributes:
-            `mean` and `std` of the RGB in [0, 1] that it expects (ImageNet's by default), `multiple` (frames
-            are resized to sides that are multiples of it) and `device` (the CPU by default).
+        encoder: what `load_encoder` returns, or any function from (n, 3, H, W) float images to (n, K, h, w)
+            features. A function may have attributes: `mean` and `std` of the RGB in [0, 1] that it expects
+            (by default ImageNet's), `multiple` (frames are resized to sides that are multiples of it) and
+            `device` (by default the CPU).
         frames: (H, W, 3) uint8 RGB of one size.
-        batch: frames encoded at once; 0 takes 4 on a CPU and up to 16 on a GPU, fewer if its memory is short.
+        batch: frames encoded at once; 0 takes 4 on a CPU and 16 on a GPU. It is halved if memory is short.
 
     Yields:
         (K, h, w) float32, L2-normalised over K; of an `Encoder`, h = ⌈H / stride⌉ and w = ⌈W / stride⌉.
@@ -88,7 +87,7 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
     place = _device(encoder)
     batch = batch or (4 if place.type == "cpu" else 16)
     frames = (_seen(frame, settings, getattr(encoder, "multiple", 1)) for frame in frames)
-    chunk: list[np.ndarray] = []
+    chunk: list[np.ndarray] = []  # read, but not encoded yet
     while chunk := chunk or list(itertools.islice(frames, batch)):
         try:
             features = _features(encoder, np.stack(chunk[:batch]), settings, place)
@@ -108,7 +107,7 @@ def _device(encoder: Callable) -> torch.device:
 
 
 def seen_size(size: tuple[int, int], settings: SegmentSettings, multiple: int = 1) -> tuple[int, int]:
-    """The (h, w) at which an encoder sees frames of size (H, W); `multiple` as in `encode`."""
+    """The size (h, w) that frames of size (H, W) have for the encoder; `multiple` as in `encode`."""
     if settings.frames == "dino":
         longer = int(settings.shorter_side * (max(size) / min(size))) // _DINO_SIDES * _DINO_SIDES
         size = (settings.shorter_side, longer) if size[0] <= size[1] else (longer, settings.shorter_side)
@@ -137,7 +136,7 @@ def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
 
 def colour_features(frames: Iterable[np.ndarray],
                     settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
-    """A baseline without a network: the mean colour of 8 x 8 pixels, and a 1, so that brightness counts.
+    """A baseline without a network: the mean colour of 8x8 pixels, and a 1 so that brightness counts.
 
     Yields:
         (4, h, w) float32, L2-normalised, as `encode` does.
@@ -153,7 +152,7 @@ def _mean_colours(images: Tensor) -> Tensor:
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],
             features: MakeFeatures, settings: SegmentSettings = SegmentSettings(), *,
             ended: Mapping[int, Collection[int]] | None = None) -> Iterator[np.ndarray]:
-    """Masks of a video from the mask of its first frame.
+    """Find the masks of a video from the mask of its first frame.
 
         encoder = load_encoder("davis2016")
         for ids in segment(video.frames(), mask, partial(encode, encoder)): ...
@@ -161,14 +160,14 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
     Arguments:
         frames: (H, W, 3) uint8 RGB of one size.
         first_mask: (H, W) ids of frame 0, or {frame number: ids that are new or corrected there}.
-        features: makes (K, h, w) features of frames: `partial(encode, encoder)`, `colour_features`, ...
+        features: makes (K, h, w) features of frames, such as `partial(encode, encoder)`.
         ended: frame number -> ids of the objects that are gone from that frame on.
 
     Yields:
         (H, W) uint8 ids; in a frame with a given mask, its objects are exactly as given.
 
     Raises:
-        InputError: frames of another kind, or of another size than the masks; what `propagate` raises.
+        InputError: frames of another kind or size than the masks need; what `propagate` raises.
     """
     masks = dict(first_mask) if isinstance(first_mask, Mapping) else {0: first_mask}
     size = np.shape(next(iter(masks.values()), ()))
@@ -186,14 +185,14 @@ def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, 
 def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], settings: SegmentSettings, *,
           history: Sequence[Tensor] = (), ended: Mapping[int, Collection[int]] | None = None
           ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Carry masks through a video by its features: `propagate`, then ids at full size.
+    """Carry masks through a video: `propagate`, then ids at full size.
 
     Arguments:
-        features, history, ended: as `propagate` takes them.
+        features, history, ended: as for `propagate`.
         masks: frame number -> (H, W) ids that are new or corrected there.
 
     Yields:
-        (M, h, w) float32 soft masks and (H, W) uint8 ids of the frames after the history.
+        for each frame after the history, (M, h, w) float32 soft masks and (H, W) uint8 ids.
 
     Raises:
         InputError: an id beyond 254; what `propagate` raises.
@@ -215,13 +214,13 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
 
 def check_memory(video: Video, masks: Mapping[int, np.ndarray], settings: SegmentSettings,
                  encoder: Callable) -> None:
-    """Raise an InputError if carrying these masks, and one more, needs more memory than is free."""
+    """Raise an InputError if carrying these masks and one more needs more memory than is free."""
     height, width = seen_size(tuple(video.size), settings)
     channels = getattr(encoder, "channels", 512)  # of res4, the layer with most
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 2 + len(masks)
-    objects = len({0, 1}.union(*map(np.unique, masks.values())))  # and the background
-    # features of the kept frames, in 4 and again in 2 to 4 bytes; four frames at once in the encoder;
-    # for each object, soft masks of the kept frames, and 8 bytes a pixel at full size
+    objects = len({0, 1}.union(*map(np.unique, masks.values())))  # with the background
+    # features of the kept frames take 4 bytes, and a copy of them about 3; the encoder has four frames at
+    # once; each object has soft masks in the kept frames, and 8 bytes a pixel at full size
     needed = (7 * channels + 4 * objects) * kept * cells + 4 * height * width * _BYTES_A_PIXEL \
         + 8 * objects * math.prod(video.size)
     free = free_memory(_device(encoder))

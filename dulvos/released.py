@@ -23,16 +23,16 @@ FOLDER = "DULVOS_WEIGHTS"
 
 @dataclass(frozen=True)
 class Release:
-    """A file of released weights."""
+    """A file of released weights; `method` and `data` name its row in the paper's Table 1."""
 
     file: str
-    data: str  # with the method: the row of the paper's tables that it belongs to
-    source: str = "github.com/visinf/dense-ulearn-vos"  # the page that offers it
+    data: str
+    source: str = "github.com/visinf/dense-ulearn-vos"  # web page with the download
     method: str = "the paper's method"
-    layer: str = "res4"  # that its label propagation uses
+    layer: str = "res4"  # for label propagation
 
 
-# Names that `load_encoder` takes if the file is in the folder that DULVOS_WEIGHTS names.
+# `load_encoder` takes these names if the environment variable DULVOS_WEIGHTS names the files' folder.
 RELEASES = {
     "araslanov-oxuva": Release("oxuva_e430_res4.pth", "OxUvA"),
     "araslanov-youtube-vos": Release("ytvos_e060_res4.pth", "YouTube-VOS"),
@@ -41,14 +41,14 @@ RELEASES = {
     "crw": Release("pretrained.pth", "Kinetics-400", "github.com/ajabri/videowalk", "CRW", "res3"),
 }
 
-# Training scripts save these beside the weights: their options, and a score that is a numpy number.
+# Training scripts save these beside the weights: their options, and a score as a numpy number.
 _HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)),
              (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
              (np._core.multiarray.scalar, "numpy._core.multiarray.scalar")]
 
 
 class _Absent(nn.Module):
-    """A part that a file lacks: using it is an error, since random weights would pass for the file's own."""
+    """Stands for a part that a file lacks; using it is an error."""
 
     def __init__(self, message: str):
         super().__init__()
@@ -59,10 +59,10 @@ class _Absent(nn.Module):
 
 
 def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
-    """Read the weights in a .safetensors or a torch file, and the whole content of the latter.
+    """Read the weights in a .safetensors or torch file; of a torch file also return the whole content.
 
-    In a torch file they stand at the top level or under `model`, `state_dict` or `teacher` (DINO's).
-    `module.`, which parallel trainings add to names, is removed. Only tensors and plain values are unpickled.
+    A torch file has them at the top level or under `model`, `state_dict` or `teacher` (DINO). The `module.`
+    that parallel training adds to names is removed. Only tensors and plain values are unpickled.
 
     Raises:
         InputError: the file is damaged, or would run code.
@@ -82,7 +82,7 @@ def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
 
 
 def without_prefix(state: dict[str, Tensor], known: str) -> dict[str, Tensor]:
-    """Remove the prefix of a file's names, found by one known name; names without the prefix are dropped."""
+    """Remove the prefix that a file puts before `known` from all names; names without it are dropped."""
     prefix = min((name for name in state if name.endswith(known)), key=len, default=known)[: -len(known)]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
@@ -91,28 +91,28 @@ def read_released(path: Path) -> Encoder:
     """Build an encoder, in evaluation mode, from a released torch file.
 
     Reads the authors' snapshots (`fast_net.backbone.*`, `fast_net.emb_q.*`), CRW's (`encoder.model.*`) and
-    any other ResNet-18 with torchvision's names. CRW has no head for dense features and may end with layer3;
-    using the missing part raises an InputError. CRW pads by reflection if its file says so.
+    any other ResNet-18 with torchvision's names. A file may lack the head or layer4, as CRW's do; using the
+    missing part raises an InputError. CRW's network pads by reflection if its file says so.
 
     Raises:
-        InputError: the file is damaged or would run code, or holds another network.
+        InputError: the file is damaged, would run code or holds another network.
     """
     state, content = read_weights(path)
-    # older PyTorch padded by reflection in a layer of its own, which made conv1.weight conv1.1.weight
+    # in old PyTorch, padding by reflection was a layer of its own: conv1.weight became conv1.1.weight
     renamed = {re.sub(r"(conv\d)\.1\.weight$", r"\1.weight", name): value for name, value in state.items()}
     backbone = without_prefix(renamed, "layer1.0.conv1.weight")
     if "conv1.weight" not in backbone:
         raise InputError(f"{path}: holds no ResNet-18 (conv1.weight, layer1.0.conv1.weight, ..., after any "
-                         f"prefix); its first names are {', '.join([*state][:3]) or 'none'}")
+                         f"prefix); the file's first names are {', '.join([*state][:3]) or 'none'}")
     weights = {f"backbone.{name}": value for name, value in backbone.items()}
     head = [name for name in state if name.startswith("fast_net.emb_q.")]
-    if head:  # its layers are a convolution, a normalisation and a convolution, whatever their names
+    if head:  # convolution, normalisation, convolution, whatever their names
         layers = dict.fromkeys(name.rpartition(".")[0] for name in head)
         for theirs, ours in zip(layers, ("head.0", "head.1", "head.3")):
             weights |= {name.replace(theirs, ours): value for name, value in state.items()
                         if name.startswith(f"{theirs}.")}
         norm = "batch" if "head.1.running_mean" in weights else "layer"
-        encoder = Encoder(len(weights.get("head.3.weight", [0])), norm)  # what is missing is named below
+        encoder = Encoder(len(weights.get("head.3.weight", [0])), norm)  # else `load_weights` complains
     else:
         encoder = Encoder()
         encoder.head = _Absent(f"{path.name} has no head for dense features; give layer='res3' or 'res4'")
@@ -130,14 +130,14 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, *, 
     """Load weights into a network.
 
     Arguments:
-        path: the file that they come from, for messages.
-        strict: refuse weights that the network does not have; else they are ignored.
+        path: their file, for messages.
+        strict: refuse weights that the network does not have; else ignore them.
 
     Raises:
-        InputError: names the first weight that is missing or has a wrong shape or values.
+        InputError: a weight is missing or has a wrong shape or values; the message names it.
     """
     wanted = network.state_dict()
-    # old files lack BatchNorm's counts, which no feature depends on
+    # old files lack BatchNorm's counts of batches, on which no feature depends
     counts = {name: count for name, count in wanted.items() if "num_batches_tracked" in name}
     weights = counts | {name: value for name, value in weights.items() if strict or name in wanted}
     for name, value in weights.items():

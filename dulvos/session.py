@@ -1,4 +1,4 @@
-"""Work on a video of your own: give masks, find the others, correct them; nothing is computed twice."""
+"""Work on your own video: give masks, find the others, correct them; nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ __all__ = ["Session", "objects"]
 
 def objects(ids: np.ndarray) -> set[int]:
     """The ids in a mask, without the background's 0."""
-    return {*np.bincount(ids.ravel(), minlength=1).nonzero()[0].tolist()} - {0}
+    return set(np.setdiff1d(ids, 0).tolist())
 
 
 class Session:
-    """A video whose features and soft masks are kept: `run` goes on from the first frame that changed.
+    """A video with its features and soft masks, so that `run` continues at the first frame that changed.
 
-    The masks are those of `dulvos.segment` with the same `given` and `ended`. One thread may paint while
-    another runs.
+    The masks are those of `dulvos.segment` with the same `given` and `ended`, which you may change. One
+    thread may paint while another runs.
 
     Arguments:
-        features: makes (K, h, w) features of frames, as `dulvos.segment` takes it; a temporary file keeps
-            them.
-        given: frame number -> (H, W) uint8 ids of the objects that are new or corrected there; may be
-            changed.
-        ended: frame number -> ids of the objects that are gone from that frame on; may be changed.
+        features: makes (K, h, w) features of frames, as for `dulvos.segment`; a temporary file keeps them.
+        given: frame number -> (H, W) uint8 ids of the objects that are new or corrected there.
+        ended: frame number -> ids of the objects that are gone from that frame on.
     """
 
     def __init__(self, video: Video, features: MakeFeatures, settings: SegmentSettings = SegmentSettings(),
@@ -45,25 +43,27 @@ class Session:
         self.given, self.ended = dict(given or {}), dict(ended or {})
         self._encode, self._stream = features, None
         self._file, self._places = tempfile.TemporaryFile(), []  # features, and where each frame's begin
-        # of each frame: ids of the channels, (M, h, w), and the mask, compressed: one of 4K would take 8 MB
+        # of each frame the ids of the channels, the soft mask (M, h, w), and the mask, compressed because
+        # one of a 4K frame takes 8 MB
         self._found: list[tuple[tuple[int, ...], Tensor, bytes]] = []
-        self._valid, self._made = 0, ({}, {})  # number of masks that follow from these given and ended
-        self._before: dict[int, tuple[np.ndarray, set[int]]] = {}  # frame -> mask before, objects touched
+        self._valid, self._made = 0, ({}, {})  # the first `_valid` masks follow from this given and ended
+        # of each painted frame its mask before it was painted, and the objects that have been painted
+        self._before: dict[int, tuple[np.ndarray, set[int]]] = {}
 
     @property
     def found(self) -> int:
-        """Number of leading frames that have a mask, perhaps out of date."""
+        """Number of frames, from the first on, that have a mask, perhaps out of date."""
         return len(self._found)
 
     @property
     def done(self) -> int:
-        """Number of leading frames whose masks follow from what is given now."""
+        """Number of frames, from the first on, whose masks are up to date."""
         changed = [t for was, now in zip(self._made, (self.given, self.ended)) for t in {*was, *now}
                    if not np.array_equal(was.get(t), now.get(t))]
         return min([self._valid, *changed])
 
     def labels(self, t: int) -> np.ndarray:
-        """The mask of a frame, (H, W) uint8 ids, as found and then corrected; 0 before anything is known."""
+        """The mask of a frame as found and then corrected, (H, W) uint8 ids; 0 where nothing is known yet."""
         ids = np.zeros(self.video.size, np.uint8)
         if t < self.found:
             ids = np.frombuffer(zlib.decompress(self._found[t][2]), np.uint8).reshape(ids.shape)
@@ -72,14 +72,14 @@ class Session:
         return np.where(given > 0, given, np.where(corrected, 0, ids)).astype(np.uint8)
 
     def paint(self, t: int, ids: np.ndarray, ended: Collection[int] = ()) -> None:
-        """Correct a frame: objects whose pixels changed are given anew; those erased altogether end there.
+        """Correct a frame: an object whose pixels change is given anew, and ends here if no pixel is left.
 
-        Untouched objects go on as before; painting the earlier mask again takes the correction back.
+        Other objects go on as before. Painting the earlier mask again takes the correction back.
 
         Arguments:
             t: frame number.
-            ids: (H, W) uint8 in 0..254, the frame's whole mask as it should be.
-            ended: objects that end here though they had no pixel to erase.
+            ids: (H, W) uint8 in 0..254, the whole mask as it should be.
+            ended: more objects that end here, which had no pixel to erase.
 
         Raises:
             InputError: no such frame, or a mask of another size or kind.
@@ -92,25 +92,26 @@ class Session:
         changed, present = before != ids, objects(ids)
         touched = touched | objects(before[changed]) | objects(ids[changed]) | {*ended}
         known = set().union(*(objects(mask) for start, mask in self.given.items() if start < t))
-        new = np.where(np.isin(ids, [*touched]), ids, 0).astype(np.uint8), touched & present
-        gone = tuple(sorted((touched - present) & known))
-        for target, value, keep in ((self.given, *new), (self.ended, gone, gone)):
-            if keep:
-                target[t] = value
-            else:
-                target.pop(t, None)
+        if touched & present:
+            self.given[t] = np.where(np.isin(ids, [*touched]), ids, 0).astype(np.uint8)
+        else:
+            self.given.pop(t, None)
+        if gone := (touched - present) & known:
+            self.ended[t] = tuple(sorted(gone))
+        else:
+            self.ended.pop(t, None)
 
     def run(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Find what is missing or out of date, frame by frame; may be stopped and called again at any time.
+        """Find the masks that are missing or out of date; may be stopped and called again at any time.
 
         Yields:
-            the frame's number and its mask, (H, W) uint8 ids.
+            number of a frame and its mask, (H, W) uint8 ids.
 
         Raises:
-            InputError: no object is marked, or one in a wrong mask; what `dulvos.segment` raises.
+            InputError: no object is marked; a given mask is wrong; what `dulvos.segment` raises.
         """
         given, ended = made = dict(self.given), dict(self.ended)
-        start = self.done  # after the copies: what another thread paints between is found by the next run
+        start = self.done  # after the copies, so that the next run finds what another thread paints meanwhile
         if not any(mask.any() for mask in given.values()):
             raise InputError(f"{self.video.path}: no object is marked; paint one, or give a mask")
         for t, mask in given.items():
@@ -123,7 +124,7 @@ class Session:
                         history=[_channels(soft, old, ids) for old, soft, _ in self._found[:start]])
         self._valid, self._made = start, made
         for t, (soft, labels) in enumerate(carried, start):
-            if t > start or t >= self.found:  # from now on, painting it is compared with its new mask
+            if t > start or t >= self.found:  # the next stroke is compared with the new mask
                 self._before.pop(t, None)
             self._found[t:t + 1] = [(ids, soft.cpu(), zlib.compress(labels.tobytes(), 1))]
             self._valid = t + 1
@@ -144,7 +145,7 @@ class Session:
                 features = next(self._stream)
                 place = self._file.seek(0, os.SEEK_END)
                 np.save(self._file, features.float().cpu().numpy())
-            except BaseException:  # Ctrl-C too: a generator that an exception left gives no more
+            except BaseException:  # also Ctrl-C: a generator that has raised cannot continue
                 self._stream = None
                 raise
             self._device = features.device
@@ -154,5 +155,5 @@ class Session:
 
 
 def _channels(soft: Tensor, old: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:
-    """A soft mask (M, h, w) with the channels `ids`; an object that was not known has zeros."""
+    """The channels `ids` of a soft mask (M, h, w) with channels `old`; a new object has zeros."""
     return torch.stack([soft[old.index(i)] if i in old else torch.zeros_like(soft[0]) for i in ids])

@@ -1,4 +1,4 @@
-"""Encoders from timm (PyTorch Image Models): any of its networks that gives feature maps."""
+"""Networks of timm (PyTorch Image Models) as encoders."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from dulvos.released import load_weights, read_weights, without_prefix
 
 __all__ = ["TimmEncoder"]
 
-_ADVICE = "choose one that does, such as a ViT (vit_*, deit_*, eva02_*), a Swin, a ConvNeXt or a ResNet"
+_ADVICE = "choose another network, such as a ViT (vit_*, deit_*, eva02_*), a Swin, a ConvNeXt or a ResNet"
 
 
 class TimmEncoder(nn.Module):
     """A network of timm as an encoder, in evaluation mode.
 
-    A transformer gives the patch tokens of its last block after the final norm, without prefix tokens (CLS,
-    registers), at any size of frame: timm resamples the position embeddings. A CNN gives its last stage.
+    A transformer gives its last block's patch tokens after the final norm, without CLS and register tokens.
+    Frames may have any size, since timm resamples the position embeddings. A CNN gives its last stage.
 
     Arguments:
-        name: "timm:ARCHITECTURE[@LAYER][=WEIGHTS]": the last layer unless LAYER is given, such as layer3 or
-            blocks.9, and timm's pretrained weights, downloaded on first use, unless WEIGHTS is "random" or
-            a file of your own (.safetensors or torch).
+        name: "timm:ARCHITECTURE[@LAYER][=WEIGHTS]". LAYER, such as layer3 or blocks.9, replaces the last one.
+            WEIGHTS is "random" or a file (.safetensors or torch); without it timm's pretrained weights are
+            used, and downloaded on first use.
         seed: of the random weights.
 
     Attributes:
         stride: pixels a cell. channels: K.
         multiple: frames are resized to sides that are multiples of this (a transformer's patches).
-        mean, std: of the RGB in [0, 1] that the network was trained with.
+        mean, std: the normalisation of RGB in [0, 1] that the network was trained with.
 
     Raises:
         InputError: unknown architecture, layer or weights; weights that cannot be downloaded or do not fit.
@@ -51,14 +51,14 @@ class TimmEncoder(nn.Module):
             self.network = _create(architecture, pretrained=not weights)
         if weights not in ("", "random"):
             _load(self.network, expand(weights))
-        stages = {info["module"]: info for info in self.network.feature_info}
-        if layer and layer not in stages:
-            raise InputError(f"{name!r}: the network has no layer {layer!r}; it has {', '.join(stages)}")
-        self.index = list(stages).index(layer) if layer else len(stages) - 1
-        info, config = self.network.feature_info[self.index], self.network.pretrained_cfg
-        self.stride, self.channels = info["reduction"], info["num_chs"]
+        stages, config = self.network.feature_info, self.network.pretrained_cfg
+        names = [stage["module"] for stage in stages]
+        if layer and layer not in names:
+            raise InputError(f"{name!r}: the network has no layer {layer!r}; it has {', '.join(names)}")
+        self.index = names.index(layer) if layer else len(names) - 1
+        self.stride, self.channels = (stages[self.index][key] for key in ("reduction", "num_chs"))
         patches = hasattr(self.network, "patch_embed")
-        self.multiple = max(stage["reduction"] for stage in stages.values()) if patches else 1
+        self.multiple = max(stage["reduction"] for stage in stages) if patches else 1
         self.mean, self.std = config["mean"], config["std"]
         self.eval()
 
@@ -73,7 +73,7 @@ class TimmEncoder(nn.Module):
                                                       output_fmt="NCHW", intermediates_only=True)[0]
         except torch.OutOfMemoryError:
             raise
-        except (AssertionError, RuntimeError) as error:  # timm refuses a size, or its tensors do not match
+        except (AssertionError, RuntimeError) as error:  # timm refuses the size, or its tensors do not match
             height, width = images.shape[2:]
             raise InputError(f"{self.name!r} does not take frames of {width}x{height} ({_line(error)}); "
                              f"{_ADVICE}") from error
@@ -95,14 +95,14 @@ def _create(architecture: str, pretrained: bool) -> nn.Module:
     except RuntimeError as error:
         known = timm.list_pretrained(f"{architecture.partition('.')[0]}.*")
         raise InputError(f"'timm:{architecture}': timm has no such weights ({_line(error)}); it has "
-                         f"{', '.join(known) or 'none'}; give =FILE or =random for others") from None
+                         f"{', '.join(known) or 'none'}; add =FILE for your own, or =random") from None
     if not hasattr(network, "forward_intermediates"):
         raise InputError(f"'timm:{architecture}' gives no feature maps; {_ADVICE}")
     return network
 
 
 def _load(network: nn.Module, path: Path) -> None:
-    """Load weights from a file; any prefix of their names is removed, and timm converts known releases."""
+    """Load weights from a file; names may have a prefix, and timm converts the releases that it knows."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected weights (.safetensors, or a torch file)")
     state = without_prefix(read_weights(path)[0], next(iter(network.state_dict())))
@@ -110,7 +110,7 @@ def _load(network: nn.Module, path: Path) -> None:
     if convert is not None:
         try:
             state = convert(state, network)
-        except Exception as error:  # it expects names and shapes of this architecture
+        except Exception as error:  # it fails in many ways on another architecture's weights
             raise InputError(f"{path}: holds weights of another network ({_line(error)})") from None
     load_weights(network, state, path)
 

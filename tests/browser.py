@@ -1,7 +1,7 @@
-"""Headless Chromium, and notebooks in a real JupyterLab that it opens on loopback.
+"""Headless Chromium, and a JupyterLab on this machine whose notebooks it opens.
 
-What a page requests from beyond loopback is refused and then stands among its errors. Playwright has no limit
-for scripts, nor for closing a page: after a time, `limited` kills the browser, so that every call raises.
+Requests to other machines are refused and count as errors of the page. Playwright waits for a script or for
+a page to close without a limit; `limited` kills the browser after some time, so that the call raises.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
 SIZE = {"width": 1280, "height": 1080}  # of the window, in CSS pixels
-LIMIT = 300  # seconds for one test, with its fixtures
+LIMIT = 300  # seconds for a test and its fixtures
 SESSION = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext"
 EVALUATE = f"""async ([code, seconds]) => {{
   const options = {{code: "", silent: true, user_expressions: {{value: code}}}};
@@ -58,14 +58,14 @@ def find_browser() -> str | None:
     """Path of an installed Chromium or Chrome that starts."""
     for name in BROWSERS:
         path = shutil.which(name)
-        # Ubuntu's packages of this name may be stubs that only ask for the snap
+        # in Ubuntu such a package may be a stub that only asks for the snap
         if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
             return path
     return None
 
 
 def lacking() -> str | None:
-    """What this machine lacks for these tests, in words, or None."""
+    """A line that says what this machine lacks for these tests, or None."""
     absent = [name for name in ("playwright", "anywidget", "jupyterlab") if util.find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
@@ -80,7 +80,7 @@ def of_cells(*cells: str) -> nbformat.NotebookNode:
 
 @contextlib.contextmanager
 def limited(seconds: float, grace: float = 20) -> Iterator[None]:
-    """Kill the browser after this time, and playwright's own process if that does not help."""
+    """Kill the browser after this time, and then playwright's own process if that does not help."""
     done = threading.Event()
 
     def watch() -> None:
@@ -101,14 +101,14 @@ def limited(seconds: float, grace: float = 20) -> Iterator[None]:
 
 
 class Chromium:
-    """A browser that is started when it is first needed, and again if it was killed."""
+    """A browser that starts when it is first needed, and again after it was killed."""
 
     def __init__(self, playwright) -> None:
         self._playwright, self._context = playwright, None
 
     @property
     def context(self):
-        """Playwright's context of all pages: they load the scripts once."""
+        """The context of all pages, so that scripts are loaded once."""
         if self._context is None or not self._context.browser.is_connected():
             browser = self._playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
             self._context = browser.new_context(viewport=SIZE)
@@ -132,14 +132,14 @@ def start() -> Iterator[Chromium]:
 
 @contextlib.contextmanager
 def serve(folder: Path, chromium: Chromium) -> Iterator[Lab]:
-    """JupyterLab in an empty folder, with settings, runtime files and results of its own.
+    """Start JupyterLab in an empty folder, with its own settings, runtime files and results.
 
     Raises RuntimeError with the server's last lines if it does not answer.
     """
     config, log, token = folder / "config", folder / "server.log", secrets.token_hex()
     for new in (folder / "notebooks", config / "labconfig"):
         new.mkdir(parents=True)
-    # asks the network for news and puts a notice over the page
+    # this extension asks the network for news and covers the page with a notice
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (config / "labconfig" / "page_config.json").write_text(json.dumps(news))
     own = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR",
@@ -158,7 +158,7 @@ def serve(folder: Path, chromium: Chromium) -> Iterator[Lab]:
         _wait(server, f"http://127.0.0.1:{port}/api", log)
         yield Lab(folder, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}", chromium)
     finally:
-        server.terminate()  # which ends its kernels, too
+        server.terminate()  # and its kernels
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(20)
         with contextlib.suppress(ProcessLookupError):
@@ -177,7 +177,7 @@ def _wait(server: subprocess.Popen, url: str, log: Path, seconds: float = 90) ->
 
 @dataclass
 class Lab:
-    """A running JupyterLab: its folder (notebooks/, results/), a notebook's address, the browser."""
+    """A running JupyterLab: its folder (with notebooks/ and results/), a notebook's address, the browser."""
 
     folder: Path
     address: str
@@ -186,7 +186,7 @@ class Lab:
     @contextlib.contextmanager
     def open(self, source: Path | nbformat.NotebookNode, name: str,
              parameters: dict | None = None) -> Iterator[Notebook]:
-        """A copy of a notebook, with parameters written into it as papermill does, in a page of its own."""
+        """Open a copy of a notebook in a new page, with parameters as papermill sets them."""
         path = self.folder / "notebooks" / f"{name}.ipynb"
         node = load_notebook_node(str(source)) if isinstance(source, Path) else source
         nbformat.write(parameterize_notebook(node, parameters) if parameters else node, path)
@@ -207,10 +207,7 @@ class Lab:
 
 @dataclass
 class Notebook:
-    """A notebook open in the browser: its file, playwright's page, and all errors, none of which is harmless.
-
-    `console` holds the errors in the browser's console and those that no script caught.
-    """
+    """An open notebook: its file, playwright's page, and in `console` all errors of the page."""
 
     path: Path
     page: object
@@ -225,7 +222,7 @@ class Notebook:
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
     def red_cells(self) -> list[str]:
-        """What failed, by the saved notebook: "Error: message" of each red cell, and cells that never ran."""
+        """What failed in the saved notebook: "Error: message" of red cells, and cells that did not run."""
         found = []
         for cell in nbformat.read(self.path, as_version=4).cells:
             if cell.cell_type == "code":
@@ -236,9 +233,9 @@ class Notebook:
         return found
 
     def evaluate(self, expression: str, seconds: float = 60):
-        """Value of an expression in the notebook's kernel, through JSON; arrays come as nested lists.
+        """Value of an expression in the kernel, sent as JSON; arrays become nested lists.
 
-        Raises RuntimeError if the expression raised, playwright's Error if the kernel is busy for longer.
+        Raises RuntimeError if the expression raised, playwright's Error if the kernel was busy too long.
         """
         wrapped = f"__import__('json').dumps({expression}, default=lambda value: value.tolist())"
         value = self.page.evaluate(EVALUATE, [wrapped, seconds])
@@ -247,8 +244,8 @@ class Notebook:
         return json.loads(ast.literal_eval(value["data"]["text/plain"]))
 
     def wait_for(self, expression: str, seconds: float = 30):
-        """The expression's value in the kernel as soon as it is true, or its last value in that time."""
+        """Wait until an expression is true in the kernel, but not longer; its last value."""
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)) and time.monotonic() < deadline:
-            self.page.wait_for_timeout(50)  # lets the page work, as time.sleep would not
+            self.page.wait_for_timeout(50)  # unlike time.sleep, lets the page work
         return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def chromium() -> Iterator:
 
     with browser.start() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def js(chromium, request: pytest.FixtureRequest) -> Iterator[Callable]:
+    """Runs the body of a JavaScript function, in which `js` is the test module's SCRIPT, on named values."""
+    page, script = chromium.context.new_page(), b64encode(request.module.SCRIPT.read_bytes()).decode()
+    page.evaluate(f"import('data:text/javascript;base64,{script}').then((js) => {{ window.js = js; }})")
+    yield lambda body, **data: page.evaluate(f"({{{', '.join(data)}}}) => {{{body}}}", data)
+    page.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Notebooks in a real JupyterLab and a real browser: formulas are typeset; errors out of sight are found."""
+"""The browser tests' own tools, and the formulas of all notebooks in JupyterLab."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_harness_finds_red_cells_console_errors_and_requests_that_leave_the_
 
 
 def test_a_page_that_hangs_ends_and_the_next_one_works(chromium):
-    """Otherwise a run of all tests waits for ever, and names none."""
+    """Otherwise a run of all tests would wait for ever, without naming one."""
     page = chromium.context.new_page()
     with pytest.raises(Exception, match="closed"), browser.limited(1):
         page.evaluate("() => { for (;;); }")
@@ -37,7 +37,7 @@ def test_a_page_that_hangs_ends_and_the_next_one_works(chromium):
 
 
 def test_formulas_of_all_notebooks_are_typeset(lab):
-    """All prose in one page, before anything is run: what a reader sees first."""
+    """All text cells in one notebook, before anything is run."""
     cells = [cell for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
              for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
     together = browser.of_cells()
@@ -50,7 +50,7 @@ def test_formulas_of_all_notebooks_are_typeset(lab):
         notebook.page.wait_for_function(f"!{prose}.includes('$')", timeout=10_000)  # after rendering
         formulas = notebook.page.locator(".jp-MarkdownOutput mjx-container").all_text_contents()
         assert len(formulas) > 20
-        # after one backslash too many, a command's name is set like a product of letters
+        # with one backslash too many, a command's name is typeset as letters
         names = "mathcal|hat|frac|lambda|tau|theta|cdot|sum"
         assert [formula for formula in formulas if re.search(names, formula)] == []
         assert notebook.page.locator("mjx-merror, [data-mjx-error]").all_text_contents() == []

@@ -1,4 +1,4 @@
-"""Encoders on disk: what is written comes back, and what is damaged is named (more of it in the corpus)."""
+"""Encoders on disk: a round trip changes nothing, and errors name the file (the corpus has more of them)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that tensors live on, and the precision it computes in."""
+"""Devices, their precision, and their memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_bfloat16_is_computed_if_it_is_fast_and_said_once_if_not(
 
 
 def test_the_default_device_is_a_cuda_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never Apple's GPU, which lacks what the losses need."""
+    """Never Apple's GPU, which lacks functions that the losses need."""
     for there, name in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert devices.find_device() == torch.device(name)
@@ -53,7 +53,7 @@ def test_the_gpus_of_a_machine_share_the_processes_that_read(monkeypatch: pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of Linux")
 def test_a_container_leaves_less_memory_than_the_machine() -> None:
-    """A limit of resident memory stands in for a container's, which only root could set."""
+    """A limit on resident memory replaces a container's, which only root can set."""
     code = ("import resource, torch; resource.setrlimit(resource.RLIMIT_RSS, (2**31, 2**31)); "
             "from dulvos.devices import free_memory; print(free_memory(torch.device('cpu')))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Several processes: their step is that of one, and a run started by torchrun writes once and resumes."""
+"""Several processes take the same step as one; a run started by torchrun writes once and resumes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TERMS = {"dense": ("total", "space_time", "cross_view"), "contrastcorr": ("total
 
 
 def step(net: nn.Module, objective: str, rank: int, clips: int) -> dict:
-    """Loss and gradients of a process's clips. BatchNorm is in evaluation mode: its statistics are local."""
+    """Loss and gradients of a process's clips; BatchNorm, whose statistics are local, does not train."""
     frames = torch.randint(0, 256, (4, 2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
     own = prepare_frames(frames.to(torch.uint8))[rank * clips: (rank + 1) * clips]
     output = Iteration(net.eval(), own, dataclasses.replace(SETTINGS, objective=objective),
@@ -57,9 +57,9 @@ def fresh() -> Encoder:
 
 
 def process(folder: Path) -> None:
-    """What each process does; torchrun starts it, and `train` joins the processes."""
+    """What each process that torchrun starts does."""
     videos = open_videos(folder / "videos")
-    whole = train(SETTINGS, videos, folder / "whole")  # no device: without a GPU all compute on the CPU
+    whole = train(SETTINGS, videos, folder / "whole")  # no device: the CPU, because the GPUs are hidden
     for iterations in (1, SETTINGS.iterations):
         train(dataclasses.replace(SETTINGS, iterations=iterations), videos, folder / "part", device="cpu")
     baseline = dataclasses.replace(SETTINGS, iterations=1, objective="crw", frames=3)
@@ -89,7 +89,7 @@ def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes on the CPU left."""
+    """The folder that two processes on the CPU wrote."""
     folder = tmp_path_factory.mktemp("processes")
     write_textures(folder / "videos", "abcd")
     torchrun("tests.test_distributed", folder)
@@ -104,7 +104,7 @@ def seen(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("objective", GATHERING)
 def test_loss_and_gradients_are_those_of_the_whole_batch(seen: list[dict], objective: str) -> None:
-    """They are not if anchors or cells of other processes are missing, or come without gradient."""
+    """They would differ if anchors or cells of other processes were missing or had no gradient."""
     alone = step(fresh(), objective, 0, SETTINGS.batch)
     steps = [process["steps"][objective] for process in seen]
     assert [process["backend"] for process in seen] == ["gloo"] * PROCESSES
@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(seen: list[dict], objec
                                                           (2, "abacus", "abacus")])
 def test_processes_that_cannot_be_joined_are_refused(started: int, device: str, named: str,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here torchrun's other variables are missing, so nobody says where the processes meet."""
+    """torchrun's other variables are missing, so the processes cannot find each other."""
     monkeypatch.setenv("WORLD_SIZE", str(started))
     for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(variable, raising=False)
@@ -152,7 +152,7 @@ def test_a_run_of_two_processes_writes_once_and_goes_on_to_the_bit(folder: Path,
 
 
 def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
-    """The command that several GPUs are given: a run of its own key, done once."""
+    """The command for several GPUs; its second call finds the run done."""
     write_textures(tmp_path / "videos", "abcd")
     options = "--study shared --device cpu --iterations 1 --batch 2 --frames 2 --crop 64 --scale-min 64 " \
               "--scale-max 72 --jitter none --precision fp32"

@@ -1,6 +1,10 @@
-"""The explorer without a browser: what it packs, refuses and saves."""
+"""The explorer without a browser: packed features, errors, the saved page."""
 
 from __future__ import annotations
+
+import base64
+import gzip
+import json
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ widgets = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)  
 
 
 class Patches(nn.Module):
-    """An encoder without training: random projections of patches, as a vision transformer cuts them."""
+    """An untrained encoder: random projections of patches, cut as a vision transformer does."""
 
     def __init__(self, stride: int, channels: int = 40):
         super().__init__()
@@ -27,7 +31,7 @@ class Patches(nn.Module):
 
 
 def low_rank(cells: int, channels: int, rank: int = 24) -> torch.Tensor:
-    """Features with a mean, as those of networks have, whose first components hold most."""
+    """Features as networks have them: with a mean, and mostly in the first components."""
     generator = torch.Generator().manual_seed(cells)
     spread = torch.randn(cells, rank, generator=generator) * torch.logspace(0, -2, rank)
     axes, mean = (torch.randn(size, channels, generator=generator) for size in (rank, 1))
@@ -59,7 +63,7 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("stride, cells", [(4, (14, 18)), (8, (7, 9)), (14, (4, 5)), (16, (4, 4))])
 def test_the_geometry_is_the_encoder_s(clip, stride, cells):
-    """Patches tile the frame, whose sides of 56 and 70 become multiples of theirs."""
+    """Patches tile the frame, whose sides of 56 and 70 pixels become multiples of the patch."""
     explorer = widgets.Explorer(clip, ["random", Patches(stride)], layer="res3", frames=2)
     (own, _), (patches, packed) = explorer.packed().values()
     assert (own["cells"], own["stride"], own["offset"]) == ((7, 9), [8, 8], [0, 0])
@@ -89,6 +93,7 @@ def test_an_encoder_may_stand_alone_and_functions_have_their_names(clip):
 
     assert list(widgets.Explorer(clip, "random", layer="res3", frames=2).packed()) == ["random"]
     assert list(widgets.Explorer(clip, [ones, ramp], frames=2).packed()) == ["ones", "ramp"]
+    assert len(widgets.Explorer(clip, [ones, ones], frames=2).packed()) == 2, "the second is not lost"
 
 
 @pytest.mark.parametrize("options, line", [
@@ -121,3 +126,10 @@ def test_a_saved_page_loads_nothing_from_elsewhere(clip, tmp_path):
     page = explorer.save_html(tmp_path / "new" / "page.html", layers=("res3", "key")).read_text()
     assert "http" not in page.replace("http-equiv", "") and "src=" not in page and "import " not in page
     assert explorer.save_html(tmp_path / "again.html", layers=("res3", "key")).read_text() == page
+
+
+def test_a_saved_page_begins_with_a_layer_that_it_holds(clip, tmp_path):
+    explorer = widgets.Explorer(clip, ["random"], layer="res3", frames=2)
+    page = explorer.save_html(tmp_path / "page.html", layers=["key"]).read_text()
+    data = page.partition('id="saved">')[2].partition("<")[0]
+    assert json.loads(gzip.decompress(base64.b64decode(data)).partition(b"\n")[0])["view"]["layer"] == "key"

@@ -24,13 +24,14 @@ explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)
 SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
 ELEMENT = "document.querySelector('.dulvos-explorer')?.parentElement"
 COMMITTED = ROOT / "results/explorer.html"
+SCRIPT = explorers.SCRIPT  # for the fixture `js`
 T = 4
 
 pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
 
 
 class Shown:
-    """An explorer in a page: what it tells through its hook, and the mouse over its pictures."""
+    """An explorer in a page: its state, and the places of its cells for the mouse."""
 
     def __init__(self, page):
         self.page, self.errors, self.requests = page, [], []
@@ -39,7 +40,7 @@ class Shown:
         page.on("request", lambda request: self.requests.append(request.url))
 
     def state(self, **expected) -> dict:
-        """The state as soon as all is drawn and fields have these values, within 10 s."""
+        """Wait, at most 10 s, until all is drawn and the fields have these values; the state."""
         for _ in range(200):
             state = self.page.evaluate(f"{ELEMENT}?.dulvos.state()") or {}
             if state.get("ready") and expected.items() <= state.items():
@@ -55,7 +56,7 @@ class Shown:
         self.page.evaluate(f"{ELEMENT}.dulvos.set({{{fields}}})")
 
     def place(self, frame: int, y: int, x: int, cells: tuple[int, int]) -> tuple[float, float]:
-        """Where a cell lies in the window, in the first encoder's small picture of a frame."""
+        """Position in the window of a cell in the first encoder's small picture of a frame."""
         canvas = self.page.locator(".strip").first.locator("canvas").nth(frame)
         canvas.scroll_into_view_if_needed()
         box = None
@@ -70,19 +71,15 @@ def made(tmp_path_factory):
     folder, _ = tmp_path_factory.mktemp("clips"), torch.manual_seed(0)
     clip, other = (write_textures(folder, [name], frames, size) / name for name, frames, size in
                    (("clip", 9, (64, 96)), ("another", 1, (64, 64))))
-    encoders = Patches(8), Coarse(16)
+    encoders = Patches(8), Patches(16)  # whose names are equal
     explorer = explorers.Explorer(clip, encoders, layer="res3", frames=T, gap=2, others=[other])
     packed = [packed for _, packed in explorer.packed().values()]
     frames = [explorer.video.read(t) for t in explorer.indices]
     return SimpleNamespace(page=explorer.save_html(folder / "saved.html"), packed=packed, frames=frames)
 
 
-class Coarse(Patches):
-    """Another encoder, with a name of its own."""
-
-
 def cosines(packed, cell: int, area: int) -> np.ndarray:
-    """Of a cell with the clip's: (T·area,). The browser knows that a cell equals itself."""
+    """Cosines of a cell with the clip's, (T·area,); in the browser it is exactly 1 with itself."""
     values = packed.cosines(cell)[: T * area]
     if cell < len(values):
         values[cell] = 1
@@ -91,7 +88,7 @@ def cosines(packed, cell: int, area: int) -> np.ndarray:
 
 @pytest.fixture
 def saved(chromium, made, request):
-    """The saved page, in a window of its own; nothing may go wrong in it, and nothing may be loaded."""
+    """The saved page in a window of its own; it must raise no error and load nothing."""
     options = {"viewport": {"width": 1200, "height": 900}, **getattr(request, "param", {})}
     context = chromium.context.browser.new_context(**options)
     shown = Shown(context.new_page())
@@ -104,7 +101,7 @@ def saved(chromium, made, request):
 
 
 def test_hovering_shows_the_affinity_of_the_cell_under_the_mouse_in_both_encoders(saved, made):
-    """And a click pins the cell until it is clicked again."""
+    """A click pins the cell until it is clicked again."""
     frame, y, x = 2, 5, 9
     place = saved.place(frame, y, x, (8, 12))
     saved.page.mouse.move(*place)
@@ -156,7 +153,7 @@ def test_anchors_compete(saved, made, clips):
         cells = [*(own @ torch.tensor([w, 1])), *(T * h * w + other @ torch.tensor([width, 1]))]
         values = np.stack([cosines(packed, int(cell), h * w) for cell in cells[:count]])
         shares.append(torch.from_numpy(values / tau).softmax(0))
-        if len(shares) == 1:  # by the first encoder, at a cell that tells the nearest from dominant ones
+        if len(shares) == 1:  # choose a cell where the nearest and the dominant anchor differ
             nearest = np.square(np.argwhere(np.ones((h, w)))[:, None] - own.numpy()).sum(-1).argmin(1)
             dominant, of_all = (part.argmax(0).reshape(T, -1) for part in (values[: n * n], values))
             telling = (dominant[[0, 2]] != nearest).all(0) & ((of_all[2] >= n * n) | (clips == "own"))
@@ -168,15 +165,6 @@ def test_anchors_compete(saved, made, clips):
         for i, share in enumerate(shares):
             right = share[number[frame]] if show == "share" else share.max(0).values
             assert np.allclose(saved.values(i, (-1,)), right, rtol=1e-3), (i, frame, show)
-
-
-@pytest.fixture(scope="module")
-def js(chromium):
-    """Runs a function's body, in which `js` is explorer.js, on `data`, and gives back what it returns."""
-    page, script = chromium.context.new_page(), base64.b64encode(explorers.SCRIPT.read_bytes()).decode()
-    page.evaluate(f"import('data:text/javascript;base64,{script}').then((js) => {{ window.js = js; }})")
-    yield lambda body, **data: page.evaluate(f"({{{', '.join(data)}}}) => {{{body}}}", data)
-    page.close()
 
 
 @pytest.mark.parametrize("height, width, n", [(60, 107, 16), (7, 9, 3), (5, 5, 5), (9, 4, 1)])

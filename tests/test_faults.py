@@ -1,8 +1,8 @@
 """Faults: kill -9, full and read-only disks, half-written files, vanished frames, clocks, two calls at once.
 
-A fault is survived if one clear line tells it, nothing finished is lost, the next call continues, and the
-numbers are those of an undisturbed run. Each test records its fault by `record_property`;
-`python -m tests.trust` counts.
+A fault is survived if one clear line reports it, nothing finished is lost, the next call continues, and the
+numbers are those of an undisturbed run. Each test records its fault by `record_property` for the counts of
+`python -m tests.trust`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SETTINGS = TrainSettings(iterations=4, batch=2, frames=2, crop=32, scale_min=32,
 CHANGING = ("date", "seconds", "cpu_seconds", "seconds_per_iteration", "seconds_per_frame", "peak_memory_mb",
             "commit", "dirty", "threads")  # fields of a row that differ from run to run
 
-# a server that has imported everything forks the processes that are killed
+# processes that will be killed are forked from a server that has imported everything
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
 
 
 def start(target: Callable, *arguments: object) -> multiprocessing.Process:
-    """A process that is at its work, no longer at its start."""
+    """Start a process, and wait until it begins to work."""
     ready = SERVER.Event()
     process = SERVER.Process(target=_begin, args=(ready, target, arguments))
     process.start()
@@ -76,7 +76,7 @@ BOTH = pytest.mark.parametrize("target", [training, evaluation])
 
 
 def outcome(folder: Path) -> dict:
-    """Every file to the byte, but for what times, dates and tries change."""
+    """The content of every file, except for what changes from run to run."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
@@ -86,14 +86,14 @@ def outcome(folder: Path) -> dict:
             files[name] = pd.read_csv(path).drop(columns="seconds").to_csv()
         elif path.suffix in (".png", ".csv", ".safetensors"):
             files[name] = path.read_bytes()
-        elif path.suffix not in (".json", ".pt", ".lock", ".tmp"):  # a kill leaves .tmp files beside masks
+        elif path.suffix not in (".json", ".pt", ".lock", ".tmp"):  # a kill leaves .tmp files
             files[name] = "not expected"
     return files
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny, tmp_path_factory) -> Callable[[Path, Callable], None]:
-    """Compares a folder with an undisturbed run and names the files that differ (bytes are too long)."""
+    """Compares a folder with an undisturbed run; a failure shows the names of the files that differ."""
     made = {}
     for target in (training, evaluation):
         folder = tmp_path_factory.mktemp("whole")
@@ -108,7 +108,7 @@ def undisturbed(tiny, tmp_path_factory) -> Callable[[Path, Callable], None]:
 
 @BOTH
 def test_killed_at_any_moment(target, tiny, tmp_path, undisturbed, slow, record_property):
-    """The same call ends as an undisturbed one."""
+    """The same call, repeated, ends like an undisturbed one."""
     begun = time.monotonic()
     target(tmp_path / "whole", tiny)
     seconds, moments, place, done = time.monotonic() - begun, random.Random(0), 0, 0
@@ -120,7 +120,7 @@ def test_killed_at_any_moment(target, tiny, tmp_path, undisturbed, slow, record_
             done += 1
             record_property("fault", f"kill -9: {target.__name__}")
         process.join()
-        if process.exitcode == 0:  # it was faster; the next one begins in a folder of its own
+        if process.exitcode == 0:  # it had ended before; the next one gets a new folder
             undisturbed(tmp_path / str(place), target)
             place += 1
     target(tmp_path / str(place), tiny)
@@ -128,7 +128,7 @@ def test_killed_at_any_moment(target, tiny, tmp_path, undisturbed, slow, record_
 
 
 def test_a_killed_reader_of_clips(tmp_path, record_property):
-    """One line tells it; any number of readers gives the same weights."""
+    """One line reports it; the weights do not depend on the number of workers."""
     record_property("fault", "out of memory: reader of clips")
     videos = open_videos(write_textures(tmp_path / "videos", "abcd"))
     whole = train(SETTINGS, videos, tmp_path / "whole", device="cpu")["encoder"].read_bytes()
@@ -150,7 +150,7 @@ def test_a_killed_reader_of_clips(tmp_path, record_property):
 
 @pytest.mark.parametrize(("target", "most"), [(training, 10**7), (evaluation, 300)])
 def test_a_full_disk(target, most, tiny, tmp_path, undisturbed, record_property):
-    """With room the same call continues. A limit of files' sizes, in bytes, stands in for the disk."""
+    """With more room the same call continues. A limit on the size of files (bytes) replaces a small disk."""
     record_property("fault", f"disk full: {target.__name__}")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
@@ -180,10 +180,10 @@ def test_a_read_only_folder_is_named_first(target, tiny, tmp_path, request, reco
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])  # of a file that a power cut left
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])  # of the file that is left after a power cut
 @pytest.mark.parametrize(("what", "file"), [("row", "s/rows/*.json"), ("encoder", "s/runs/*/*.safetensors")])
 def test_half_a_file_is_named_or_made_again(what, file, share, tiny, tmp_path, undisturbed, record_property):
-    """The corpus damages files of other kinds."""
+    """The corpus of inputs damages other kinds of files."""
     record_property("fault", f"truncated: {what}")
     training(tmp_path, tiny)
     path, = tmp_path.glob(file)
@@ -206,7 +206,7 @@ def test_a_frame_that_vanishes_and_comes_back(when, tiny, tmp_path, record_prope
     whole, _ = evaluate(dataset, "colour", tmp_path / "whole")
     if when == "before":
         frame.unlink()
-    else:  # it is there when it is looked for, and gone when it is read
+    else:  # after it was checked, and before it is read
         object.__setattr__(dataset.sequences[1].video, "verify", frame.unlink)
     with pytest.raises(InputError, match="00004.jpg"):
         evaluate(dataset, "colour", tmp_path / "out")

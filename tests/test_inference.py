@@ -1,4 +1,4 @@
-"""Features of frames and the masks they carry."""
+"""Features of frames, and the masks that they carry."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_protocol_sets_its_values_and_each_can_be_changed():
     ((480, 854), (480, 832), (240, 427), (238, 420)), ((854, 480), (832, 480), (427, 240), (420, 238)),
     ((480, 480), (480, 448), (240, 240), (238, 238)), ((240, 432), (480, 832), (240, 432), (238, 434))])
 def test_the_size_that_an_encoder_sees(size, dino, crw, patches):
-    """DINO's rule enlarges too, and a square becomes a rectangle; transformers see whole patches."""
+    """DINO's rule also enlarges, and makes a rectangle of a square; transformers see whole patches."""
     assert seen_size(size, SegmentSettings.of("dino")) == dino
     assert seen_size(size, SegmentSettings(shorter_side=240)) == crw
     assert seen_size(size, SegmentSettings(shorter_side=240), 14) == patches
@@ -110,14 +110,14 @@ def test_frames_of_dinos_protocol_have_its_filter_and_deviation(frames):
     expected = cv2.resize(frames[0][0], (64, 64), interpolation=cv2.INTER_LINEAR) / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
     np.testing.assert_allclose(seen[0].permute(1, 2, 0), expected, atol=1e-5)
-    encoder.std = (0.5, 0.5, 0.5)  # an encoder's own counts
+    encoder.std = (0.5, 0.5, 0.5)  # an encoder's own deviation has priority
     next(encode(encoder, frames[0], settings))
     np.testing.assert_allclose(seen[1][2] * 0.5, seen[0][2] * 0.225, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["dino_protocol", "dino_small"])
 def test_the_protocol_of_dino_gives_its_labels(golden, case):
-    """From features to labels at full size, by the golden case of the released code."""
+    """From features to labels at full size, as in a golden case of the released code."""
     known = np.load(golden / f"{case}.npz")
     features = torch.nn.functional.normalize(torch.from_numpy(known["features"]), dim=1)
     first = np.kron(known["first_segmentation"], np.ones((known["patch"],) * 2, int)).astype(np.uint8)

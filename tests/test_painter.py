@@ -1,92 +1,21 @@
-"""The painter without a page: its JavaScript functions under node, and how the kernel answers messages."""
+"""The painter without a browser: how the kernel answers its messages."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import threading
 import time
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from matplotlib.path import Path as Outline
 
-from dulvos import widgets
 from dulvos.errors import InputError
 from dulvos.masks import read_mask, write_mask
 from dulvos.session import Session
 from dulvos.videos import open_video
 from dulvos.widgets import Painter
 from tests.test_session import LENGTH, SETTINGS, SIZE, Counted, block, write_clip
-
-HEIGHT, WIDTH = 40, 60
-CALL = """
-import { readFileSync } from "node:fs";
-const { mask, rest } = JSON.parse(readFileSync(0)), ids = Uint8Array.from(mask.flat());
-const box = NAME(ids, mask[0].length, mask.length, ...rest);
-console.log(JSON.stringify([[...ids], box ?? null]));
-"""
-
-
-def javascript(name, mask, *rest):
-    """The mask after a function of painter.js drew on it, and what it returned."""
-    if not shutil.which("node"):
-        pytest.skip("node is not installed: apt-get install nodejs")
-    script = Path(widgets.__file__).with_name("painter.js").read_text()
-    command = ["node", "--input-type=module", "-e", script + CALL.replace("NAME", name)]
-    given = json.dumps({"mask": mask.tolist(), "rest": rest})
-    done = subprocess.run(command, text=True, input=given, capture_output=True, check=True)
-    ids, found = json.loads(done.stdout)
-    return np.array(ids, np.uint8).reshape(mask.shape), found
-
-
-STROKES = [([[30, 10]], 5), ([[21, 7]], 0.5), ([[10, 20], [50, 20]], 3),
-           ([[5.3, 4.2], [40.7, 33.1], [55.5, 12]], 2.5),
-           ([[-30, -30], [5, 5], [500, 5]], 1.5), ([[-20, 10], [-9, 10]], 4)]
-
-
-@pytest.mark.parametrize(("points", "radius"), STROKES)
-def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(points, radius):
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    distance = np.full((HEIGHT, WIDTH), np.inf)
-    for a, b in zip(np.array(points, float), np.array(points[1:] or points, float)):
-        (u, v), square = b - a, max(1e-9, ((b - a) ** 2).sum())
-        along = np.clip(((x - a[0]) * u + (y - a[1]) * v) / square, 0, 1)
-        distance = np.minimum(distance, np.hypot(x - a[0] - along * u, y - a[1] - along * v))
-    ids, box = javascript("stroke", np.full((HEIGHT, WIDTH), 9), points, radius, 3)
-    assert np.array_equal(ids, np.where(distance <= radius, 3, 9))
-    left, top, right, bottom = box or (0, 0, 0, 0)
-    assert (ids[top:bottom, left:right] == 3).sum() == (ids == 3).sum()
-    assert right <= WIDTH and bottom <= HEIGHT
-
-
-@pytest.mark.parametrize("corners", [
-    [[2.8, 3.1], [55, 10], [20.2, 38]], [[-9, -9], [70, 20], [-9, 60]],
-    [[10, 5], [50, 35], [50, 5], [10, 35]]])  # the last one crosses itself
-def test_a_polygon_is_filled_with_its_rim(corners):
-    ids, _ = javascript("polygon", np.zeros((HEIGHT, WIDTH), int), corners, 7)
-    x, y = np.meshgrid(range(WIDTH), range(HEIGHT))
-    inside = Outline([*corners, corners[0]], closed=True).contains_points(np.stack([x.ravel(), y.ravel()], 1))
-    rim = np.zeros((HEIGHT + 200, WIDTH + 200), np.uint8)
-    cv2.polylines(rim, [np.rint(corners).astype(np.int32) + 100], True, 1, 3)
-    sure = rim[100:-100, 100:-100] == 0
-    assert np.array_equal(ids[sure], np.where(inside.reshape(HEIGHT, WIDTH), 7, 0)[sure])
-    assert set(np.unique(ids)) <= {0, 7}
-    assert all(ids[round(y), round(x)] == 7 for x, y in corners if 0 <= x < WIDTH and 0 <= y < HEIGHT)
-
-
-@pytest.mark.parametrize("place", [(0, 0), (30, 20), (59, 39), (-1, 5), (60, 5), (5, 40)])
-def test_a_fill_is_the_connected_area_of_one_id(place):
-    mask = (np.random.default_rng(3).random((HEIGHT, WIDTH)) < 0.35).astype(np.uint8) * 5
-    mask[39, 59] = mask[20, 30] = mask[0, 0] = 0
-    expected = mask.copy()
-    if 0 <= place[0] < WIDTH and 0 <= place[1] < HEIGHT:
-        cv2.floodFill(expected, None, place, 9)
-    assert np.array_equal(javascript("fill", mask, *place, 9)[0], expected)
 
 
 class Quiet(Painter):
@@ -164,17 +93,19 @@ def test_a_search_stops_when_told_or_painted_on_and_there_is_one_at_a_time(paint
         if t == LENGTH - 1:
             painter.receive({"kind": "stop"})  # before the movie
     assert painter.state["done"] == LENGTH and not (painter.out / "overlay.mp4").exists()
+    assert "overlay.mp4" in painter.state["message"]
+    assert list(painter.carry()) == [] and (painter.out / "overlay.mp4").exists()
 
 
 def test_a_search_that_ends_while_something_is_painted_is_not_told_to_go_on(video, tmp_path):
-    """Else the browser would offer to stop what has stopped, and nothing else, for ever."""
+    """Otherwise the browser's only button would stay "Stop" for ever."""
     searching, over = threading.Event(), threading.Event()
 
     class Slow(Session):
         @property
         def done(self):
             if threading.current_thread() is threading.main_thread() and searching.is_set():
-                over.wait(0.5)  # until the other thread has told its end, if it can
+                over.wait(0.5)  # until the other thread has told that it ended, if it can
             return super().done
 
     painter = Quiet(Slow(video, Counted(), SETTINGS, {0: block(1)}))

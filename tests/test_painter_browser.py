@@ -1,14 +1,17 @@
-"""The painter in a real JupyterLab and a real browser: what the mouse paints reaches the kernel exactly."""
+"""The painter in a real browser and JupyterLab: what the mouse paints reaches the kernel exactly."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from matplotlib.path import Path as Outline
 from PIL import Image
 
+from dulvos import widgets
 from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT
 from tests import browser
@@ -16,6 +19,7 @@ from tests.test_session import LENGTH, SIZE, block
 
 pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
 
+SCRIPT = Path(widgets.__file__).with_name("painter.js")  # for the fixture `js`
 CELL = """from dataclasses import replace
 from pathlib import Path
 from dulvos.masks import check_folder
@@ -101,13 +105,15 @@ def page(opened):
     assert opened.console == []
 
 
-def disk(points, radius, name):
-    """Ids of the pixels within a radius of a line through points [x, y]."""
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    ends = zip(np.array(points, float), np.array(points[1:] or points, float))
-    steps = [a + (b - a) * s for a, b in ends for s in np.linspace(0, 1, 400)]
-    near = np.min([np.hypot(x - px, y - py) for px, py in steps], 0) <= radius
-    return np.where(near, name, 0).astype(np.uint8)
+def near(points, radius, size=SIZE):
+    """Which pixels lie within a radius of a line through points [x, y]."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    found = np.zeros(size, bool)
+    for a, b in zip(np.array(points, float), np.array(points[1:] or points, float)):
+        (u, v), square = b - a, max(1e-9, ((b - a) ** 2).sum())
+        along = np.clip(((x - a[0]) * u + (y - a[1]) * v) / square, 0, 1)
+        found |= np.hypot(x - a[0] - along * u, y - a[1] - along * v) <= radius
+    return found
 
 
 def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page):
@@ -118,16 +124,16 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
     assert not page.ids().any()
     page.drag((10, 20), (50, 20), (50, 30))
     states.append(page.ids())
-    assert np.array_equal(states[1], disk([(10, 20), (50, 20), (50, 30)], 2.5, 2))
+    assert np.array_equal(states[1], 2 * near([(10, 20), (50, 20), (50, 30)], 2.5))
     assert page.reaches_the_kernel(0, states[1])
     page.press("1", "2")
     page.click(30, 40)
     states.append(page.ids())
-    assert np.array_equal(states[2], states[1] + disk([(30, 40)], 2.5, 12))
+    assert np.array_equal(states[2], states[1] + 12 * near([(30, 40)], 2.5))
     page.press("e")
     page.drag((20, 10), (20, 30))
     states.append(page.ids())
-    assert np.array_equal(states[3], np.where(disk([(20, 10), (20, 30)], 2.5, 1), 0, states[2]))
+    assert np.array_equal(states[3], np.where(near([(20, 10), (20, 30)], 2.5), 0, states[2]))
     assert page.reaches_the_kernel(0, states[3])
     for state in states[-2::-1]:
         page.press("Control+z")
@@ -303,3 +309,55 @@ def test_notebook_06_finds_masks_and_a_new_object_is_followed_from_where_it_is_p
             page.page.locator(".dulvos-painter").evaluate("element => element.scrollIntoView()")
             page.page.wait_for_timeout(500)
             page.page.screenshot(path=Path(pictures) / "06_your_video.jpg", quality=88)
+
+
+# the functions that draw
+
+HEIGHT, WIDTH = 40, 60
+DRAW = """const ids = Uint8Array.from(mask.flat()), box = js[tool](ids, mask[0].length, mask.length, ...rest);
+    return [[...ids], box ?? null];"""
+
+
+def draw(js, tool, mask, *rest):
+    """The mask after a function of painter.js drew on it, and the function's value."""
+    ids, value = js(DRAW, tool=tool, mask=mask.tolist(), rest=rest)
+    return np.array(ids, np.uint8).reshape(mask.shape), value
+
+
+STROKES = [([[30, 10]], 5), ([[21, 7]], 0.5), ([[10, 20], [50, 20]], 3),
+           ([[5.3, 4.2], [40.7, 33.1], [55.5, 12]], 2.5),
+           ([[-30, -30], [5, 5], [500, 5]], 1.5), ([[-20, 10], [-9, 10]], 4)]
+
+
+@pytest.mark.parametrize(("points", "radius"), STROKES)
+def test_a_stroke_paints_the_pixels_within_its_radius_and_names_their_box(js, points, radius):
+    ids, box = draw(js, "stroke", np.full((HEIGHT, WIDTH), 9), points, radius, 3)
+    assert np.array_equal(ids, np.where(near(points, radius, (HEIGHT, WIDTH)), 3, 9))
+    left, top, right, bottom = box or (0, 0, 0, 0)
+    assert (ids[top:bottom, left:right] == 3).sum() == (ids == 3).sum()
+    assert right <= WIDTH and bottom <= HEIGHT
+
+
+@pytest.mark.parametrize("corners", [
+    [[2.8, 3.1], [55, 10], [20.2, 38]], [[-9, -9], [70, 20], [-9, 60]],
+    [[10, 5], [50, 35], [50, 5], [10, 35]]])  # the last one crosses itself
+def test_a_polygon_is_filled_with_its_rim(js, corners):
+    ids, _ = draw(js, "polygon", np.zeros((HEIGHT, WIDTH), int), corners, 7)
+    x, y = np.meshgrid(range(WIDTH), range(HEIGHT))
+    inside = Outline([*corners, corners[0]], closed=True).contains_points(np.stack([x.ravel(), y.ravel()], 1))
+    rim = np.zeros((HEIGHT + 200, WIDTH + 200), np.uint8)
+    cv2.polylines(rim, [np.rint(corners).astype(np.int32) + 100], True, 1, 3)
+    sure = rim[100:-100, 100:-100] == 0
+    assert np.array_equal(ids[sure], np.where(inside.reshape(HEIGHT, WIDTH), 7, 0)[sure])
+    assert set(np.unique(ids)) <= {0, 7}
+    assert all(ids[round(y), round(x)] == 7 for x, y in corners if 0 <= x < WIDTH and 0 <= y < HEIGHT)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (30, 20), (59, 39), (-1, 5), (60, 5), (5, 40)])
+def test_a_fill_is_the_connected_area_of_one_id(js, place):
+    mask = (np.random.default_rng(3).random((HEIGHT, WIDTH)) < 0.35).astype(np.uint8) * 5
+    mask[39, 59] = mask[20, 30] = mask[0, 0] = 0
+    expected = mask.copy()
+    if 0 <= place[0] < WIDTH and 0 <= place[1] < HEIGHT:
+        cv2.floodFill(expected, None, place, 9)
+    assert np.array_equal(draw(js, "fill", mask, *place, 9)[0], expected)

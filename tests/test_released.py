@@ -1,4 +1,4 @@
-"""Released weights: state dicts of the same names and shapes give the encoder that they came from."""
+"""Released weights: files with the same names and shapes give back the encoder that they were made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = {"named": ("conv1", "bn1", "conv2"), "numbered": ("0", "1", "3")}
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    """With running statistics and counts that differ from layer to layer, as after a training."""
+    """With different statistics in each layer, as after a training."""
     encoder, generator = load_encoder("random", seed=3), torch.Generator().manual_seed(3)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -38,7 +38,7 @@ def images() -> torch.Tensor:
 
 def snapshot(encoder: Encoder, head: tuple[str, str, str] = HEADS["named"], module: str = "") -> dict:
     """As the authors' training saves: weights, optimiser, epoch, a score that is a numpy number."""
-    names = dict(zip("013", head))  # of our head's layers with weights
+    names = dict(zip("013", head))  # our head's layers with weights -> theirs
     model = {}
     for name, value in encoder.state_dict().items():
         part, _, rest = name.partition(".")
@@ -51,7 +51,7 @@ def snapshot(encoder: Encoder, head: tuple[str, str, str] = HEADS["named"], modu
 
 
 def walk(encoder: Encoder, *, layer4: bool = True, wrapped: bool = False, model_type: str = "") -> dict:
-    """As CRW's training saves: `encoder.model.*`, a head of its own, its options."""
+    """As CRW's training saves: `encoder.model.*`, another head, the options."""
     model = {}
     for name, value in encoder.backbone.state_dict().items():
         if wrapped and "conv" in name:

@@ -1,4 +1,4 @@
-"""A session: after any corrections, ends, stops and undoing, its masks are those of a run from the start."""
+"""A session: after corrections, ends, stops and undoing, its masks are those of a run from the start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = SegmentSettings(context=3, radius=4.0, topk=4, precision="fp32")
 
 
 def write_clip(folder):
-    """A red square that moves to the right over noise, beside a blue one and a green one that stay."""
+    """A red square that moves to the right over noise; a blue and a green square stay."""
     random = np.random.default_rng(1)
     background = random.integers(0, 255, (*SIZE, 3), np.uint8)
     for t in range(LENGTH):
@@ -42,7 +42,7 @@ def video(tmp_path_factory):
 
 
 class Counted:
-    """Features of frames by their mean colours; `frames` counts them, each comes after a pause in seconds."""
+    """Colour features, each after a pause in seconds; `frames` counts the encoded frames."""
 
     def __init__(self):
         self.frames, self.pause = 0, 0
@@ -61,7 +61,7 @@ def block(name, left=4, top=12):
 
 
 def fresh(video, given, ended=None):
-    """Masks of one run from the start, by the functions below the session."""
+    """Masks of a run from the start, without a session."""
     features = torch.stack(list(colour_features(video.frames(), SETTINGS)))
     return [ids for _, ids in carry(features, given, SETTINGS, ended=ended)]
 
@@ -175,7 +175,7 @@ def test_features_are_those_of_the_encoder_and_an_interrupted_run_goes_on(video)
     whole = Session(video, partial(encode, encoder), settings, {0: block(1)})
     finish(whole)
     different = [(session.labels(t) != whole.labels(t)).mean() for t in range(LENGTH)]
-    assert max(different) < 0.02  # other batches round otherwise
+    assert max(different) < 0.02  # rounding depends on the batches
 
 
 def test_wrong_masks_are_refused_before_anything_is_encoded(video):
@@ -193,7 +193,7 @@ def test_wrong_masks_are_refused_before_anything_is_encoded(video):
 
 
 def test_frames_that_would_not_fit_are_refused_before_the_first(tmp_path):
-    """A system short of memory kills without a word, after some frames."""
+    """Otherwise the system kills the process after some frames, without a message."""
     needs = videos.Video("large", tmp_path, 9, (2**16, 2**16), ("0.png",) * 9)
     with pytest.raises(InputError, match=r"65536x65536 need about \d+ GB with a context of 20.*shorter_side"):
         check_memory(needs, {}, SegmentSettings(), Encoder())

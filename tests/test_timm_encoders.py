@@ -1,4 +1,4 @@
-"""Any network of timm as an encoder, here untrained: features at any stride, normalisation, weights."""
+"""Untrained networks of timm as encoders: features at any stride, normalisation, weights, errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_stride_gives_unit_features_that_carry_masks(frames, mask, name, s
 
 @pytest.mark.parametrize("layer", [11, 4])
 def test_a_transformer_gives_its_patch_tokens_after_the_norm(layer):
-    """At its own size they are what timm computes; the class token is left out."""
+    """At its own size they are what timm computes, without the class token."""
     suffix = "" if layer == 11 else f"@blocks.{layer}"
     encoder = load_encoder(f"timm:vit_tiny_patch16_224{suffix}=random", seed=5)
     frame = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_random_weights_follow_the_seed():
 
 @pytest.mark.parametrize("kind", ["safetensors", "model", "teacher"])
 def test_weights_of_ones_own(tmp_path, frames, kind):
-    """They may be those of a training that gave other names, and of a network with a head."""
+    """Their names may have a prefix, and the network may have had a head."""
     name = "vit_tiny_patch16_224"
     network = timm.create_model(name, num_classes=7)
     state, path = network.state_dict(), tmp_path / "own.pth"
@@ -116,7 +116,7 @@ def test_a_network_of_one_size_says_so_and_which_take_any(frames, name, size):
 
 
 def test_any_function_is_an_encoder(frames, mask):
-    """Without attributes it gets ImageNet's normalisation on the CPU, and what it returns is normalised."""
+    """Without attributes it gets ImageNet's normalisation on the CPU; its features are normalised."""
     seen = []
 
     def brightness(images: torch.Tensor) -> torch.Tensor:

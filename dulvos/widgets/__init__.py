@@ -1,4 +1,4 @@
-"""Widgets for notebooks; they are imported when first used, so that the package needs no browser stack."""
+"""Widgets for notebooks, imported when they are first used, so that dulvos works without anywidget."""
 
 from __future__ import annotations
 

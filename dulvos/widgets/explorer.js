@@ -1,19 +1,19 @@
 // The explorer of notebook 05: point at a cell of a clip and see where else its features are found.
 //
-// explorer.py sends the clip and the features once; the rest is computed here. For tests and scripts,
-// the widget's element carries `dulvos`:
-//   state()     the fields (see FIELDS), `ready` (all is drawn), `playing`, `ms` (that the last drawing took)
+// explorer.py sends the clip and the features once; all else is computed here. For tests and scripts, the
+// widget's element has a property `dulvos` with
+//   state()     the fields (see FIELDS), `ready` (all is drawn), `playing`, `ms` (time of the last drawing)
 //   values(i)   Float32Array (T·h·w) drawn for encoder i: cosines, shares, or the dominant anchors' shares
 //   set({...})  changes fields
 
-// WebAssembly of d(key, n, c, query, out): int32 products of n vectors of c int8 with one of c int16, 16 at
-// a time, by v128.load8x8_s and i32x4.dot_i16x8_s; 50 times as fast as a loop in JavaScript.
+// WebAssembly of d(key, n, c, query, out): int32 dot products of n vectors of c int8 with one of c int16, 16
+// numbers at a time, by v128.load8x8_s and i32x4.dot_i16x8_s. It is 50 times as fast as a JavaScript loop.
 const MODULE = "AGFzbQEAAAABCQFgBX9/f39/AAIIAQFtAW0CAAEDAgEABwUBAWQAAAqHAQGEAQICfwF7A0BBAP0RIQcgAyEFIAAgAm" +
   "ohBgNAIAcgAP0BAAAgBf0AAAD9ugH9rgEgAP0BAAggBf0AABD9ugH9rgEhByAFQSBqIQUgAEEQaiIAIAZJDQALIAQg" +
   "B/0bACAH/RsBaiAH/RsCaiAH/RsDajYCACAEQQRqIQQgAUEBayIBDQALCw==";
 const simd = new WebAssembly.Module(Uint8Array.from(atob(MODULE), (letter) => letter.charCodeAt(0)));
 
-/** Features of an encoder's layer, as `explorer.pack` makes them; cells count frame by frame, row by row. */
+/** Features of an encoder's layer, packed by `explorer.pack`; cells are ordered by frame, row, column. */
 export class Features {
   constructor(head, codes, bias) {
     Object.assign(this, head, {bias}); // see `Explorer.packed`
@@ -40,7 +40,7 @@ export class Features {
     return values;
   }
 
-  /** The N² anchors of the clip's first frame, as cells, then those of the other clips if all compete. */
+  /** The N² anchors of the clip's first frame, as cells, and those of the other clips if all compete. */
   anchors(n, all) {
     const found = grid(this.height, this.width, n);
     let start = this.own;
@@ -51,7 +51,7 @@ export class Features {
     return found;
   }
 
-  /** The cell of a frame nearest to a point (y, x), in pixels; the first pixel reaches from 0 to 1. */
+  /** The cell of a frame nearest to a point (y, x) in pixels; the first pixel reaches from 0 to 1. */
   cellAt(y, x) {
     const [row, column] = [y, x].map((pixel, i) =>
       clamp((pixel - 0.5 - this.offset[i]) / this.stride[i], this.cells[i] - 1));
@@ -75,15 +75,15 @@ export class Features {
 
 const clamp = (value, most) => Math.min(most, Math.max(0, Math.round(value)));
 
-/** The middles of n × n blocks of a map, row by row: `dulvos.correspondence.anchor_grid`. */
+/** The middles of n × n blocks of a map, row by row, as `dulvos.correspondence.anchor_grid`. */
 export function grid(height, width, n) {
   const middles = (side) => Array.from({length: n}, (_, i) => Math.floor(((2 * i + 1) * side) / (2 * n)));
   return middles(height).flatMap((y) => middles(width).map((x) => y * width + x));
 }
 
 /**
- * How anchors q compete for each cell k: `sum` of exp((k·q − 1) / τ) (Eq. 1's denominator but for a factor),
- * `label` of the dominant one (Eq. 2), its cosine `best`; `own` has sum and label of this clip's n² alone.
+ * How anchors q compete for each cell k: `sum` of exp((k·q − 1) / τ) (Eq. 1's denominator times a constant),
+ * `label` of the dominant one (Eq. 2), its cosine `best`; `own` has sum and label among this clip's n² alone.
  */
 export async function compete(features, n, all, tau, stop = () => false) {
   const cells = features.own, anchors = features.anchors(n, all), label = new Int32Array(cells);
@@ -123,7 +123,7 @@ export function bestMatches(values, area, k) {
   });
 }
 
-/** The ends of a scale of cosines: their median (to .001), the best match in frames other than `frame`. */
+/** The ends of a scale of cosines: their median (to 0.001), and the best match outside of `frame`. */
 export function stretch(values, best, area, frame) {
   const counts = new Uint32Array(2001);
   for (const value of values) counts[Math.max(0, Math.min(2000, 1000 * value + 1000.5)) | 0]++;
@@ -201,7 +201,7 @@ class Page {
     this.set({}, false);
   }
 
-  /** Features of the layer that is shown, one for each encoder, or null while they are on their way. */
+  /** Each encoder's features of the layer that is shown, or null until all have arrived. */
   get features() {
     const found = this.clip?.encoders.map((name) => this.layers[this.view.layer]?.[name]);
     return found?.every(Boolean) ? found : null;
@@ -247,7 +247,7 @@ class Page {
     this.watcher.observe(this.root);
   }
 
-  /** Change fields; values out of range move into it. The kernel hears of it when all is at rest. */
+  /** Change fields, within their ranges; the kernel is told after 200 ms without a change. */
   set(changes, tell = true) {
     const view = this.view = {...this.view, ...changes}, {features} = this;
     this.ask(view.layer);
@@ -270,7 +270,7 @@ class Page {
     this.request ??= requestAnimationFrame(() => { this.request = null; if (this.clip) this.draw(); });
   }
 
-  /** The cell of the first encoder that an event of the mouse or a finger happens on, or null. */
+  /** The first encoder's cell under the mouse or finger of an event, or null. */
   cellOf({target: {tile, clientWidth, clientHeight}, offsetX, offsetY}) {
     const first = tile && this.features?.[0], [height, width] = this.clip.size;
     if (!first) return null;
@@ -287,7 +287,7 @@ class Page {
     const cell = this.cellOf(event), {view} = this;
     if (!cell) return;
     this.root.focus({preventScroll: true});
-    const again = view.pinned && same(cell, view); // releases it; a finger does not hover and need not pin
+    const again = view.pinned && same(cell, view); // releases it; a finger does not hover, so it never pins
     this.set({...cell, pinned: !again && event.pointerType !== "touch"});
   }
 
@@ -309,13 +309,13 @@ class Page {
     this.button.textContent = this.player ? "❚❚ pause" : "▶ play";
   }
 
-  /** Makes `contest`: the anchors' competition for each encoder, and what to say about it. */
+  /** Compute `contest`: each encoder's competition of anchors, and what to say about it. */
   async compete(key) {
     const {features, clip: {encoders}} = this, {n, tau, clips} = this.view, each = [], notes = [];
     this.running = key;
     let since = performance.now();
     const stop = async () => {
-      const late = performance.now() - since > 12; // lets the page live now and then
+      const late = performance.now() - since > 12; // then the page gets a turn
       if (late) since = await new Promise((go) => setTimeout(() => go(performance.now())));
       return this.running !== key; // the user has asked for another one
     };
@@ -326,15 +326,17 @@ class Page {
       const kept = percent(found.label, (label) => label < n * n);
       each.push({...found, values});
       notes.push(`${encoders[i]}: the dominant anchor's share is ${mean(values).toFixed(2)} on average` +
-        (clips === "all" ? `, ${kept} of the cells keep to this clip's anchors (grey: the others)` : ""));
+        (clips === "all" ? `, ${kept} of the cells go to an anchor of this clip (grey: the others)` : ""));
     }
     const [a, b] = each.map(({own}) => own.label), agree = (label, i) => label === b[i];
-    if (a.length === b?.length) notes.push(`both choose the same one of this clip in ${percent(a, agree)}`);
+    if (a.length === b?.length) {
+      notes.push(`both choose the same anchor of this clip in ${percent(a, agree)} of the cells`);
+    }
     this.contest = {key, each, notes};
     this.schedule();
   }
 
-  /** The map of an encoder: its values, the ends of its scale, the best cells of each frame, labels. */
+  /** What is drawn for an encoder: values, the ends of their scale, each frame's best cells, labels. */
   map(one, cell, contest, anchor) {
     const {show, n, tau, clips, frame} = this.view, {area} = one;
     if (show === "dominant") return {...contest, labels: contest.label, low: 0, high: 1, best: []};
@@ -342,12 +344,12 @@ class Page {
     const values = show === "affinity" ? cosines : shares(cosines, contest.sum, tau);
     const best = bestMatches(values, area, 10);
     if (show === "affinity") return {values, best, ...stretch(values, best, area, frame)};
-    // this clip's competition gives the scale for all clips' too, so that what the others take is seen
+    // the scale is that of this clip's competition, so that one sees what the other clips take away
     const alone = clips === "own" ? values : shares(cosines, contest.own.sum, tau);
     return {values, best, low: 0, high: alone.reduce((a, b) => Math.max(a, b))};
   }
 
-  /** Colours of a map, on a canvas with a pixel for each cell, frame below frame. */
+  /** Colour a map on a canvas with one pixel a cell, frame below frame. */
   heat({values, labels, low, high}, one) {
     const colours = labels ? this.anchorColours[this.view.n] : this.colours;
     const steps = 255 / Math.max(high - low, 1e-6);

@@ -1,4 +1,4 @@
-"""The explorer: point at a cell of a clip and see, in the browser, where else its features are found."""
+"""The explorer: point at a cell of a clip and see in the browser where else its features are found."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from dulvos.videos import Video, open_video, shrink, shrunk_size
 
 __all__ = ["Explorer", "Packed", "clip_indices", "pack"]
 
-SCRIPT = Path(__file__).with_name("explorer.js")
 GREATEST_N = 16
+SCRIPT = Path(__file__).with_name("explorer.js")
 STYLE = SCRIPT.with_suffix(".css")
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -52,13 +52,13 @@ openSaved(document.getElementById("explorer"), document.getElementById("saved").
 
 
 class Packed(NamedTuple):
-    """Features of cells, small enough for a browser: cos(k, q) ≈ bias_k + bias_q + scale · codes_k·codes_q.
+    """Features k, packed for a browser: cos(k, q) ≈ bias_k + bias_q + scale · codes_k·codes_q.
 
     Fields:
         codes: (cells, C) int8, the first C principal components of k - m, where m is the mean of all k.
         bias: (cells,) float32, k·m - m·m / 2.
         scale: > 0.
-        error: 99 of 100 pairs of cells have a cosine that is off by less than this.
+        error: 99 % of the cosines differ from the exact ones by less than this.
     """
 
     codes: np.ndarray
@@ -67,17 +67,17 @@ class Packed(NamedTuple):
     error: float
 
     def cosines(self, cell: int) -> np.ndarray:
-        """(cells,) float32, the cosines of one cell with all, as the browser computes them."""
+        """The cosines of a cell with all cells, (cells,) float32, as the browser computes them."""
         products = self.codes.astype(np.float32) @ self.codes[cell].astype(np.float32)
         return np.float32(self.bias[cell]) + self.bias + np.float32(self.scale) * products
 
 
 def pack(features: Tensor, channels: int = 128) -> Packed:
-    """Reduce features by a principal component analysis and round them to int8.
+    """Reduce features by principal component analysis and round them to int8.
 
     Arguments:
         features: (cells, K) float, L2-normalised over K.
-        channels: most components kept, a multiple of 16.
+        channels: number of components to keep, if there are so many.
 
     Raises:
         InputError: `channels` is not a multiple of 16 in [16, 128].
@@ -87,8 +87,8 @@ def pack(features: Tensor, channels: int = 128) -> Packed:
     mean = features.mean(0)
     centred = features - mean
     axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors  # [K, K], the greatest last
-    values = F.pad(centred @ axes.flip(1)[:, :channels].to(features), (0, -len(axes) % 16)).cpu()
-    values = values[:, :channels]  # a multiple of 16, as the browser needs
+    values = centred @ axes.flip(1)[:, :channels].to(features)
+    values = F.pad(values, (0, -values.shape[1] % 16)).cpu()  # the browser needs a multiple of 16
     step = max(float(values.abs().max()), 1e-6) / 127
     bias = (features @ mean - mean @ mean / 2).cpu().numpy()
     packed = Packed((values / step).round().to(torch.int8).numpy(), bias, step**2, 0.0)
@@ -98,7 +98,7 @@ def pack(features: Tensor, channels: int = 128) -> Packed:
 
 
 def clip_indices(length: int, frames: int, start: int, gap: int) -> tuple[int, ...]:
-    """Frame numbers start, start + gap, …; the gap shrinks and the start moves back until the clip fits.
+    """Frame numbers start, start + gap, ...; a gap or start that is too large for the video is reduced.
 
     Raises:
         InputError: the video has fewer frames, or a number is out of range.
@@ -112,34 +112,35 @@ def clip_indices(length: int, frames: int, start: int, gap: int) -> tuple[int, .
 
 
 class Explorer(anywidget.AnyWidget):
-    """A clip in a notebook: point at a cell, and see where else its features are found.
+    """A clip in a notebook: point at a cell and see where else its features are found.
 
         Explorer("clip.mp4")
 
     The browser receives frames and features once and computes the rest (explorer.js). The fields follow what
-    the user does, and may be set.
+    the user does there; setting a field changes the view.
 
     Arguments:
         video: a folder of frames, a video file, or a `Video`.
-        encoders: one or two, each a name that `dulvos.load_encoder` takes, or what `dulvos.encode` takes.
+        encoders: one or two, each a name for `dulvos.load_encoder` or an encoder for `dulvos.encode`.
         others: videos whose first frames give the anchors of other clips.
-        frames, start, gap: number of frames T, the first one, the step between them (see `clip_indices`).
-        shorter_side: to which frames are reduced for the encoder; 0 keeps them.
-        channels: see `pack`.
-        device, seed: None takes a CUDA GPU where there is one; the seed is of random features.
+        frames, start, gap: number of frames T, the first frame, the step between frames.
+        shorter_side: frames are reduced to this for the encoder; 0 keeps them.
+        channels: a multiple of 16 up to 128; fewer make the data smaller and less exact (see `pack`).
+        device: "cpu", "cuda", ...; None chooses a CUDA GPU if there is one.
+        seed: of random features.
         view: initial values of the fields.
 
     Fields:
-        frame, y, x: the cell; `frame` counts in the clip, y and x are cells of the first encoder.
-        time: the frame shown large, in the clip.
-        layer, tau, n: res3, res4 or key, where an encoder has a choice; τ; N.
-        show: "affinity" (cosine with the cell), "share" (of the cell's anchor, in every cell, Eq. 1) or
-            "dominant" (every cell's dominant anchor, Eq. 2).
+        frame, y, x: the cell: number of a frame in the clip, row and column in the first encoder's map.
+        time: number of the large frame in the clip.
+        layer, tau, n: res3, res4 or key (other encoders have one layer); τ; N.
+        show: "affinity" (cosines with the cell), "share" (every cell's share of the chosen cell's anchor,
+            Eq. 1) or "dominant" (every cell's dominant anchor, Eq. 2).
         clips: whose anchors compete: "own" (N²), or "all" (B·N², as in Eq. 3).
         pinned: whether the cell stays when the mouse moves.
 
     Raises:
-        InputError: an unreadable video, an unknown encoder, layer or field, a clip that is too long.
+        InputError: an unreadable video; an unknown encoder, layer or field; a clip that is too long.
     """
 
     FIELDS = ("frame", "y", "x", "time", "layer", "tau", "n", "show", "clips", "pinned")
@@ -171,20 +172,22 @@ class Explorer(anywidget.AnyWidget):
         self._encoders = {}
         for encoder in encoders:
             network = load_encoder(encoder, seed=seed) if isinstance(encoder, str) else encoder
-            on_device = network.to(find_device(device)) if isinstance(network, nn.Module) else network
-            self._encoders[_label(encoder)] = on_device
+            if isinstance(network, nn.Module):
+                network = network.to(find_device(device))
+            label = _label(encoder)
+            self._encoders[label + " (2)" * (label in self._encoders)] = network
         choice = any(isinstance(network, Encoder) for network in self._encoders.values())
-        self._layers = LAYERS if choice else (self.layer,)  # other encoders give one, whatever its name
+        self._layers = LAYERS if choice else (self.layer,)  # other encoders have one, whatever its name
         self._side, self._channels, self._packed = shorter_side, channels, {}
-        self.packed()  # what is wrong is found here, not by the browser
+        self.packed()  # raises here, not when the browser asks
         self.on_msg(lambda _, content, __: self._answer(content["want"]))
 
     def packed(self, layer: str = "") -> dict[str, tuple[dict, Packed]]:
-        """For each encoder its features of a layer, "" being the one shown; computed when first asked for.
+        """Each encoder's features of a layer ("": the one shown), computed when they are first asked for.
 
-        Cells are those of the clip's frames, row by row, then those of the others' first frames. The
-        dictionary has `cells`, (h, w), `others`, [(h, w), …], and, in pixels of the reduced frame, (y, x):
-        `stride`, from cell to cell, and `offset`, the first cell's middle.
+        Cells are ordered by frame (the clip's, then the others' first ones), row and column. The dictionary
+        has the maps' sizes in cells, `cells` (h, w) and `others` [(h, w), ...], and, in pixels (y, x) of the
+        reduced frame, `stride` (from cell to cell) and `offset` (the middle of the first cell).
         """
         layer = layer or self.layer
         settings = SegmentSettings(layer=layer, shorter_side=self._side)
@@ -200,7 +203,7 @@ class Explorer(anywidget.AnyWidget):
         return {name: self._packed[name, layer] for name in self._encoders}
 
     def save_html(self, path: AnyPath, layers: Sequence[str] = ()) -> Path:
-        """Write one HTML file that does all of this without kernel, server or network.
+        """Write the explorer as one HTML file, which needs no kernel, server or network.
 
         It holds the features of these layers; () takes the one that is shown.
         """
@@ -209,6 +212,8 @@ class Explorer(anywidget.AnyWidget):
         messages[0][0]["layers"] = layers
         heads = [{"head": head, "sizes": list(map(len, buffers))} for head, buffers in messages]
         view = {name: getattr(self, name) for name in self.FIELDS}
+        if self.layer not in layers:
+            view["layer"] = layers[0]
         header = json.dumps({"view": view, "messages": heads}) + "\n"
         parts = [header.encode(), *(part for _, buffers in messages for part in buffers)]
         text = base64.b64encode(gzip.compress(b"".join(parts), mtime=0)).decode()
@@ -226,7 +231,7 @@ class Explorer(anywidget.AnyWidget):
             self.send({"kind": "error", "text": str(error).splitlines()[0]})
 
     def _messages(self, want: str) -> list[tuple[dict, list[bytes]]]:
-        """What the browser asks for, "clip" or the name of a layer: descriptions with their bytes."""
+        """What the browser wants, "clip" or a layer: descriptions, each with its bytes."""
         if want != "clip":
             return [({"kind": "features", "layer": want, "encoder": name, "frames": len(self.indices), **head,
                       "channels": packed.codes.shape[1], "scale": packed.scale, "error": packed.error},
@@ -235,7 +240,7 @@ class Explorer(anywidget.AnyWidget):
         pictures = [shrink(self.video.read(index), self._side)[..., ::-1] for index in self.indices]
         jpegs = [cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1] for picture in pictures]
         viridis = matplotlib.colormaps["viridis"](range(256), bytes=True)  # RGBA
-        viridis[:, 3] = 217 * np.linspace(0, 1, 256)**0.7  # little is clear, much is opaque
+        viridis[:, 3] = 217 * np.linspace(0, 1, 256)**0.7  # low values are transparent
         grids = np.concatenate([anchor_colours(n) for n in range(1, GREATEST_N + 1)])
         anchors = np.pad(grids, ((0, 0), (0, 1)))  # alpha 0: the browser sets it
         head = {"kind": "clip", "size": pictures[0].shape[:2], "numbers": self.indices,
@@ -244,7 +249,7 @@ class Explorer(anywidget.AnyWidget):
 
 
 def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) -> dict[str, list[float]]:
-    """Where cells lie in a frame: convolutions centre them at multiples of the stride, patches tile it."""
+    """`stride` and `offset` of cells: convolutions centre them at multiples of the stride, patches tile."""
     if getattr(encoder, "stride", None) and getattr(encoder, "multiple", 1) == 1:
         return {"stride": [encoder.stride] * 2, "offset": [0, 0]}
     stride = [side / count for side, count in zip(size, cells)]
@@ -253,5 +258,5 @@ def _geometry(encoder: Callable, size: tuple[int, int], cells: tuple[int, int]) 
 
 def _label(encoder: str | Callable) -> str:
     if isinstance(encoder, str):
-        return "/".join(Path(encoder).parts[-2:])  # of a file, its folder and name
+        return "/".join(Path(encoder).parts[-2:])  # a file's folder and name
     return getattr(encoder, "name", getattr(encoder, "__name__", type(encoder).__name__))

@@ -4,7 +4,7 @@
 const limited = (value, least, most) => Math.min(most, Math.max(least, value));
 const join = (a, b) => a && b ? [0, 1, 2, 3].map((k) => Math[k < 2 ? "min" : "max"](a[k], b[k])) : a ?? b;
 
-/** Paints the pixels whose centres lie within `radius` of a line through points [x, y]; returns their box. */
+/** Paint the pixels whose centres lie within `radius` of a line through points [x, y]; returns their box. */
 export function stroke(ids, width, height, points, radius, id) {
   let box = null;
   points.forEach(([bx, by], k) => {
@@ -16,7 +16,7 @@ export function stroke(ids, width, height, points, radius, id) {
     const reach = (a, b, size) => [limited(Math.ceil(Math.min(a, b) - radius), 0, size),
       limited(Math.floor(Math.max(a, b) + radius) + 1, 0, size)];
     const [left, right] = reach(ax, bx, width), [top, bottom] = reach(ay, by, height);
-    for (let y = top; y < bottom; y++) { // what lies inside a row is one piece
+    for (let y = top; y < bottom; y++) { // in each row, the pixels inside are one piece
       let first = left, last = right - 1;
       while (first < right && outside(first, y)) first++;
       while (last > first && outside(last, y)) last--;
@@ -27,7 +27,7 @@ export function stroke(ids, width, height, points, radius, id) {
   return box;
 }
 
-/** Fills a polygon by the even-odd rule, its rim included. */
+/** Fill a polygon and its rim by the even-odd rule. */
 export function polygon(ids, width, height, corners, id) {
   const edges = corners.map((corner, k) => [corner, corners[(k + 1) % corners.length]]);
   for (let y = 0; y < height; y++) {
@@ -41,7 +41,7 @@ export function polygon(ids, width, height, corners, id) {
   stroke(ids, width, height, [...corners, corners[0]], 0.5, id);
 }
 
-/** Fills the connected pixels that share the id of pixel (x, y). */
+/** Fill the connected pixels that have the same id as pixel (x, y). */
 export function fill(ids, width, height, x, y, id) {
   const waiting = x >= 0 && y >= 0 && x < width && y < height ? [y * width + x] : [], old = ids[waiting[0]];
   while (old !== id && waiting.length) {
@@ -125,7 +125,7 @@ function render({ model, el }) {
     } else if (kind === "save") {
       const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
       make("a", { href, download: name }).click();
-    } else if (!(painted.get(frame)?.run >= run)) { // else it was found before this frame was painted
+    } else if (!(painted.get(frame)?.run >= run)) { // otherwise it is older than what was painted
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
       if (!action && (follow || frame === t)) show(frame);
@@ -166,7 +166,7 @@ function render({ model, el }) {
     colour(everything);
     publish();
   }
-  function end() { // also where no pixel of the object is left
+  function end() { // also if no pixel of the object is left
     ends[t].add(object);
     change((mask) => mask.set(mask.map((id) => id === object ? 0 : id)), object);
   }
@@ -175,7 +175,7 @@ function render({ model, el }) {
     take(tool);
   }
   function dab(points) {
-    if (size === 1) points = points.map((point) => point.map(Math.round)); // else it might miss every centre
+    if (size === 1) points = points.map((point) => point.map(Math.round)); // so that it hits a pixel's centre
     const box = stroke(ids, width, height, [action.last, ...points], size / 2, action.id);
     [action.box, action.last] = [join(action.box, box), points.at(-1)];
     colour(box);
@@ -220,7 +220,7 @@ function render({ model, el }) {
     for (let i = 0; i < ids.length; i++) seen[ids[i]] = 1;
     for (const id of [object, ...objects]) seen[id] = 1;
     const held = [...seen.keys()].filter((id) => id && seen[id]), next = held.at(-1) + 1;
-    if (chips !== (chips = [object, ...held].join())) { // new buttons would lose a click on the old ones
+    if (chips !== (chips = [object, ...held].join())) { // only then: replacing a button may lose its click
       seek(".objects").replaceChildren("object ");
       for (const id of held) {
         const chip = button("objects", id, `Object ${id}: type its number`, () => choose(id));
@@ -268,7 +268,7 @@ function render({ model, el }) {
     playing = false;
     refresh();
   }
-  const later = (content) => (sending = sending.then(() => send(content))); // after what was painted
+  const later = (content) => (sending = sending.then(() => send(content))); // after all strokes are sent
   const save = () => later({ kind: "save", frame: t });
   const run = (kind = state.running ? "stop" : "run") => {
     follow = kind === "run";
@@ -379,7 +379,7 @@ function render({ model, el }) {
     if (before) commit(before, box);
   };
   canvas.onpointerleave = () => { cursor = null; draw(); };
-  canvas.addEventListener("wheel", (event) => { // else it scrolls the page
+  canvas.addEventListener("wheel", (event) => { // zooms, or scrolls the page
     const used = event.ctrlKey || root.contains(document.activeElement);
     if (used && zoom(1.0015 ** -event.deltaY, offset(event))) event.preventDefault();
   }, { passive: false });
@@ -393,7 +393,7 @@ function render({ model, el }) {
   observer.observe(root);
   model.on("change:state", restate);
   model.on("msg:custom", receive);
-  /** For tests and scripts: frame and mask that are shown, the time when all is sent, a pixel's place. */
+  /** For tests: frame and mask on show, a promise that all is sent, a pixel's place on the page. */
   root.painter = {
     get frame() { return t; }, get ids() { return ids; }, settled: () => showing.then(() => sending),
     onPage: (x, y) => inView([x, y]).map((side, k) => side + [place().left, place().top][k]),

@@ -1,4 +1,4 @@
-"""The painter of notebook 06: paint objects in the browser, and see, correct and play their masks there."""
+"""The painter of notebook 06: paint objects in the browser; see, correct and play their masks there."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from dulvos.videos import shrink
 
 __all__ = ["Painter"]
 
-LONGER_SIDE = 1920  # pixels of a frame in the browser at most; masks are painted at full size
+LONGER_SIDE = 1920  # of frames in the browser, at most, in pixels; masks are painted at full size
 
 
 class Painter(anywidget.AnyWidget):
     """A video to paint objects on, and a timeline that shows their masks as they are found.
 
-    Painting, zooming and playing happen in the browser. When a stroke ends, the frame's mask reaches the
-    session: a search for masks that is going on stops, and the next one goes on from the corrected frame.
+    Painting, zooming and playing happen in the browser. After each stroke the session gets the frame's mask.
+    A search for masks that is going on then stops, and the next one starts at the corrected frame.
 
     Arguments:
         session: the video and its masks.
-        out: folder, as `check_folder` returns it. It gets `<frame>.png` as masks are found, `overlay.mp4` at
-            the end, and in `given/` what was painted and where objects end. None saves nothing.
+        out: folder for the results, as `check_folder` returns it: `<frame>.png` as masks are found,
+            `overlay.mp4` at the end, and in `given/` what was painted and where objects end. None saves
+            nothing.
     """
 
     _esm, _css = (Path(__file__).with_name(f"painter.{suffix}") for suffix in ("js", "css"))
@@ -50,7 +51,7 @@ class Painter(anywidget.AnyWidget):
         self.session, self.out = session, out
         self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
         self._searches = self._start = 0  # number of searches so far, first frame of the latest one
-        self._kept: set[Path] = set()  # what this painter saved in given/
+        self._kept: set[Path] = set()  # files in given/ that this painter wrote
         super().__init__(size=list(session.video.size), length=len(session.video), fps=session.video.rate,
                          colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
@@ -58,18 +59,18 @@ class Painter(anywidget.AnyWidget):
     def carry(self) -> Iterator[int]:
         """Find the masks that are missing or out of date, show and save them, and write the movie.
 
-        The widget's button runs this in a thread, as a notebook should, so that the kernel can still answer
-        the browser: `await asyncio.to_thread(list, painter.carry())`. While one search goes on, another does
-        nothing.
+        Run it in a thread, as the widget's button does, so that the kernel can still answer the browser:
+        `await asyncio.to_thread(list, painter.carry())`. It does nothing while another search goes on.
 
         Yields:
-            numbers of the frames, each once its mask is found.
+            number of each frame whose mask was found.
 
         Raises:
             InputError: what `Session.run` raises; a folder that cannot be written.
         """
         if not self._busy.acquire(blocking=False):
             return
+        message = ""
         try:
             self._stop.clear()
             self._searches, self._start = self._searches + 1, self.session.done
@@ -85,17 +86,18 @@ class Painter(anywidget.AnyWidget):
                 self._show(t)
                 self._tell()
                 yield t
-                if self._stop.is_set():
+                if self._stop.is_set() and self.session.done < self.length:
                     return
             if self.out:
                 self._tell(f"Writing {MOVIE} …")
                 write_mp4(self.out / MOVIE, self._pictures(), self.fps, self.session.video.aspect)
+                message = f"All masks are in {self.out}."
         except _Stopped:
-            pass
+            if self.session.done == self.length:
+                message = f"All masks are in {self.out}, but {MOVIE} was stopped: press R to write it."
         finally:
             self._busy.release()
-            complete = self.out and self.session.done == self.length
-            self._tell(f"All masks are in {self.out}." if complete else "")
+            self._tell(message)
 
     def _pictures(self) -> Iterator[np.ndarray]:
         for t, frame in enumerate(self.session.video.frames()):
@@ -106,17 +108,17 @@ class Painter(anywidget.AnyWidget):
     def _carry_on(self) -> None:
         try:
             deque(self.carry(), maxlen=0)
-        except Exception as error:  # nobody else would see it
+        except Exception as error:  # otherwise nobody would see it
             self._tell(str(error).partition("\n")[0] or type(error).__name__)
 
     def receive(self, content: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> None:
-        """Answer the browser; what is wrong shows as the widget's message.
+        """Answer a message of the browser; the widget shows what is wrong with it.
 
         Arguments:
-            content: "kind" is "hello" (a new view), "frame" (its picture is wanted), "paint" (its mask as
-                deflated ids), "load" and "save" (a mask file), "run" or "stop"; "frame" is a number. "paint"
-                has "ended" objects, "load" a file's "name".
-            buffers: the ids, or bytes of the file.
+            content: "kind" is "hello" (from a new view), "frame" (wants the picture), "paint" (sends a mask),
+                "load" (sends a mask file), "save" (wants one), "run" or "stop"; "frame" is a number, "ended"
+                the objects that end in a painted frame, "name" the file's.
+            buffers: the painted ids, compressed by zlib, or the file's bytes.
         """
         t, video = content.get("frame", 0), self.session.video
         try:
@@ -147,7 +149,7 @@ class Painter(anywidget.AnyWidget):
             self._tell(str(error))
 
     def _load(self, t: int, name: str, content: bytes) -> None:
-        """Send the ids of a mask file, and tell what is wrong with it."""
+        """Send the ids in a mask file; the widget shows what is wrong with it."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             path = Path(folder) / Path(name).name
@@ -172,9 +174,9 @@ class Painter(anywidget.AnyWidget):
                 "objects": sorted(set().union(*map(objects, given.values())))}
 
     def _tell(self, message: str = "") -> None:
-        with self._telling:  # else a thread that paints might tell last that a search runs which has ended
+        with self._telling:  # so that an older state never replaces a newer one
             self.state = self._state(message)
 
 
 class _Stopped(Exception):
-    """The movie was left unfinished."""
+    """The movie is not finished."""
