@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -134,19 +135,13 @@ def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
         return F.normalize(encoder(images).float(), dim=1)
 
 
-def colour_features(frames: Iterable[np.ndarray],
-                    settings: SegmentSettings = SegmentSettings()) -> Iterator[Tensor]:
-    """A baseline without a network: the mean colour of 8x8 pixels, and a 1 so that brightness counts.
-
-    Yields:
-        (4, h, w) float32, L2-normalised, as `encode` does.
-    """
-    return encode(_mean_colours, frames, settings)
-
-
 def _mean_colours(images: Tensor) -> Tensor:
     colours = F.adaptive_avg_pool2d(images, [-(-side // STRIDE) for side in images.shape[2:]])
     return torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
+
+
+colour_features: MakeFeatures = partial(encode, _mean_colours)
+"""A baseline without a network: the mean colour of 8x8 pixels, and a 1 so that brightness counts (K = 4)."""
 
 
 def segment(frames: Iterable[np.ndarray], first_mask: np.ndarray | Mapping[int, np.ndarray],

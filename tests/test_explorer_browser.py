@@ -167,12 +167,6 @@ def test_anchors_compete(saved, made, clips):
             assert np.allclose(saved.values(i, (-1,)), right, rtol=1e-3), (i, frame, show)
 
 
-@pytest.mark.parametrize("height, width, n", [(60, 107, 16), (7, 9, 3), (5, 5, 5), (9, 4, 1)])
-def test_anchor_grids_are_those_of_dulvos(js, height, width, n):
-    exact = anchor_grid(height, width, n) @ torch.tensor([width, 1])
-    assert js("return js.grid(height, width, n);", height=height, width=width, n=n) == exact.tolist()
-
-
 def test_best_matches_and_the_ends_of_the_scale(js):
     values = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
     values *= torch.tensor([0.9, 0.5, 0.7, 0.6])[:, None, None]

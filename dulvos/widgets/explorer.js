@@ -76,7 +76,7 @@ export class Features {
 const clamp = (value, most) => Math.min(most, Math.max(0, Math.round(value)));
 
 /** The middles of n × n blocks of a map, row by row, as `dulvos.correspondence.anchor_grid`. */
-export function grid(height, width, n) {
+function grid(height, width, n) {
   const middles = (side) => Array.from({length: n}, (_, i) => Math.floor(((2 * i + 1) * side) / (2 * n)));
   return middles(height).flatMap((y) => middles(width).map((x) => y * width + x));
 }
@@ -219,12 +219,13 @@ class Page {
       [this.controls[field], this.lists[field]] = [input, list];
       return node("label", {}, label, input);
     };
+    const layer = choose("layer", "layer", layers);
     this.contenders = [choose("clips", "anchors of", ["own", "all"]),
       choose("n", "grid N", Array.from({length: 16}, (_, i) => i + 1)), choose("tau", "τ", taus)];
     this.slider = node("input", {type: "range", min: 0, max: count - 1, ariaLabel: "time",
       oninput: () => this.set({time: Number(this.slider.value)})});
     this.button = node("button", {type: "button", onclick: () => this.play()}, "▶ play");
-    const tile = (shows, encoder, text = "") => { // a frame's number in the clip, "query" or "time"
+    const tile = (shows, encoder, text = "") => { // shows "query", "time" or a frame of that number
       const canvas = node("canvas"), caption = node("div", {className: "small"}, text);
       const whole = node("div", {}, caption, canvas), large = typeof shows === "string";
       return (canvas.tile = {shows, encoder, large, canvas, caption, whole});
@@ -236,7 +237,7 @@ class Page {
     const all = (className, tiles) => node("div", {className}, ...tiles.map(({whole}) => whole));
     this.root.append(
       node("div", {className: "bar"}, choose("show", "show", ["affinity", "share", "dominant"]),
-        ...[choose("layer", "layer", layers)].filter(() => layers.length > 1), ...this.contenders),
+        ...(layers.length > 1 ? [layer] : []), ...this.contenders),
       all("large", this.large),
       node("div", {className: "bar"}, this.button, this.slider),
       ...encoders.flatMap((name, i) => [node("div", {}, name, ", all frames"), all(strip, this.strips[i])]),
@@ -293,6 +294,7 @@ class Page {
 
   keydown(event) {
     const key = event.key.length > 1 ? event.key : event.key.toLowerCase(), {target} = event;
+    // keys that a control uses itself while it has the keyboard
     const used = {INPUT: /^(Arrow|Page)/, SELECT: /^(Arrow|Page|Enter|\w$| )/, BUTTON: /^(Enter| )/};
     if (!KEYS[key] || used[target.tagName]?.test(key) || event.ctrlKey || event.metaKey) return;
     event.preventDefault();

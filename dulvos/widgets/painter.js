@@ -2,7 +2,11 @@
 // A mask is a Uint8Array of width * height ids; a box is [left, top, right, bottom], the last two exclusive.
 
 const limited = (value, least, most) => Math.min(most, Math.max(least, value));
-const join = (a, b) => a && b ? [0, 1, 2, 3].map((k) => Math[k < 2 ? "min" : "max"](a[k], b[k])) : a ?? b;
+/** The box around two boxes, each of which may be null. */
+function join(a, b) {
+  if (!a || !b) return a ?? b;
+  return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])];
+}
 
 /** Paint the pixels whose centres lie within `radius` of a line through points [x, y]; returns their box. */
 export function stroke(ids, width, height, points, radius, id) {
@@ -162,7 +166,8 @@ function render({ model, el }) {
     if (frame !== t) await show(frame);
     to.push([frame, ids, ended]);
     ids = mask;
-    if (ended) ends[t][to === future ? "delete" : "add"](ended);
+    if (ended && to === future) ends[t].delete(ended);
+    else if (ended) ends[t].add(ended);
     colour(everything);
     publish();
   }
@@ -220,7 +225,9 @@ function render({ model, el }) {
     for (let i = 0; i < ids.length; i++) seen[ids[i]] = 1;
     for (const id of [object, ...objects]) seen[id] = 1;
     const held = [...seen.keys()].filter((id) => id && seen[id]), next = held.at(-1) + 1;
-    if (chips !== (chips = [object, ...held].join())) { // only then: replacing a button may lose its click
+    const wanted = [object, ...held].join();
+    if (chips !== wanted) { // only then, because a button that is replaced may lose a click
+      chips = wanted;
       seek(".objects").replaceChildren("object ");
       for (const id of held) {
         const chip = button("objects", id, `Object ${id}: type its number`, () => choose(id));
