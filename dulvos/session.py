@@ -85,10 +85,11 @@ class Session:
             InputError: no such frame, or a mask of another size or kind.
         """
         self._check(t, ids)
-        if t not in self._before:
+        earlier = self._before.get(t)  # once, because another thread may remove it
+        if earlier is None:
             touched = objects(self.given[t]) if t in self.given else set()
-            self._before[t] = self.labels(t), touched | {*self.ended.get(t, ())}
-        before, touched = self._before[t]
+            earlier = self._before[t] = self.labels(t), touched | {*self.ended.get(t, ())}
+        before, touched = earlier
         changed, present = before != ids, objects(ids)
         touched = touched | objects(before[changed]) | objects(ids[changed]) | {*ended}
         known = set().union(*(objects(mask) for start, mask in self.given.items() if start < t))
