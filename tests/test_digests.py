@@ -1,8 +1,8 @@
-"""The numbers of training and evaluation stand still while their version does.
+"""The numbers of training and evaluation change only with their version.
 
-Small runs on the CPU (float32, one thread) give what they gave when the version was set (`digests.json`). A
-failure here means that a change moved the numbers: undo it, or raise the version in `dulvos.study.rows` and
-write the file anew (`python -m tests.test_digests > tests/digests.json`).
+Small runs on the CPU (float32, one thread) are compared with `digests.json`, written when the version was
+set. A failure means that a change moved the numbers: undo it, or raise the version in `dulvos.study.rows` and
+write the file again (`python -m tests.test_digests > tests/digests.json`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRAINING_CASES = {
 EVALUATION_CASES = {"method": {}, "res3": {"layer": "res3"}, "key": {"layer": "key"},
                     "reduced": {"shorter_side": 48},
                     "other": {"context": 2, "radius": 3.0, "topk": 4, "tau": 0.1}}
-# another processor rounds otherwise, and Adam's first steps follow the signs of small gradients
+# processors round differently, and Adam's first steps follow the signs of small gradients
 CLOSE = {"train": {"rtol": 5e-3, "atol": 1e-5}, "evaluate": {"rtol": 1e-3, "atol": 1e-4}}
 
 
@@ -61,7 +61,7 @@ def moving_squares(seed: int, frames: int = 12,
 
 
 def training_digest(case: str) -> list[float]:
-    """Losses of three iterations, and the size of what they changed in the first and the last layer."""
+    """Losses of three iterations, and how far they moved the first and the last layer."""
     settings = TrainSettings.from_dict({**SMALL, **TRAINING_CASES[case]})
     clips = make_clips(settings, [ArrayVideo(f"v{i}", moving_squares(i)[0]) for i in range(3)])
     parts = make_parts(settings, torch.device("cpu"))

@@ -12,7 +12,7 @@ from dulvos.study.rows import ROOT
 
 TENSORS = ("encoder", "views", "losses", "baselines", "propagation", "tiled", "metrics", "correspondence")
 READING = ("videos", "masks", "datasets", "clips")
-FREE = ("errors", "files", "devices")  # needed everywhere, and need nothing above them
+FREE = ("errors", "files", "devices")  # every shelf may import these
 FOREIGN = {"pathlib", "os", "cv2", "PIL", "matplotlib", "pandas", "IPython", "papermill", "psutil"}
 
 
@@ -61,7 +61,7 @@ def test_the_tensors_know_no_files_devices_or_plots(name):
     assert not named & FOREIGN - allowed
 
 
-# what makes code of data, or a command of one text; cells of notebooks are looked at, too
+# rules against data that become code, and text that becomes a command; in notebooks' cells, too
 RUNS = "S102,S202,S301,S302,S307,S506,S602,S604,S605"
 
 

@@ -34,7 +34,7 @@ def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def python(tmp_path):
-    """Python of an empty environment that finds this one's packages behind its own."""
+    """The Python of a new environment, which finds this environment's packages after its own."""
     venv.create(tmp_path / "environment")
     site, = (tmp_path / "environment").glob("lib/python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
@@ -49,7 +49,7 @@ def clip(tmp_path):
 
 
 def pip(python, *words):
-    """Install without the network; hatchling is found among the other packages."""
+    """Install without the network; hatchling comes from this environment."""
     pytest.importorskip("hatchling")
     done = run(sys.executable, "-m", "pip", "--python", python, *words, "--no-deps", "--no-build-isolation",
                "--no-index")
@@ -57,7 +57,7 @@ def pip(python, *words):
 
 
 def test_in_place_it_is_found_from_the_folder_above_the_clone(python, tmp_path):
-    """There, the clone is a folder called like the package; notebooks of Colab start so."""
+    """There, the clone is a folder with the package's name, as in notebooks on Colab."""
     pip(python, "install", "--editable", ROOT)
     (tmp_path / "dulvos").symlink_to(ROOT)
     asked = "import importlib.util as found; print(found.find_spec('dulvos.losses').origin)"
@@ -65,7 +65,7 @@ def test_in_place_it_is_found_from_the_folder_above_the_clone(python, tmp_path):
     assert done.stdout.strip() == str(ROOT / "dulvos/losses.py"), done.stderr
 
 
-def test_a_wheel_brings_the_weights_and_works_away_from_the_checkout(python, clip):
+def test_a_wheel_holds_every_file_and_works_away_from_the_checkout(python, clip):
     pip(python, "install", ROOT)
     done = run(clip / "environment/bin/dulvos", "segment", "clip", "mask.png", "out", cwd=clip)
     assert done.returncode == 0, done.stderr

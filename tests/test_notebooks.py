@@ -18,7 +18,7 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 @each
 def test_source_notebooks_are_clean(path: Path) -> None:
-    """A title, one cell of parameters that papermill understands line by line, short cells, no outputs."""
+    """A title, one cell of parameters that papermill can read line by line, short cells, no outputs."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -38,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @each
 def test_notebooks_run_from_top_to_bottom(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their default parameters, in order, in one empty results folder, as if opened from notebooks/.
+    """With default parameters, in order, in one results folder that was empty, as if opened from notebooks/.
 
-    Then the first cells run again, as if a parameter had been changed: they find what the others left behind.
+    Then the first cells run again, as after a change of a parameter, and must print the same.
     """
     monkeypatch.setenv("DULVOS_RESULTS", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -57,7 +57,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """Results and indexes of its own, and variables that a call may set."""
+    """Each test has results and indexes of its own, and none of the variables that a call sets."""
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
     for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
@@ -67,7 +67,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch) -> Callable[..., Here]:
-    """Accepts incomplete data, on which trainings are short."""
+    """Makes a `Here` that accepts incomplete data; trainings are short."""
     for name, source in SOURCES.items():
         short = replace(source, settings=source.settings | TRAINING)
         monkeypatch.setitem(SOURCES, name, short)

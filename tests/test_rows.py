@@ -1,4 +1,4 @@
-"""Rows: flat, with provenance, found by what determines them, and marked if they are of earlier code."""
+"""Rows: flat, with provenance, found by what determines them, and marked if earlier code made them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def row(name="trained", key="0123456789ab", kind="train", **more):
     return {"kind": kind, "name": name, "key": key, "study": "study", **provenance(kind, more), **more}
 
 
-def test_a_row_comes_back_flat_with_its_provenance(study):
+def test_a_row_is_written_flat_with_its_provenance(study):
     path = study.write(row(loss=np.float32(1.5), parameters={"lr": 1e-4}, folder=ROOT, array=np.arange(3)))
     written = json.loads(path.read_text())
     assert flat(written) == written and written["array"] == [0, 1, 2]
@@ -56,7 +56,7 @@ def test_rows_of_another_version_are_neither_current_nor_found(study):
     assert dict(study.rows().groupby("name").current.all()) == {"old": False, "new": True}
 
 
-def test_one_frame_a_clip_has_a_version_of_its_own():
+def test_clips_of_one_frame_have_a_version_of_their_own():
     one, two = ({"parameters.frames": frames} for frames in (1, 2))
     assert version("train", one) != version("train", two) == version("train", {}) == TRAINING_VERSION
     assert version("evaluate", one) == version("youtube-vos", {}) == EVALUATION_VERSION
@@ -64,7 +64,7 @@ def test_one_frame_a_clip_has_a_version_of_its_own():
 
 @pytest.mark.parametrize(("wanted", "found"), [
     (WANTED, True), ({"parameters.lr": 2e-4}, False), ({"fingerprint": "g"}, False),
-    ({"parameters.norm": "batch"}, True), ({"parameters.norm": "layer"}, False),  # absent: its default counts
+    ({"parameters.norm": "batch"}, True), ({"parameters.norm": "layer"}, False),  # the row had the default
     ({"processes": 1}, True), ({"processes": 2}, False), ({"name": "other"}, False),
 ])
 def test_a_row_is_found_by_what_determines_it(study, wanted, found):
@@ -157,7 +157,7 @@ def test_all_rows_leave_the_ablation_grids_out(study, write_row):
 
 
 def test_rows_that_are_committed_are_current():
-    """But for an old selection, and for points of one frame in the grid (L_ST is 0 there since then)."""
+    """Except for an old selection, and for the grid's points of one frame, whose loss has changed."""
     for folder in sorted((ROOT / "results").glob("*/rows")):
         table = Study(folder.parent.name, ROOT / "results").rows()
         stale = table[~table["current"]]

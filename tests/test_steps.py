@@ -1,4 +1,4 @@
-"""Steps: each is done while its row or executed copy is of today; a failure leaves nothing half done."""
+"""Steps: each is done while its row or executed copy is of today's code, data and parameters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for percent in (10, 100):
 
 
 def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(tiny, study):
-    """Real notebooks: a training and the evaluation of its features."""
+    """With real notebooks: a training, and the evaluation of its features."""
     train = train_step(study, "trained", str(tiny), TINY, 1, device="cpu")
     evaluate = evaluate_step(study, "trained", str(tiny), "trained", 1, device="cpu")
     assert words([train, evaluate]) == ["missing", "missing"]
@@ -76,13 +76,15 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     assert words([train, evaluate]) == ["missing", "done"]
 
 
+@pytest.mark.parametrize("key", ["t", "earlier"])
 @pytest.mark.parametrize(("features", "select"), [("trained", 5), ("selected", 0)])
-def test_a_selection_is_done_whatever_layer_it_chose(study, write_row, features, select):
+def test_a_selection_from_the_newest_training_is_done_whatever_its_layer(study, write_row, features, select,
+                                                                         key):
     write_row("train", "trained", "t")
-    write_row("evaluate", "trained-selected", "e", features="trained:t@9", trained_key="t",
+    write_row("evaluate", "trained-selected", "e", features=f"trained:{key}@9", trained_key=key,
               settings={"layer": "key"})
     step = evaluate_step(study, "trained-selected", "absent", features, 1, select=select)
-    assert words([replace(step, files=False)]) == ["done"]
+    assert words([replace(step, files=False)]) == ["done" if key == "t" else "missing"]
 
 
 def test_kernels_are_of_this_python(make_study, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """Table 1 at CPU scale: the paper's method and its rivals as objectives in one harness.
 
-All are trained on the same videos, with the same encoder, optimiser, number of frames and seeds, and carry
-masks by the same propagation. What differs is the loss, and the input that it needs. A row is called "CRW
-objective", never "CRW"; the column `differs` says what is unlike the original. To add a row, add a line to
-`comparison.csv`: key (the names of its runs begin with it), name, settings as name=value pairs (none for
-features that are not trained), and the line of the paper's Table 1 ("method, data") whose number stands
-beside it.
+All have the same training videos, encoder, optimiser, number of frames, seeds and propagation. They differ in
+the loss and in the input that it needs. So a method is called "CRW objective", never "CRW". A line of
+`comparison.csv` is a method:
+
+    key       begins the names of its runs
+    name      in tables
+    settings  name=value pairs; empty for features that are not trained
+    paper     the line of the paper's Table 1 whose number stands beside it, as "method, data"
+    differs   how the objective differs from the original method
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ __all__ = ["TRAINING", "comparison_steps", "comparison_table", "methods"]
 
 SCORES = {"J_m": "J-Mean", "J_r": "J-Recall", "F_m": "F-Mean", "F_r": "F-Recall", "J&F_m": "J&F-Mean"}
 MAIN = "res4"  # the layer that the paper compares
-FIRST = (MAIN, "res3")  # the layers that are evaluated right after a training
+FIRST = (MAIN, "res3")  # these layers are evaluated right after a training
 
-# the budget of the ablation grid's baseline: 400 iterations of 40 frames at 128² crops, val at 240p
+# as the ablation grid's baseline: 400 iterations of 40 frames at 128² crops, val at 240p
 TRAINING = {"iterations": 400, "gap": 4, "crop": 128, "scale_min": 256, "scale_max": 384, "lr": 3e-4,
             "lr_every": 300, "snapshot_every": 100}
 INFERENCE = {"shorter_side": 240}
-MINUTES = {"train": 35, "evaluate": 8}  # about, on one core, as the method took
+MINUTES = {"train": 35, "evaluate": 8}  # of the method on one core, about
 
 
 def methods() -> list[dict]:
-    """The lines of `comparison.csv`, their settings as a dictionary."""
+    """The lines of `comparison.csv`, with settings as a dictionary."""
     lines = read_csv("comparison.csv").to_dict("records")
     return [{**line, "settings": pairs(line["settings"])} for line in lines]
 
@@ -43,14 +46,14 @@ def methods() -> list[dict]:
 def comparison_steps(name: str = "comparison", data: str = "davis", *, training: dict = TRAINING,
                      inference: dict = INFERENCE, seeds: int = 2,
                      snapshots: Sequence[int] = (100, 200)) -> list[Step]:
-    """Each training and evaluation that the table and the curves show, then 07_results.
+    """The trainings and evaluations that the table and the curves show, the most telling first; 07_results.
 
     Arguments:
         name: of the study that holds the rows.
         data: as the notebooks 01_train and 02_evaluate take it.
         training, inference: settings of all trainings and evaluations.
         seeds: trainings of each method.
-        snapshots: iterations after which the first seed's encoder is evaluated on the way.
+        snapshots: iterations whose snapshots of the first seed are evaluated, too.
     """
     study, steps, trained = Study(name), [], [method for method in methods() if method["settings"]]
 
@@ -66,7 +69,7 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
             steps.append(train_step(study, run, data, settings, MINUTES["train"]))
             for layer in FIRST:
                 evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
-    for layer in (layer for layer in LAYERS if layer not in FIRST):  # what says less comes last
+    for layer in [layer for layer in LAYERS if layer not in FIRST]:
         for seed in range(seeds):
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
         for run in [step.name for step in steps if step.row == "train"]:
@@ -79,10 +82,9 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
 
 
 def comparison_table(study: Study) -> pd.DataFrame:
-    """A line for each method: scores at its best layer, J&F at res4 (means over seeds), and its cost.
+    """A line for each method: its scores at its best layer and J&F at res4, and its cost.
 
-    Scores are percentages. The paper's J&F is DAVIS-2017's and comes from other training data, so it has a
-    column of its own.
+    Scores are means over seeds, in percent. The paper's J&F is DAVIS-2017's, from other training data.
     """
     rows, lines = study.rows(), []
     trained, found = rows[rows["kind"] == "train"], counting(rows[rows["kind"] == "evaluate"], "name")

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -33,12 +33,12 @@ from dulvos.training import TrainSettings, train
 
 __all__ = ["ROWS", "Here", "PaperRow", "row_steps", "rows_table", "run_paper", "what_is_missing"]
 
-# Of the evaluations that a table shows; minutes on a GPU, about.
+# parameters of the evaluations that each table shows; they take about so many minutes on a GPU
 TABLES = {1: {"kind": "evaluate", "data": "davis", "minutes": 4},
           2: {"kind": "youtube-vos", "data": "youtube-vos", "split": "valid", "minutes": 120}}
-SNAPSHOTS = 50  # encoders kept of a training, to select from; the authors looked at one an epoch
+SNAPSHOTS = 50  # encoders that a training keeps to select from; the authors kept one an epoch
 ACCEPT = "--incomplete accepts that"
-PROBED = 2  # iterations that measure time and memory
+PROBED = 2  # iterations of the trial that measures time and memory
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PaperRow:
 
     name: str  # as given to `--rows`
     table: int
-    words: str  # what it is
-    needs: str  # what must lie in the data folder, in words
+    words: str  # method and training data, for readers
+    needs: str  # what must lie in the data folder, for readers
     features: str  # "random", "imagenet", the name of a release, or "trained"
     collection: str | None  # the training data, a key of `SOURCES`; None if it is not trained here
     layer: str  # the layer that label propagation compares
@@ -59,7 +59,7 @@ ROWS = {line["name"]: PaperRow(**line) for line in paper.read_csv("paper_rows.cs
 
 @dataclass(frozen=True)
 class Here:
-    """The data and the options of one call."""
+    """The data and the options of one call. Sets the environment variables that name the data's folders."""
 
     data: Path  # folder that holds davis-2017, youtube-vos, oxuva, trackingnet, kinetics-400 and weights
     device: str | None = None
@@ -71,16 +71,15 @@ class Here:
         object.__setattr__(self, "data", expand(self.data).resolve())
         if not self.data.is_dir():
             raise InputError(f"{self.data}: no such folder; --data names the one that holds davis-2017, ...")
-        # the notebooks run in processes of their own
         os.environ |= {"DULVOS_DATA_DIR": str(self.data), "DULVOS_DAVIS": str(self.data / "davis-2017")}
         os.environ.setdefault(FOLDER, str(self.data / "weights"))
 
     def study(self, collection: str | None) -> Study:
-        """The study of a collection's rows; None for features that are not trained here."""
+        """The study that holds the rows of a training collection, or those of features not trained here."""
         return Study(f"paper-{collection}{'-released' * self.released}" if collection else "paper")
 
     def settings(self, name: str) -> TrainSettings:
-        """The paper's settings for a collection, its epochs as iterations over the videos that are here."""
+        """The paper's settings for a collection, with epochs of the videos that are here."""
         videos, _ = usable_videos(open_collection(self, name).videos, TrainSettings.frames)
         workers = devices.reading_processes(devices.find_device(self.device))
         settings = paper_settings(name, len(videos), released=self.released, workers=workers)
@@ -89,15 +88,15 @@ class Here:
 
 @cache
 def open_table(here: Here, table: int) -> None:
-    """Look at the data of a table: DAVIS-2017 val (1), or YouTube-VOS 2018 val with all frames (2).
+    """Raise an InputError if a table's data are missing or incomplete.
 
-    Raises:
-        InputError: they are missing or incomplete.
+    These are DAVIS-2017 val for Table 1, and YouTube-VOS 2018 val with all frames for Table 2.
     """
     if table == 2:
         dataset, expected = youtube_vos.open_split("youtube-vos", "valid"), paper.YOUTUBE_VOS_VALID
         if any(sequence.saved is None for sequence in dataset.sequences):
-            raise InputError(f"{dataset.root}: no valid_all_frames/JPEGImages; masks go through every frame")
+            raise InputError(f"{dataset.root}: no valid_all_frames/JPEGImages; masks are carried through "
+                             "every frame")
     else:
         dataset, expected = load_davis(here.data / "davis-2017", "val", year=2017), paper.DAVIS_2017_VAL
     if not here.incomplete:
@@ -106,7 +105,7 @@ def open_table(here: Here, table: int) -> None:
 
 @cache
 def open_collection(here: Here, name: str) -> Collection:
-    """A training collection; an InputError if it is missing or incomplete."""
+    """A training collection; raises an InputError if it is missing or incomplete."""
     found = runs.open_training(name)
     if found.miscounted and not here.incomplete:
         raise InputError(f"{found.root}: {'; '.join(found.miscounted)}; {ACCEPT}")
@@ -115,7 +114,7 @@ def open_collection(here: Here, name: str) -> Collection:
 
 @cache
 def probe(here: Here, name: str) -> float:
-    """Train for a few iterations at a row's own settings, print the peak memory; seconds an iteration."""
+    """Train for a few iterations at a row's settings, print the peak memory, return seconds an iteration."""
     settings, collection = here.settings(name), open_collection(here, name)
     short = dataclasses.replace(settings, iterations=PROBED, snapshot_every=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,25 +126,27 @@ def probe(here: Here, name: str) -> float:
 
 
 def what_is_missing(row: PaperRow, here: Here) -> list[str]:
-    """A line for each thing that a row needs and that is missing."""
-    needs: list[tuple] = [(devices.find_device, here.device), (open_table, here, row.table)]
+    """A line for each thing that a row needs and that is missing or wrong."""
+    needs = [partial(devices.find_device, here.device), partial(open_table, here, row.table)]
     if row.features in RELEASES:
-        needs.append((load_encoder, row.features))
+        needs.append(partial(load_encoder, row.features))
     if row.collection:
-        needs += [(open_collection, here, row.collection), *[(open_table, here, 1)] * here.selected]
-    lines: list[str] = []
-    for need, *given in needs:
+        needs.append(partial(open_collection, here, row.collection))
+        if here.selected:
+            needs.append(partial(open_table, here, 1))
+    lines = []
+    for need in needs:
         try:
-            need(*given)
+            need()
         except InputError as error:
             lines.append(str(error))
-    return [*dict.fromkeys(lines)]
+    return list(dict.fromkeys(lines))  # both tables may miss the same
 
 
 def row_steps(row: PaperRow, here: Here) -> list[Step]:
-    """The notebooks of a row, in order: training, evaluation and, with `selected`, the paper's choice.
+    """The steps of a row: training, evaluation and, with `selected`, that of the selected checkpoint.
 
-    A training is tried for a few iterations, which tell its time.
+    A training is tried for a few iterations to estimate its time.
     """
     study, device, steps = here.study(row.collection), {"device": here.device or ""}, []
     if row.collection:
@@ -169,18 +170,17 @@ def run_paper(names: Sequence[str], here: Here, how: Workers = Workers(), *, dry
     """Say what is missing and how long the rows will take; run them unless `dry` or something is missing.
 
     Arguments:
-        names: of `ROWS`; none means all.
+        names: of `ROWS`; any other raises an InputError, and none means all.
         how: as `run_steps` takes it.
 
     Returns:
         exit status: 1 if something is missing or a step failed.
     """
-    unknown = sorted(set(names) - set(ROWS))
-    if unknown:
+    if unknown := sorted(set(names) - set(ROWS)):
         raise InputError(f"no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
     rows = [ROWS[name] for name in names or ROWS]
     missing = {row.name: what_is_missing(row, here) for row in rows}
-    steps: dict[tuple[str, str], Step] = {}  # rows share some
+    steps = {}  # by study and name, because rows share some
     for row in rows:
         told = f"MISSING: {'; '.join(missing[row.name])}" if missing[row.name] else "complete"
         if not any(missing.values()):

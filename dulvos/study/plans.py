@@ -1,7 +1,4 @@
-"""What a command runs: the steps of the demo, of the study on DAVIS, and of the ablation grid.
-
-A study with one training is a section of `plans.toml`.
-"""
+"""What a command runs: the steps of the demo, of the study on DAVIS, and of the ablation grid."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ from dulvos.training import TrainSettings
 
 __all__ = ["count_by_rows", "demo_steps", "evaluate_step", "grid_steps", "study_steps", "train_step"]
 
+# the studies with one training
 PLANS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-CURVE_SIDE = 240  # pixels of the shorter side: a fifth of the time of 480
+CURVE_SIDE = 240  # shorter side in pixels; takes a fifth of the time of 480
 DEMO_GRID = ("baseline-0", "N4-0")
-NEEDED = {"trained": "01_train-{}", "selected": f"02_evaluate-{{}}{SUFFIX}"}  # steps that make features
 
 
 def train_step(study: Study, name: str, data: str, settings: dict, minutes: float, **more) -> Step:
-    """A run of 01_train; an InputError if the settings are wrong."""
+    """A run of 01_train; raises an InputError if the settings are wrong."""
     TrainSettings.from_dict(settings)
     parameters = {"data": data, "name": name, "others": settings, **more}
     return Step(study, "01_train", name, parameters, minutes, row="train")
@@ -33,20 +30,21 @@ def train_step(study: Study, name: str, data: str, settings: dict, minutes: floa
 
 def evaluate_step(study: Study, name: str, data: str, features: str, minutes: float, kind: str = "evaluate",
                   **settings) -> Step:
-    """A run of 02_evaluate, which needs the step that makes its features."""
+    """A run of 02_evaluate, which needs the step that trains or selects its features."""
     parameters = {"data": data, "name": name, "features": features, **settings}
     made, _, run = features.partition("@")[0].partition(":")
-    needs = [NEEDED[made].format(run or "trained")] if made in NEEDED else []
+    run = run or "trained"
+    needs = {"trained": [f"01_train-{run}"], "selected": [f"02_evaluate-{run}{SUFFIX}"]}.get(made, [])
     return Step(study, "02_evaluate", name, parameters, minutes, needs, row=kind)
 
 
 def demo_steps() -> list[Step]:
-    """The study at demo scale, on the embedded videos, and two points of the grid, which show its path."""
-    steps = study_steps("demo")
+    """The study and two points of the grid on the embedded videos, to show that everything runs."""
+    train, *others = study_steps("demo")
     explorer = {"data": "cutouts", "checkpoint": "trained", "beside": "davis2016", "html": "explorer.html"}
-    show = Step(steps[0].study, "05_explore_anchors", "", explorer, 0.4, [steps[0].full_name], last=True)
-    grid = [replace(step, files=True) for step in grid_steps("demo", DEMO_GRID)]  # run, not only shown
-    return [*steps, show, *grid]
+    show = Step(train.study, "05_explore_anchors", "", explorer, 0.4, [train.full_name], last=True)
+    grid = [replace(step, files=True) for step in grid_steps("demo", DEMO_GRID)]  # despite committed rows
+    return [train, *others, show, *grid]
 
 
 def study_steps(name: str) -> list[Step]:
@@ -80,24 +78,25 @@ def grid_steps(name: str, only: Collection[str] = ()) -> list[Step]:
             for point in ablation.points(scale) for seed in range(point.seeds)}
     if unknown := sorted(set(only) - set(runs)):
         raise InputError(f"no run {', '.join(unknown)} in the grid {name!r}; it has {', '.join(runs)}")
-    for run in [run for run in runs if not only or run in only]:
-        point, seed = runs[run]
+    for run, (point, seed) in runs.items():
+        if only and run not in only:
+            continue
         features, settings = point.features, point.inference | {"seed": seed}
         if point.trained:
             trained, settings = f"{point.trained}-{seed}", point.inference
             features = f"trained:{trained}"
             minutes = scale.minutes[0] * _cost(point.training) / _cost(scale.training)
-            train = train_step(study, trained, scale.train, point.training | {"seed": seed}, minutes)
-            trainings.setdefault(trained, train)
+            trainings[trained] = train_step(study, trained, scale.train, point.training | {"seed": seed},
+                                            minutes)
         evaluations.append(evaluate_step(study, run, scale.evaluate, features, scale.minutes[1], **settings))
     steps = count_by_rows([*trainings.values(), *evaluations])
     return [*steps, Step(study, "03_ablation", "", {"scale": name}, 0.5, last=True)]
 
 
 def count_by_rows(steps: Sequence[Step]) -> list[Step]:
-    """The same steps, done by their rows alone, but for trainings whose weights an evaluation still needs.
+    """The same steps, which count as done by their committed rows, without weights or masks.
 
-    Rows are committed, weights and masks are not.
+    Only a training whose weights an evaluation still needs must have them on this machine.
     """
     steps = [replace(step, files=False) for step in steps]
     wanted = {need for step in steps if step.needs and find_state(step)[0] != "done" for need in step.needs}
@@ -105,4 +104,5 @@ def count_by_rows(steps: Sequence[Step]) -> list[Step]:
 
 
 def _cost(training: dict) -> float:
+    """The pixels that a training sees."""
     return training["iterations"] * training["batch"] * training["frames"] * training["crop"] ** 2

@@ -1,4 +1,4 @@
-"""Result rows: a flat JSON file for each run, with its provenance. Tables and figures show nothing else.
+"""Result rows: a flat JSON file for each run, with its provenance. Tables and figures are made from rows.
 
 Scores in a row lie in [0, 1]; tables show percentages. A field that does not apply is missing or None.
 """
@@ -21,26 +21,26 @@ import pandas as pd
 import torch
 
 from dulvos.errors import InputError
-from dulvos.files import expand, make_folder, replacing
+from dulvos.files import expand, make_folder, read_json, replacing
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
 __all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "counting",
            "find_training", "flat", "frame", "has", "label", "lookup", "newest", "once", "percent",
-           "plain_name", "provenance", "remark", "run_key", "state", "training", "version", "write_json"]
+           "provenance", "remark", "run_key", "state", "training", "version", "write_json"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "timm", "pandas")
 KINDS = ("train", "evaluate", "youtube-vos", "select")
-NEEDED = ("kind", "name", "key", "date", "version")  # fields of every row
-TEXT = ("study", "data", "split", "features", "trained_key", "fingerprint")  # of those that have them
-COLUMNS = (*NEEDED, *TEXT, "snapshot", "sequences", "objects", "current")  # of a table of rows, at least
+NEEDED = {"kind": str, "name": str, "key": str, "date": str, "version": int}  # every row has these
+TEXT = ("study", "data", "split", "features", "trained_key", "fingerprint")  # some rows have these
+COLUMNS = (*NEEDED, *TEXT, "snapshot", "sequences", "objects", "current")  # every table of rows has these
 NOT_RUN = "not run"
-CURVE = "curve-"  # begins the names of rows on the curve of J&F against training, no method of any table
-SUFFIX = "-selected"  # ends the names of rows whose snapshot was selected on validation sequences
+CURVE = "curve-"  # rows whose names begin so belong to the curve of J&F against training, not to a table
+SUFFIX = "-selected"  # rows whose names end so have a snapshot that was selected on validation sequences
 
-# Raise a version when a change moves the numbers of training or of evaluation, or undo the change;
-# tests/test_digests.py notices. Tables mark the rows of an earlier version with †.
+# If a change moves the numbers of training or of evaluation (tests/test_digests.py fails then), undo it or
+# raise the version. Tables mark the rows of an earlier version with †.
 TRAINING_VERSION = 1
 EVALUATION_VERSION = 1
 
@@ -60,7 +60,7 @@ class Study:
     """A study and its folder `results/<name>`, whose folders runs, masks and logs are not committed.
 
     Arguments:
-        name: a plain folder name; otherwise an InputError.
+        name: a plain folder name; any other raises an InputError.
         results: the folder of all studies; by default DULVOS_RESULTS, else `results` in the checkout.
         notebooks: the folder of the notebooks that its steps run.
     """
@@ -70,7 +70,7 @@ class Study:
     notebooks: Path = ROOT / "notebooks"
 
     def __post_init__(self) -> None:
-        plain_name("study", self.name)
+        _check_name("study", self.name)
         object.__setattr__(self, "results", expand(self.results))
 
     @property
@@ -79,7 +79,7 @@ class Study:
         return self.results / self.name
 
     def path(self, row: dict | pd.Series, folder: str, suffix: str = "") -> Path:
-        """A file or folder that belongs to a row: `results/<name>/<folder>/<row's name>-<key><suffix>`."""
+        """The file or folder of a row: `results/<name>/<folder>/<row's name>-<key><suffix>`."""
         return self.folder / folder / f"{row['name']}-{row['key']}{suffix}"
 
     def rows(self, kind: str = "*") -> pd.DataFrame:
@@ -87,7 +87,7 @@ class Study:
         return _table((self.folder / "rows").glob(f"{kind}-*.json"))
 
     def find(self, kind: str, wanted: dict) -> dict | None:
-        """The newest row of a kind and of today's version with these fields; one that it lacks is default."""
+        """The newest row of a kind and of today's version that has these values, as `lookup` finds them."""
         rows = map(_read, (self.folder / "rows").glob(f"{kind}-*.json"))
         fitting = [row for row in rows if row["version"] == version(kind, row)
                    and all(lookup(row, name) == value for name, value in wanted.items())]
@@ -102,20 +102,23 @@ class Study:
 
 def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[dict], dict], *,
          whole: Callable[[dict], bool] = lambda row: True, write: bool = True) -> dict:
-    """The row of a run, computed only if there is none.
+    """The row of a run, which is made only if the row or its files are missing.
 
     Arguments:
         kind: one of `KINDS`.
         wanted: what determines the run's numbers, flat: parameters, seed, weights, the data's fingerprint.
-        compute: makes the run. It takes the row as far as it is known, and returns the row's other fields.
-        whole: whether the files of a row are here too; rows are committed, and checkpoints and masks are not.
-        write: False in all processes but the first.
+        compute: makes the run. It takes the fields that are known before, and returns the others.
+        whole: whether the files of a row are here too; rows are committed, checkpoints and masks are not.
+        write: whether to write the row; False in all processes but the first.
+
+    Raises:
+        InputError: the name is no plain folder name, or the study's folder cannot be written to.
     """
-    plain_name("name", name)
+    _check_name("name", name)
     row = study.find(kind, {"name": name, **wanted})
     if row is not None and whole(row):
         return row
-    make_folder(study.folder)  # refused now, not after hours
+    make_folder(study.folder)  # an error comes now, not after hours
     key = run_key(kind, wanted) if row is None else row["key"]
     row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted}
     row = flat({**row, **compute(row), **provenance(kind, row)})
@@ -126,8 +129,8 @@ def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[di
 
 def run_key(kind: str, wanted: dict) -> str:
     """12 hex digits of a run's kind and version, and of its wanted fields that differ from their defaults."""
-    told = {name: value for name, value in wanted.items() if value != lookup({"kind": kind}, name)}
-    content = json.dumps([kind, told, version(kind, wanted)], sort_keys=True, default=str)
+    changed = {name: value for name, value in wanted.items() if value != lookup({"kind": kind}, name)}
+    content = json.dumps([kind, changed, version(kind, wanted)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -151,8 +154,7 @@ def flat(row: dict, prefix: str = "") -> dict:
     """A row without nested mappings: {"parameters": {"lr": 1}} becomes {"parameters.lr": 1}."""
     out = {}
     for name, value in row.items():
-        inner = isinstance(value, dict)
-        out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return out
 
 
@@ -163,14 +165,6 @@ def write_json(path: Path, content: dict) -> None:
         stream.write(text.encode() + b"\n")
 
 
-def plain_name(what: str, name: str) -> None:
-    """Raise an InputError unless a file or folder can be called so without leaving its folder."""
-    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name and name != ".."
-    if not plain or not 0 < len(name) <= 100:
-        raise InputError(f"{what} must be a plain folder name of at most 100 characters, such as 'demo', "
-                         f"not {name!r}")
-
-
 def all_rows(results: Path | None = None) -> pd.DataFrame:
     """The rows of every study but the ablation grids and the comparison, which have tables of their own."""
     results = results or Study("demo").results
@@ -179,17 +173,17 @@ def all_rows(results: Path | None = None) -> pd.DataFrame:
 
 
 def newest(rows: pd.DataFrame) -> pd.Series | None:
-    """The row that counts among runs of one name: the newest current one; if none is current, the newest."""
+    """The row that counts among runs of one name: the newest current one, else the newest of all."""
     return None if rows.empty else rows.sort_values(["current", "date"]).iloc[-1]
 
 
 def counting(rows: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
-    """The row that counts (`newest`) of each group, which has the same values in the columns `by`."""
+    """The row that counts (`newest`) in each group of rows with the same values in the columns `by`."""
     return rows.sort_values(["current", "date"]).groupby(by).tail(1)
 
 
 def state(row: pd.Series | None, rows: pd.DataFrame) -> str:
-    """"run", "not run", or † with the reason: an evaluation is as old as the training it rests on."""
+    """"run", "not run", or † with the reason: earlier code made the row, or the training it rests on."""
     if row is None:
         return NOT_RUN
     for made, what in ((row, "made"), (training(row, rows), "trained")):
@@ -199,21 +193,19 @@ def state(row: pd.Series | None, rows: pd.DataFrame) -> str:
 
 
 def training(row: pd.Series, rows: pd.DataFrame) -> pd.Series | None:
-    """The training that an evaluation rests on."""
+    """The training that an evaluation rests on, if there is one among the rows."""
     return None if row["kind"] == "train" else find_training(rows, row["trained_key"])
 
 
 def find_training(rows: pd.DataFrame, name: str) -> pd.Series | None:
-    """The training of that name or key that counts."""
+    """The training that counts among those of that name or key."""
     return newest(rows[(rows["kind"] == "train") & ((rows["name"] == name) | (rows["key"] == name))])
 
 
 def remark(row: pd.Series) -> str:
     """How the checkpoint was chosen, if it is not the last of its training; else ""."""
-    snapshot = row.get("snapshot")
-    if selected := lookup(row, "selected"):
-        return selected
-    return f"iteration {int(snapshot):,}" if pd.notna(snapshot) else ""
+    snapshot = lookup(row, "snapshot")
+    return lookup(row, "selected") or ("" if snapshot is None else f"iteration {int(snapshot):,}")
 
 
 def label(row: pd.Series) -> str:
@@ -222,12 +214,12 @@ def label(row: pd.Series) -> str:
 
 
 def has(row: pd.Series, settings: dict) -> bool:
-    """Whether a run had these settings; one that came after the row was made had its default."""
+    """Whether a run had these settings; a setting that is newer than the row had its default."""
     return all(lookup(row, f"parameters.{name}") == value for name, value in settings.items())
 
 
 def lookup(row: dict | pd.Series, name: str) -> object:
-    """A field of a row; the default of a setting, or of a field, that came after the row was made."""
+    """A field of a row; a setting or field that is newer than the row had its default."""
     found = row.get(name)
     if found is not None and found == found:  # pandas gives NaN for a field that only other rows have
         return found
@@ -249,7 +241,7 @@ def percent(score: float) -> float:
 
 
 def frame(lines: list[dict], columns: list[str]) -> pd.DataFrame:
-    """A table of lines, None where a line lacks a column."""
+    """A table of lines, with None where a line lacks a column."""
     table = pd.DataFrame(lines, columns=columns, dtype=object)  # object keeps integers beside None
     return table.where(table.notna(), None)
 
@@ -263,15 +255,25 @@ def _table(paths: Iterable[Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> dict:
-    try:
-        row = flat(json.loads(path.read_bytes()))
-        text = [row[name] for name in NEEDED[:-1]] + [row.get(name, "") for name in TEXT]
-        if row["kind"] not in KINDS or type(row["version"]) is not int or {*map(type, text)} != {str}:
-            raise ValueError(f"{', '.join(NEEDED)} or {', '.join(TEXT)} is wrong")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        message = f"{path}: not a result row ({error}); restore it, or delete it to run again"
-        raise InputError(message) from None
+    return read_json(path, "a result row; restore it, or delete it to run again", _checked)
+
+
+def _checked(content: dict) -> dict:
+    row = flat(content)
+    types = NEEDED | {name: str for name in TEXT if name in row}
+    if wrong := [name for name, kind in types.items() if type(row[name]) is not kind]:
+        raise ValueError(f"{', '.join(wrong)}: wrong type")
+    if row["kind"] not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}")
     return row
+
+
+def _check_name(what: str, name: str) -> None:
+    """Raise an InputError unless the name can be that of a file, and does not lead out of its folder."""
+    if not (isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
+            and Path(name).name == name != ".."):
+        raise InputError(f"{what} must be a plain folder name of at most 100 characters, such as 'demo', "
+                         f"not {name!r}")
 
 
 def _git(*arguments: str) -> str:

@@ -1,17 +1,16 @@
-"""Trainings of a study, and the data that its runs read."""
+"""Trainings of a study, and the data and features that its runs read."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, below, load_davis
 from dulvos.errors import InputError
-from dulvos.files import expand, replacing
+from dulvos.files import expand, read_json, replacing
 from dulvos.study import youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, find_training, once
@@ -29,9 +28,9 @@ def open_data(data: str, split: str) -> Dataset:
     """A split of a data set.
 
     Arguments:
-        data: "cutouts" (the embedded videos), "davis" (in the folder DULVOS_DAVIS), or a folder in DAVIS's
-            layout. For training also what `open_training` takes.
-        split: "train" or "val"; or "valid" or "local" of YouTube-VOS, as `youtube_vos.open_split` takes it.
+        data: "cutouts" (the embedded videos), "davis" (the folder DULVOS_DAVIS), or a folder in DAVIS's
+            layout; for training, also what `open_training` takes.
+        split: "train" or "val"; for YouTube-VOS, "valid" or "local" (`youtube_vos.open_split`).
 
     Raises:
         InputError: no such data set, or something in it is missing or wrong.
@@ -43,15 +42,16 @@ def open_data(data: str, split: str) -> Dataset:
     if data == "davis":
         holds = "JPEGImages, Annotations and ImageSets (or give --davis DIR to a command)"
         return load_davis(_variable("DULVOS_DAVIS", data, holds), split)
-    collected, folder = data in (*SOURCES, LOCAL_TRAINING), expand(data)
-    in_layout = (folder / "ImageSets").is_dir() or below(folder, "ImageSets")  # then `load_davis` says where
-    if split == "train" and (collected or folder.is_dir() and not in_layout):
-        return open_training(data)
-    if collected or not folder.is_dir():
-        raise InputError(f"data={data!r}: no such data for split {split!r}; give 'cutouts', 'davis' or a "
-                         f"folder in DAVIS's layout; for training also a folder of videos or one of "
-                         f"{', '.join(SOURCES)}")
-    return load_davis(data, split)
+    folder = expand(data)
+    if data in (*SOURCES, LOCAL_TRAINING):
+        if split == "train":
+            return open_training(data)
+    elif folder.is_dir():
+        in_layout = (folder / "ImageSets").is_dir() or below(folder, "ImageSets")  # `load_davis` says where
+        return load_davis(folder, split) if in_layout or split != "train" else open_training(data)
+    raise InputError(f"data={data!r}: no such data for split {split!r}; give 'cutouts', 'davis' or a folder "
+                     "in DAVIS's layout; for training also a folder of videos or one of "
+                     + ", ".join(SOURCES))
 
 
 def open_training(data: str) -> Collection:
@@ -59,11 +59,11 @@ def open_training(data: str) -> Collection:
 
     Arguments:
         data: a key of `dulvos.study.collections.SOURCES` (the folder of that name in DULVOS_DATA_DIR),
-            "youtube-vos-local" (without the classes and videos that `local_split` keeps back), or any folder
+            "youtube-vos-local" (without the classes and videos that `local_split` holds out), or any folder
             of videos.
 
     Raises:
-        InputError: DULVOS_DATA_DIR is not set, or the videos are not there.
+        InputError: DULVOS_DATA_DIR is not set, or no video is there.
     """
     if data == LOCAL_TRAINING:
         whole = open_training("youtube-vos")
@@ -79,7 +79,7 @@ def open_training(data: str) -> Collection:
 
 
 def _variable(name: str, data: str, holds: str) -> str:
-    """The folder that a variable of the environment names."""
+    """The folder that an environment variable names; an InputError says what this folder should hold."""
     if not os.environ.get(name):
         raise InputError(f"data={data!r} needs the environment variable {name}: the folder that has {holds}")
     return os.environ[name]
@@ -87,19 +87,25 @@ def _variable(name: str, data: str, holds: str) -> str:
 
 def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
                  device: str | None = None) -> dict:
-    """Train on the frames of a train split and write the row; the row of a finished run is returned as it is.
+    """Train on a train split and write the row; the row of a finished run is returned as it is.
 
-    Files go to the study's `runs/<name>-<key>`, the losses to `history/<name>-<key>.csv`. Masks are not read.
+    Files go to the study's `runs/<name>-<key>`, the losses to `history/<name>-<key>.csv`. No mask is read.
+
+    Arguments:
+        data: as `open_data` takes it.
+        device: None chooses a CUDA GPU if there is one.
 
     Raises:
         InputError: bad data or settings.
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
-    told = {name: getattr(dataset, name, []) for name in ("notes", "miscounted")}
-    for line in told["notes"]:
-        print(line)
-    if not isinstance(dataset, Collection):  # a collection has too many frames to look at each
+    notes, miscounted = [], []
+    if isinstance(dataset, Collection):  # it has too many frames to look at each
+        notes, miscounted = dataset.notes, dataset.miscounted
+        for line in notes:
+            print(line)
+    else:
         for video in videos:
             video.verify()
     mark, rank = data_fingerprint(dataset, masks=False), int(os.environ.get("RANK", 0))  # torchrun sets RANK
@@ -116,17 +122,17 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
         encoder = str(outcome["encoder"].relative_to(study.folder))
         return {"parameters": dataclasses.asdict(settings), **outcome, "encoder": encoder,
                 "seed": settings.seed, "data": dataset.name, "split": "train",
-                "frames": sum(map(len, videos)), **told}
+                "frames": sum(map(len, videos)), "notes": notes, "miscounted": miscounted}
 
     return once(study, "train", name, wanted, compute, write=rank == 0,
                 whole=lambda row: is_whole(study.folder / row["encoder"]))
 
 
 def trained_encoder(study: Study, name: str = "trained") -> Path:
-    """The encoder of the newest training of that name or of that key; "NAME@1000" is its snapshot.
+    """The encoder of the training of that name or key; "NAME@1000" is its snapshot after 1000 iterations.
 
     Raises:
-        InputError: there is none, or its file is not on this machine: rows are committed, weights are not.
+        InputError: there is no such training, or its weights, which are not committed, are not here.
     """
     name, _, iteration = name.partition("@")
     row = find_training(study.rows(), name)
@@ -143,38 +149,38 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
 
 
 def find_features(study: Study, features: str) -> tuple[str, dict]:
-    """What `evaluate` takes for some features, and what a row says about them.
+    """Find the file of some features, and what a row says about them.
 
     Arguments:
         features: "trained" (this study's training of that name), "trained:KEY" (its training with that key),
-            "trained:KEY@1000" (a snapshot of it), or what `dulvos.study.evaluation.evaluate` takes.
+            "trained:KEY@1000" (a snapshot of it), or a name that `dulvos.study.evaluation.evaluate` takes.
 
     Returns:
-        the source; and features, weights (12 hex digits of the file's hash, or a name), trained_key, snapshot
-        (its iteration, or None) and, of this study's trainings, training_iteration, training_seconds and
-        training_cpu_seconds: what the features cost.
+        the file or name that `evaluate` takes; and the row's fields features, weights (12 hex digits of the
+        file's hash, or the name), trained_key and snapshot (its iteration, or None). For trained features
+        also what they cost: training_iteration, training_seconds and training_cpu_seconds.
 
     Raises:
         InputError: they are not there.
     """
-    trained, iteration = features.split(":")[0] == "trained", features.partition("@")[2]
+    trained, iteration = features.partition(":")[0] == "trained", features.partition("@")[2]
     path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
     weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else features
     if features.startswith("timm:") and path.is_file():  # one file may serve several layers
         weights = f"{features.partition('=')[0]}={weights}"
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
-    if trained:
-        run, notes = path.parents[bool(iteration)], json.loads(path.with_suffix(".json").read_bytes())
-        said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
-        said["trained_key"] = run.name.rpartition("-")[2]
-        said["snapshot"] = int(iteration) if iteration else None
-    return str(path) if trained else features, said
+    if not trained:
+        return features, said
+    run, notes = path.parents[bool(iteration)], read_json(path.with_suffix(".json"), "its sidecar", dict)
+    said |= {f"training_{name}": notes.get(name) for name in ("iteration", "seconds", "cpu_seconds")}
+    said |= {"trained_key": run.name.rpartition("-")[2], "snapshot": int(iteration) if iteration else None}
+    return str(path), said
 
 
 def data_fingerprint(dataset: Dataset, *, masks: bool) -> str:
-    """16 hex digits for what a run reads: frames (names and sizes) and, with `masks`, their masks (bytes).
+    """16 hex digits of what a run reads: the frames' names and sizes and, with `masks`, the masks' bytes.
 
-    A training collection has one of its own, from its index.
+    A training collection has a fingerprint of its own, from its index.
     """
     if isinstance(dataset, Collection):
         return dataset.fingerprint

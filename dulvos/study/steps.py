@@ -1,8 +1,7 @@
-"""The steps of a study: notebooks that papermill runs, each once (`dulvos.study.runner` runs several).
+"""The steps of a study: notebooks with parameters, which papermill runs (`dulvos.study.runner` runs many).
 
-A step is a notebook with parameters. One that leaves a row is done when its row is there, of today's version
-and on today's data; any other is done when its executed copy was made from the same notebook, parameters and
-rows.
+A step that leaves a row is done if its row is there, of today's version and on today's data. Any other step
+is done if its executed copy was made from today's notebook, parameters and rows.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ class Step:
         name: of the executed copy, `<notebook>-<name>.ipynb`; "" takes the notebook's.
         parameters: for the notebook's `parameters` cell; `study` is added.
         minutes: about how long it takes on two cores.
-        needs: the steps of this study, by their `full_name`, that must have succeeded.
-        row: kind of the row that it leaves under its name; "" for none.
+        needs: the steps of this study, by their `full_name`, that must succeed first.
+        row: kind of the row that it leaves; "" for none.
         files: whether it is done only while the checkpoint or masks of its row are on this machine.
-        last: whether it waits until all others have ended, well or not, because it shows what they left.
+        last: whether it waits until all others have ended, successful or not, because it shows their results.
     """
 
     study: Study
@@ -64,8 +63,7 @@ class Step:
     last: bool = False
 
     @property
-    def full_name(self) -> str:
-        """The name in lists, logs and `needs`."""
+    def full_name(self) -> str:  # in lists, logs and `needs`
         return f"{self.notebook}-{self.name}" if self.name else self.notebook
 
     @property
@@ -73,30 +71,26 @@ class Step:
         return self.study.notebooks / f"{self.notebook}.ipynb"
 
     @property
-    def copy(self) -> Path:  # the executed notebook
+    def copy(self) -> Path:  # executed
         return self.study.folder / "notebooks" / f"{self.full_name}.ipynb"
 
     @property
-    def failure(self) -> Path:  # the same if it failed
+    def failure(self) -> Path:  # the copy if it failed
         return self.copy.with_suffix(".failed.ipynb")
 
     @property
-    def log(self) -> Path:  # its progress bars
+    def log(self) -> Path:  # of its progress
         return self.study.folder / "logs" / f"{self.full_name}.log"
 
     @cached_property
     def given(self) -> dict:
-        """All parameters of the notebook, by default with its own values; those in `others` count as well."""
+        """The notebook's parameters with the values that it will have; those in `others` are among them."""
         given = {**defaults(self.source), **self.parameters, "study": self.study.name}
         return given | given.pop("others", {})
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
-    """Compare parameters with the notebook's `parameters` cell.
-
-    Raises:
-        InputError: no such notebook, an unknown parameter, or a value of another type.
-    """
+    """Raise an InputError if there is no such notebook, or a parameter is unknown or of the wrong type."""
     known = defaults(notebook)
     unknown = sorted(map(str, set(parameters) - set(known)))
     if unknown:
@@ -120,11 +114,8 @@ def find_state(step: Step) -> tuple[str, dict | None]:
     If the data are on this machine, only a row of the same data counts.
     """
     row = _find_row(step) if step.row else None
-    if not step.row:
-        done = _is_shown(step)
-    elif row is None or not step.files:
-        done = row is not None
-    else:
+    done = row is not None if step.row else _is_shown(step)
+    if row and step.files:
         made = step.study.folder / row["encoder"] if step.row == "train" else step.study.path(row, "masks")
         done = made.exists()
     return "done" if done else "failed" if step.failure.is_file() else "missing", row
@@ -132,36 +123,40 @@ def find_state(step: Step) -> tuple[str, dict | None]:
 
 def _find_row(step: Step) -> dict | None:
     given, trains = step.given, step.row == "train"
-    settings = {item.name for item in fields(TrainSettings if trains else SegmentSettings)}
-    wanted = {f"parameters.{name}": given[name] for name in given.keys() & settings - {*NO_NUMBERS}}
+    settings = {field.name for field in fields(TrainSettings if trains else SegmentSettings)}
+    wanted = {f"parameters.{name}": value for name, value in given.items()
+              if name in settings and name not in NO_NUMBERS}
     wanted["name"] = given["name"]
     folders = map(os.environ.get, ("DULVOS_DAVIS", "DULVOS_DATA_DIR"))
     if mark := _mark(given["data"], "train" if trains else given["split"], not trains, *folders):
         wanted["fingerprint"] = mark
     features = given.get("features", "")
     made, _, run = features.partition("@")[0].partition(":")
-    if made == "trained":
+    if made in ("trained", "selected"):
         training = find_training(step.study.rows(), run or "trained")
         if training is None or not training["current"]:
             return None
         wanted["trained_key"] = training["key"]
-    elif made not in ("", "selected"):
+    elif features:
         wanted["features"] = features
-    if given.get("select") or made in ("selected", "timm"):  # the selection, or the model's name, says it
+    if given.get("select") or made in ("selected", "timm"):  # the layer is selected, or the model names it
         del wanted["parameters.layer"]
     return step.study.find(step.row, wanted)
 
 
 def _is_shown(step: Step) -> bool:
     """Whether the executed copy shows what the notebook would show now."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no copy, or half of one
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no copy, or a damaged one
         return json.loads(step.copy.read_bytes())["metadata"]["dulvos"]["key"] == _key(step)
     return False
 
 
 @cache
 def _mark(data: str, split: str, masks: bool, *folders: str | None) -> str | None:
-    """Fingerprint of a run's data, None if they are not on this machine; `folders` are where data lie."""
+    """Fingerprint of a run's data, or None if they are not on this machine.
+
+    The folders that hold data are arguments only because the result depends on them.
+    """
     try:
         return runs.data_fingerprint(runs.open_data(data, split), masks=masks)
     except InputError:
@@ -169,7 +164,7 @@ def _mark(data: str, split: str, masks: bool, *folders: str | None) -> str | Non
 
 
 def _key(step: Step) -> str:
-    """12 hex digits of what an executed copy shows: the notebook's cells and parameters, the study's rows."""
+    """12 hex digits of what an executed copy depends on: the notebook, its parameters, the study's rows."""
     cells = [cell["source"] for cell in json.loads(step.source.read_bytes())["cells"]]
     rows = step.study.rows()[["kind", "key", "date", "current"]].to_csv()
     content = json.dumps([cells, step.given, rows], sort_keys=True, default=str)
@@ -177,7 +172,7 @@ def _key(step: Step) -> str:
 
 
 def list_states(steps: Sequence[Step]) -> str:
-    """A line for each step (its state, and its J&F, failure or time), then the sums and the time left."""
+    """A line for each step (its state, and its J&F, failure or time), then the counts and the time left."""
     lines, counts, left = [], Counter(), 0.0
     for step in steps:
         word, row = find_state(step)
@@ -187,7 +182,7 @@ def list_states(steps: Sequence[Step]) -> str:
         elif row:
             score = row.get("scores.J&F-Mean")
             told = "" if score is None else f"J&F {100 * score:.1f}"
-        lines.append(f"  {step.full_name:34s} {word:22s} {told}".rstrip())
+        lines.append(f"  {step.full_name:34s} {word:7s} {told}".rstrip())
         counts[word] += 1
         left += step.minutes * (word != "done")
     counted = ", ".join(f"{count} {word}" for word, count in counts.items())
@@ -195,16 +190,16 @@ def list_states(steps: Sequence[Step]) -> str:
 
 
 class _Kernel(AsyncKernelManager):
-    """A kernel of this Python: the user's kernel called python3 may be another one."""
+    """A kernel of this Python, because the kernel that Jupyter knows as python3 may be another one."""
 
     kernel_spec = KernelSpec(**get_kernel_dict())
 
 
 def execute(step: Step, stream: TextIO | None = None) -> str:
-    """Run one notebook: "" if it ran to its end, else what went wrong. A failed copy ends in .failed.ipynb.
+    """Run one notebook and return what went wrong, "" for nothing. The copy of a failure is `step.failure`.
 
     Arguments:
-        stream: for the notebook's progress; the terminal by default.
+        stream: for the notebook's progress; stderr by default.
     """
     running, stream = step.copy.with_suffix(".running.ipynb"), stream or sys.stderr
     running.parent.mkdir(parents=True, exist_ok=True)
@@ -216,20 +211,20 @@ def execute(step: Step, stream: TextIO | None = None) -> str:
                 str(step.source), str(running), kernel_name="python3", cwd=str(ROOT), progress_bar=False,
                 kernel_manager_class=_Kernel,
                 parameters={"study": step.study.name, **step.parameters}, stderr_file=stream,
-                extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # one state of a bar
+                extra_arguments=["--log-level=CRITICAL"], coalesce_streams=True)  # keeps a bar's last state
         _publish(running, step.copy, _key(step))
         step.failure.unlink(missing_ok=True)
         return ""
-    except Exception as error:  # whatever it is, the other steps go on
+    except Exception as error:  # whatever it was, the other steps go on
         trouble = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
-        with contextlib.suppress(OSError, ValueError):  # there may be no copy, or no room for it
+        with contextlib.suppress(OSError, ValueError):  # no copy was made, or the disk is full
             _publish(running, step.failure, "")
             trouble += f"; see {os.path.relpath(step.failure, step.study.results)}"
         return trouble
 
 
 def _publish(running: Path, final: Path, key: str) -> None:
-    """Give an executed copy its final name, and let its text name no folder of this machine."""
+    """Give an executed copy its final name, and replace the paths of this machine's folders in it."""
     notebook = nbformat.read(running, as_version=4)
     notebook.metadata["dulvos"] = {"key": key}
     given = {value: f"${name}" for name, value in os.environ.items() if name.startswith("DULVOS_")}
