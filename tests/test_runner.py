@@ -1,4 +1,4 @@
-"""The runner: steps in the order of their needs, several at a time, and what it says of the time left."""
+"""The runner: steps in the order of their needs, several at a time, and the time left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def words(steps: list[Step]) -> list[str]:
 
 
 def test_steps_run_once_in_the_order_of_their_needs(make_study, tmp_path):
-    """What a step needed is followed by that step before any later one; the last waits for all."""
+    """A step follows right after what it needs, before any later one; the last waits for all."""
     log = tmp_path / "log"
     study = make_study(write=LOG.format(log), fail="raise ValueError('no ' + word)",
                  die="import os; os.kill(os.getpid(), 9)")
@@ -44,7 +44,7 @@ def test_steps_run_once_in_the_order_of_their_needs(make_study, tmp_path):
 
 
 def test_several_workers_share_the_steps_and_the_last_waits_for_all(make_study, tmp_path):
-    """Two steps wait until the other one has begun, then look for five seconds whether the last one has."""
+    """Two steps wait until both have begun; then one checks for five seconds that the last one has not."""
     source = f"""
 import os, pathlib, time
 begun = {{name: pathlib.Path(r'{tmp_path}') / name for name in ('a', 'b', 'last')}}
@@ -64,7 +64,7 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
     assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
 
 
-def test_a_running_scheduler_may_carry_the_steps_on_workers_of_one_thread(make_study, tmp_path):
+def test_a_running_scheduler_runs_the_steps_on_workers_of_one_thread(make_study, tmp_path):
     step = Step(make_study(write=LOG.format(tmp_path / "log")), "write")
     one, two = (LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None)
                 for threads in (1, 2))
@@ -78,8 +78,15 @@ def test_a_running_scheduler_may_carry_the_steps_on_workers_of_one_thread(make_s
     assert (tmp_path / "log").exists()
 
 
+def test_a_step_that_cannot_begin_says_why(make_study, capsys):
+    step = Step(make_study(show="1"), "show")
+    step.study.folder.mkdir(parents=True)
+    step.log.parent.write_text("a file, where a folder should be")
+    assert run_steps([step]) == 1 and f"{step.log.parent}: " in capsys.readouterr().out
+
+
 def test_wrong_parameters_end_before_anything_runs(make_study):
-    """Their types are tried in `tests.corpus_settings`."""
+    """`tests.corpus_settings` tries wrong types."""
     study = make_study(show="1")
     with pytest.raises(InputError, match="wrod.*study, word, count"):
         run_steps([Step(study, "show"), Step(study, "show", "b", {"wrod": "a"})])
@@ -87,7 +94,7 @@ def test_wrong_parameters_end_before_anything_runs(make_study):
 
 
 def test_one_command_at_a_time_in_a_study(make_study, tmp_path):
-    """The second one is refused; after a kill it is not."""
+    """A second one is refused, but not after the first was killed."""
     wait = f"open(r'{tmp_path / 'begun'}', 'w').close(); import time; time.sleep(60)"
     study = make_study(wait=wait, show="1")
     (tmp_path / "first.py").write_text(f"""
@@ -117,7 +124,7 @@ if __name__ == "__main__":
     ("training:  25%|##5  | 10/40 [03:00<1:09:00]", 69 + 1.5 * 73 / 3, 73 / 3),
     ("training:   2%|     | 1/40 [03:00<09:00]", 1.5, 1.0)])  # one iteration tells nothing
 def test_minutes_left_follow_what_is_measured(make_study, bar, left, slow):
-    """A step of two planned minutes runs for three, one of 1.5 minutes waits."""
+    """A step of two planned minutes has run for three, and one of 1.5 minutes waits."""
     study = make_study()
     step, other = Step(study, "show", "a", minutes=2), Step(study, "show", "b", minutes=1.5)
     step.log.parent.mkdir(parents=True)

@@ -1,9 +1,8 @@
-"""Evaluation: carry the first masks through every video, write the masks, score them, leave a row."""
+"""Evaluation: carry the first masks through every video, write and score the masks, leave a row."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import time
@@ -12,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import current_process, get_context
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +25,22 @@ from dulvos import devices
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import read_json, replacing
 from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
 from dulvos.masks import write_mask
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
 from dulvos.study import youtube_vos
-from dulvos.study.rows import Study, once, write_json
+from dulvos.study.rows import Study, flat, once, write_json
 from dulvos.study.runs import data_fingerprint, find_features, open_data
 
 __all__ = ["BASELINES", "evaluate", "evaluate_encoders", "evaluation_run", "object_table", "score_masks",
            "write_official"]
 
 BASELINES = {"copy": None, "colour": colour_features}  # copy the first masks; compare raw colours
+COSTS = ("seconds", "channels", "peak_memory_mb")  # of each sequence
 SUBMISSION = "submission.zip"
 DEFAULT = SegmentSettings()
+UNSCORED = SequenceScores((), *np.zeros((2, 0, 0)))
 
 
 def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder: Path,
@@ -50,60 +52,55 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     a sequence is finished. A later call with the same folder only scores the finished sequences.
 
     Arguments:
-        dataset: all its frames are annotated, except in YouTube-VOS' split "valid", which is not scored.
+        dataset: every frame that is handed in has an annotation, except in YouTube-VOS' split "valid", which
+            is not scored.
         features: "copy", "colour", what `load_encoder` takes ("random", "davis2016", ...), an encoder, or a
             function that makes features of frames, as `dulvos.inference.segment` takes it.
         folder: used for this run only; another checkpoint or setting needs another folder.
         device: for the encoder and the propagation, such as "cpu" or "cuda".
         seed: of random features.
-        processes: to share the sequences among; each uses a GPU of its own, or its share of the cores.
-            0 means one for each GPU, or one without a GPU. The masks do not depend on it.
+        processes: how many share the sequences; each uses a GPU of its own, or its share of the cores. 0
+            takes one for each GPU, or one without a GPU. The masks do not depend on it.
 
     Returns:
         scores in the dataset's order; and seconds, frames, saved (masks written), channels (of the features),
         peak_memory_mb, device.
 
     Raises:
-        InputError: bad input, by name; all videos are checked before the first is propagated.
+        InputError: bad input, by name; frames and annotations are read before anything is propagated.
+        ChildProcessError: a process was killed.
     """
     if processes < 0:
         raise InputError(f"processes must be >= 0, not {processes}")
     processes = processes or (torch.cuda.device_count() if torch.device(device).type == "cuda" else 1)
-    folder, truth, named = Path(folder), dataset.split != "valid", isinstance(features, str)
+    folder, scored = Path(folder), dataset.split != "valid"
+    title = Path(features).name if isinstance(features, str) else dataset.name
     source = BASELINES.get(features, features)
-    if named and features not in BASELINES:
-        source = load_encoder(features, seed=seed)
-    todo = [sequence for sequence in dataset.sequences if not _finished(folder, sequence).exists()]
+    if isinstance(source, str):
+        source = load_encoder(source, seed=seed)
+    todo = [sequence for sequence in dataset.sequences if not _cost_file(folder, sequence).exists()]
     for sequence in todo:
-        _check(sequence, truth)
-    carry, processes = partial(_carry, source, folder, settings, device), min(processes, len(todo))
-    title, frames = Path(features).name if named else dataset.name, sum(len(s.video) for s in todo)
-    with tqdm(total=frames, desc=title, unit="frame", mininterval=5.0) as bar:
-        if processes > 1:
+        _check(sequence, scored)
+    carry = partial(_carry, source, folder, settings, device)
+    with tqdm(total=sum(len(s.video) for s in todo), desc=title, unit="frame", mininterval=5.0) as bar:
+        if (processes := min(processes, len(todo))) > 1:
             _share(todo, carry, processes, bar)
         else:
             for sequence in todo:
                 bar.set_postfix_str(sequence.name, refresh=False)
                 carry(sequence, bar.update)
-    costs = pd.DataFrame([_read(_finished(folder, sequence)) for sequence in dataset.sequences])
-    scores = [score_masks(folder, sequence) if truth else SequenceScores((), *np.zeros((2, 0, 0)))
-              for sequence in dataset.sequences]
+    expected = f"{', '.join(COSTS)}; delete this file to evaluate the sequence again"
+    costs = pd.DataFrame([read_json(_cost_file(folder, sequence), expected, itemgetter(*COSTS))
+                          for sequence in dataset.sequences], columns=COSTS)
+    scores = [score_masks(folder, sequence) if scored else UNSCORED for sequence in dataset.sequences]
     return scores, {"seconds": costs["seconds"].sum(), "frames": sum(len(s.video) for s in dataset.sequences),
                     "saved": sum(len(s.handed_in) for s in dataset.sequences), "device": device,
                     "channels": costs["channels"].max(), "peak_memory_mb": costs["peak_memory_mb"].max()}
 
 
-def _finished(folder: Path, sequence: Sequence) -> Path:
-    """The file with the cost of a sequence, written when all its masks are."""
+def _cost_file(folder: Path, sequence: Sequence) -> Path:
+    """The file with what a sequence cost. It is written last, so where it is, all masks are."""
     return folder / f"{sequence.name}.json"
-
-
-def _read(path: Path) -> dict:
-    try:
-        item = json.loads(path.read_bytes())
-        return {name: item[name] for name in ("seconds", "channels", "peak_memory_mb")}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise InputError(f"{path}: damaged; delete this file to evaluate the sequence again") from None
 
 
 def _share(todo: list[Sequence], carry: Callable, processes: int, bar: tqdm) -> None:
@@ -111,7 +108,7 @@ def _share(todo: list[Sequence], carry: Callable, processes: int, bar: tqdm) -> 
     spawn = get_context("spawn")
     with (spawn.Manager() as manager,
           ProcessPoolExecutor(processes, spawn, _begin, (max(1, CPU_COUNT // processes),)) as pool):
-        frames = manager.Queue()  # an item for each frame that is done
+        frames = manager.Queue()  # gets an item for each frame that is done
         todo = sorted(todo, key=lambda sequence: -len(sequence.video))
         pending = {pool.submit(carry, sequence, partial(frames.put, None)) for sequence in todo}
         try:
@@ -121,34 +118,33 @@ def _share(todo: list[Sequence], carry: Callable, processes: int, bar: tqdm) -> 
                 for future in done:
                     future.result()
         except BrokenProcessPool:
-            raise ChildProcessError("a process that carries masks was killed (out of memory?); give fewer "
+            raise ChildProcessError("a process that carries masks was killed (out of memory?); use fewer "
                                     "processes; the same call continues after the finished videos") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int) -> None:
-    """Give a process that shares the work its threads and, as the device "cuda", a GPU of its own."""
+    """Set up a process of `_share`: its threads and, if there are GPUs, its own as the device "cuda"."""
     torch.set_num_threads(threads)
     if count := torch.cuda.device_count():
         torch.cuda.set_device(int(current_process().name.rpartition("-")[2]) % count)
 
 
-def _check(sequence: Sequence, truth: bool) -> None:
+def _check(sequence: Sequence, scored: bool) -> None:
+    """Raise an InputError if a frame or an annotation is missing or wrong, or if nothing can be scored."""
     sequence.video.verify()
     given = sequence.first_masks()
-    if not truth:
-        return
-    if len(sequence.handed_in) < 3 or not any(ids.any() for ids in given.values()):
+    if scored and (len(sequence.handed_in) < 3 or not any(ids.any() for ids in given.values())):
         raise InputError(f"{sequence.video.path}: {len(sequence.handed_in)} frame(s); to be scored, a video "
                          "needs 3 or more, and an object in its first annotation")
-    for index in set(sequence.handed_in) - sequence.masks.keys():
-        sequence.mask(index)  # says that it is missing
+    if scored:
+        sequence.truth()
 
 
 def _carry(source: object, folder: Path, settings: SegmentSettings, device: str, sequence: Sequence,
            tell: Callable[[], object]) -> None:
-    """Write the masks of one sequence, then what it cost; `tell` is called after each frame."""
+    """Write the masks of one sequence, then what they cost; `tell` is called after each frame."""
     started, given, channels = time.monotonic(), sequence.first_masks(), 0
     if isinstance(source, nn.Module):
         source = partial(encode, source.to(device, memory_format=torch.channels_last))
@@ -160,55 +156,55 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, device: str,
             yield maps
 
     def copies() -> Iterator[np.ndarray]:
-        """The first mask of each object, in every frame from there on."""
+        """The first mask of each object, in that frame and in all later ones."""
         ids = np.zeros(sequence.video.size, np.uint8)
         for t in range(len(sequence.video)):
-            ids = np.where(given[t] > 0, given[t], ids) if t in given else ids
+            if t in given:
+                ids = np.where(given[t] > 0, given[t], ids)
             yield ids
 
     masks = copies() if source is None else segment(sequence.video.frames(), given, features, settings)
-    for index, ids in enumerate(masks):
-        if index in sequence.handed_in:
-            write_mask(folder / sequence.name / f"{sequence.video.frame_name(index)}.png", ids)
+    for t, ids in enumerate(masks):
+        if t in sequence.handed_in:
+            write_mask(folder / sequence.name / f"{sequence.video.frame_name(t)}.png", ids)
         tell()
-    write_json(_finished(folder, sequence), {
-        "seconds": time.monotonic() - started, "channels": channels,
-        "peak_memory_mb": devices.peak_memory(torch.device(device))})
+    memory = devices.peak_memory(torch.device(device))
+    write_json(_cost_file(folder, sequence), dict(zip(COSTS, (time.monotonic() - started, channels, memory))))
 
 
 def score_masks(folder: Path, sequence: Sequence) -> SequenceScores:
     """Scores of the masks that `evaluate` wrote; empty if every object enters too late to be scored."""
     if (entry := _entries(sequence)) == {}:
-        return SequenceScores((), *np.zeros((2, 0, 0)))
+        return UNSCORED
     return score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
 
 
 def _entries(sequence: Sequence) -> dict[int, int] | None:
-    """Object -> place of its first mask among the scored frames; None if the first frame shows all objects.
+    """Object id -> index of its first mask in `handed_in`; None if the first frame shows all objects.
 
-    Objects that enter in the last two frames are left out: no frame of theirs is scored.
+    An object that enters in the last two frames is left out, because none of its frames is scored.
     """
     if sequence.objects is None:
         return None
     frames = sequence.handed_in
-    entry = {name: frames.index(t) for t, mask in sequence.first_masks().items()
-             for name in np.unique(mask).tolist()}
-    return {name: place for name, place in entry.items() if name and place < len(frames) - 2}
+    entry = {i: frames.index(t) for t, mask in sequence.first_masks().items()
+             for i in np.unique(mask).tolist()}
+    return {i: place for i, place in entry.items() if i > 0 and place < len(frames) - 2}
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:
-    """A line for each object: sequence, object and `STATS_COLUMNS`, in [0, 1]."""
-    lines = [(sequence.name, name, *stats) for sequence, score in zip(dataset.sequences, scores, strict=True)
-             for name, stats in zip(score.ids, score.stats, strict=True)]
+    """A line for each object: sequence, object (its id) and `STATS_COLUMNS`, in [0, 1]."""
+    lines = [(sequence.name, i, *stats) for sequence, score in zip(dataset.sequences, scores, strict=True)
+             for i, stats in zip(score.ids, score.stats, strict=True)]
     return pd.DataFrame(lines, columns=["sequence", "object", *STATS_COLUMNS])
 
 
 def write_official(dataset: Dataset, scores: list[SequenceScores], folder: Path) -> None:
-    """Write the two csv files that DAVIS-2017's own tool writes beside the masks, for tools that read them.
+    """Write the two csv files of DAVIS-2017's own tool, for other tools that read them.
 
     `global_results-<split>.csv` has one line: J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay.
-    `per-sequence_results-<split>.csv` has Sequence, J-Mean and F-Mean of each object, called
-    `<sequence>_<number>` and numbered from 1 in each sequence. Three decimals, in [0, 1].
+    `per-sequence_results-<split>.csv` has a line for each object: Sequence, J-Mean, F-Mean. There, an object
+    is called `<sequence>_<number>`, numbered from 1 in each sequence. Three decimals, in [0, 1].
     """
     table = object_table(dataset, scores)
     number = table.groupby("sequence").cumcount() + 1
@@ -230,7 +226,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
     """Evaluate features on a split and write the row; the row of a finished run is returned as it is.
 
     The study's `masks/<name>-<key>` gets the masks and the official csv files, `scores/<name>-<key>.csv` the
-    scores of each object. YouTube-VOS' split "valid" has no truth; it leaves `submission.zip` with the masks.
+    scores of each object. YouTube-VOS' split "valid" has no truth, so the masks get a `submission.zip`.
 
     Arguments:
         data, split: as `open_data` takes them, or an open dataset.
@@ -251,15 +247,15 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
     place = devices.find_device("cpu" if baseline else device)
     source, said = find_features(study, features)
     if features.startswith("timm:"):
-        settings = dataclasses.replace(settings, layer="")  # its name says which
-    wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()}
-    wanted |= {"weights": said["weights"], "seed": None if baseline else seed, "selected": selected,
-               "split": dataset.split, "fingerprint": data_fingerprint(dataset, masks=True)}
+        settings = dataclasses.replace(settings, layer="")  # the model's name says which
+    wanted = flat({"parameters": dataclasses.asdict(settings), "weights": said["weights"],
+                   "seed": None if baseline else seed, "selected": selected, "split": dataset.split,
+                   "fingerprint": data_fingerprint(dataset, masks=True)})
 
     def whole(row: dict) -> bool:
         masks, scored = study.path(row, "masks"), study.path(row, "scores", ".csv")
         product = masks / SUBMISSION if dataset.split == "valid" else scored
-        return kind == "select" or product.exists() and all(_finished(masks, s).exists()
+        return kind == "select" or product.exists() and all(_cost_file(masks, s).exists()
                                                             for s in dataset.sequences)
 
     def compute(row: dict) -> dict:
@@ -267,23 +263,23 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         scores, outcome = evaluate(dataset, source, masks, settings, device=str(place), seed=seed or 0,
                                    processes=processes)
         table, precision = object_table(dataset, scores), devices.computed_in(place.type, settings.precision)
-        row = {**said, **outcome, "data": dataset.name, "sequences": len(scores), "objects": len(table),
-               "seconds_per_frame": outcome["seconds"] / outcome["frames"],
-               "computed_in": "fp32" if baseline else precision}
+        made = {**said, **outcome, "data": dataset.name, "sequences": len(scores), "objects": len(table),
+                "seconds_per_frame": outcome["seconds"] / outcome["frames"],
+                "computed_in": "fp32" if baseline else precision}
         if kind == "select":
-            shutil.rmtree(masks)  # the masks of a hundred candidates are of no use
-            return row | {"drawn": [s.name for s in dataset.sequences], "scores": summarise(scores)}
+            shutil.rmtree(masks)  # nobody looks at those of a hundred candidates
+            return made | {"drawn": [s.name for s in dataset.sequences], "scores": summarise(scores)}
         if kind == "youtube-vos":
-            row["every_frame"] = all(sequence.saved is not None for sequence in dataset.sequences)
+            made["every_frame"] = all(sequence.saved is not None for sequence in dataset.sequences)
         if dataset.split == "valid":
             youtube_vos.write_submission(dataset, masks, masks / SUBMISSION)
-            return row | {"submission": str((masks / SUBMISSION).relative_to(study.folder))}
+            return made | {"submission": str((masks / SUBMISSION).relative_to(study.folder))}
         _write_csv(scored, table, 6)
         if kind == "youtube-vos":
-            row["unseen_classes"] = list(youtube_vos.local_split(dataset.root).unseen)
-            return row | {"scores": youtube_vos.class_scores(table, dataset.root)}
+            made["unseen_classes"] = list(youtube_vos.local_split(dataset.root).unseen)
+            return made | {"scores": youtube_vos.class_scores(table, dataset.root)}
         write_official(dataset, scores, masks)
-        return row | {"scores": summarise(scores)}
+        return made | {"scores": summarise(scores)}
 
     return once(study, kind, name, wanted, compute, whole=whole)
 
@@ -291,7 +287,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
 def evaluate_encoders(study: Study, encoders: tuple[str, ...], data: str,
                       settings: SegmentSettings = DEFAULT, *, split: str = "val", device: str | None = None,
                       processes: int = 0) -> pd.DataFrame:
-    """Evaluate encoders on the same videos by the same protocol: one table, the best encoder first.
+    """Evaluate encoders on the same videos by the same protocol, as a table with the best encoder first.
 
     Each leaves its masks, official csv files and row in the study. A later call skips what is finished.
 

@@ -1,9 +1,9 @@
-"""Runs the steps of a study in the order of their needs, several at a time, carried by Dask.
+"""Runs the steps of a study on Dask's workers, several at a time, in the order of their needs.
 
-By default, a scheduler and its workers start on this machine. With `--scheduler ADDRESS`, the steps go to the
-workers of a running Dask scheduler (on Slurm, dask-jobqueue starts one). These need one thread each and see
-this folder, the data and the results under the same paths. If a worker dies, another one takes its step and
-continues from the last checkpoint. If everything dies, the same command continues.
+By default, a scheduler and its workers start on this machine. With `--scheduler ADDRESS`, the workers of a
+running Dask scheduler run the steps (on Slurm, dask-jobqueue starts one). They must have one thread each, and
+find this folder, the data and the results under the same paths. If a worker dies, another one takes its step
+and continues from the last checkpoint. If everything dies, the same command continues.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ __all__ = ["Workers", "minutes_left", "open_client", "run_steps"]
 
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
 CONNECT = 10  # seconds to wait for a scheduler
-HOST = "127.0.0.1"  # a scheduler runs whatever it is sent, so only this machine may send
-BAR = re.compile(r"\b(?:[3-9]|\d\d+)/\d+ \[[\d:]+<([\d:]+)")  # tqdm's "done/all [spent<left", from 3 on
-SLOW = 2  # times the planned minutes: then the machine is called slow
-ADVICE = ("it takes {:.1f} times as long as on two quiet cores: close other programs, or stop it (Ctrl-C) "
-          "and continue later with the same command")
+HOST = "127.0.0.1"  # a scheduler runs whatever it receives, so only this machine may reach it
+BAR = re.compile(r"\b(?:[3-9]|\d\d+)/\d+ \[[\d:]+<([\d:]+)")  # tqdm's "done/all [spent<left", done >= 3
+SLOW = 2  # times the planned minutes: then the advice is printed
+ADVICE = ("this takes {:.1f} times as long as on two quiet cores: close other programs, or stop (Ctrl-C) and "
+          "continue later with the same command")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How the steps are run. Settings of 0 choose by the machine."""
+    """How the steps are run; 0 chooses by the machine's cores, memory and GPUs."""
 
     workers: int = 0  # steps at a time: one a GPU; without one, as many trainings as cores and memory allow
-    threads: int = 0  # of each worker's computations; the cores are shared
+    threads: int = 0  # of each worker; by default the workers share the cores
     scheduler: str = ""  # address of a running Dask scheduler, whose workers run the steps instead
 
 
 def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
-    """Run the steps that are not done, in the order of their needs: 0, or 1 if one failed or was left out.
+    """Run the steps that are not done; the exit status is 1 if one failed or was left out, else 0.
 
     Raises:
         InputError: a wrong parameter, a study in use by another process, a scheduler that does not answer.
@@ -72,10 +72,10 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
 
 def minutes_left(waiting: Sequence[Step], begun: dict[Step, float], taken: dict[Step, float],
                  count: int) -> tuple[float, float]:
-    """Minutes left, and how many times longer steps take than planned.
+    """Estimate the minutes left, and how many times longer steps take than planned.
 
-    A running step tells by its bar how long it will take. One minute counts as if it had gone as planned, so
-    that a single short step says little.
+    Steps that have ended are measured, as are running ones whose log has a progress bar. One minute that went
+    as planned is added, so that a single short step says little.
 
     Arguments:
         waiting: the steps that have not begun.
@@ -84,15 +84,16 @@ def minutes_left(waiting: Sequence[Step], begun: dict[Step, float], taken: dict[
         count: steps at a time.
     """
     spent = {step: (time.monotonic() - start) / 60 for step, start in begun.items()}
-    whole = taken | {step: spent[step] + rest for step in spent if (rest := _rest(step)) is not None}
-    slow = (1 + sum(whole.values())) / (1 + sum(step.minutes for step in whole))
-    rests = [max(0.0, whole.get(step, slow * step.minutes) - spent[step]) for step in spent]
-    return max([(sum(rests) + slow * sum(step.minutes for step in waiting)) / count, *rests]), slow
+    measured = taken | {step: spent[step] + rest for step in spent if (rest := _rest(step)) is not None}
+    slow = (1 + sum(measured.values())) / (1 + sum(step.minutes for step in measured))
+    rests = [max(0.0, measured.get(step, slow * step.minutes) - spent[step]) for step in spent]
+    shared = (sum(rests) + slow * sum(step.minutes for step in waiting)) / count
+    return max([shared, *rests]), slow
 
 
 def _rest(step: Step) -> float | None:
-    """The minutes left by the last progress bar in a step's log."""
-    with contextlib.suppress(OSError, IndexError):  # no log yet, or no bar in it
+    """The minutes left by the last progress bar in a step's log; None without a bar."""
+    with contextlib.suppress(OSError, IndexError):
         rest = BAR.findall(step.log.read_text(errors="replace"))[-1]
         hours, minutes, seconds = map(int, f"0:{rest}".split(":")[-3:])
         return 60 * hours + minutes + seconds / 60
@@ -104,14 +105,16 @@ def _tell(what: str) -> None:
 
 
 def _carry_all(todo: list[Step], how: Workers) -> dict[Step, str]:
-    """What went wrong with each step, "" for nothing."""
+    """Run the steps and return what went wrong with each, "" for nothing."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [] if how.scheduler else [gpu for gpu in visible.split(",") if gpu]
-    waiting, begun, taken, ended, running, shown, told = list(todo), {}, {}, {}, {}, 0.0, False
+    waiting, running = list(todo), {}  # running: each future's step
+    begun, taken, ended = {}, {}, {}  # of each step: its start, its minutes, what went wrong
+    shown, advised = 0.0, False
     with open_client(how, sum(step.row == "train" for step in todo)) as (client, threads):
         variables = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
         variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
-        # threads that wait sleep: beside another busy program, those that spin would hold each other up
+        # threads that wait should sleep: if they spin beside another busy program, they block each other
         variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         print(f"{len(todo)} steps to run; Ctrl-C is safe: the same command continues", flush=True)
         while waiting or running:
@@ -123,24 +126,26 @@ def _carry_all(todo: list[Step], how: Workers) -> dict[Step, str]:
                 if any(map(ended.get, needs)):
                     waiting.remove(step)
                     ended[step] = "left out: a step that it needs failed"
-                # one for each worker and no more, so that they start in this order
+                # no more than one for each worker, so that they start in this order
                 elif len(running) < count and all(other in ended for other in before):
                     waiting.remove(step)
                     begun[step] = time.monotonic()
                     running[client.submit(_carry, step, variables, gpus, pure=False)] = step
             if running and time.monotonic() - shown >= 60:
-                shown, (left, slow) = time.monotonic(), minutes_left(waiting, begun, taken, count)
-                if slow >= SLOW and not told:
-                    told = True
+                shown = time.monotonic()
+                left, slow = minutes_left(waiting, begun, taken, count)
+                if slow >= SLOW and not advised:
+                    advised = True
                     _tell(ADVICE.format(slow))
                 _tell(f"about {left:.0f} min left; running: {', '.join(s.full_name for s in begun)}")
             if running:
                 with contextlib.suppress(TimeoutError):  # workers may have come meanwhile
                     wait(list(running), timeout=5, return_when="FIRST_COMPLETED")
             for future in [future for future in running if future.done()]:
-                step, lost = running.pop(future), f"its worker ended ({future.status})"
+                step, finished = running.pop(future), future.status == "finished"
                 taken[step] = (time.monotonic() - begun.pop(step)) / 60
-                ended[step] = future.result() if future.status == "finished" else lost
+                ended[step] = (future.result() if finished
+                               else f"its worker failed: {future.exception() or future.status}")
                 _tell(f"[{len(ended)}/{len(todo)}] {step.full_name}: {ended[step] or 'done'}")
     return ended
 
@@ -157,13 +162,13 @@ def _carry(step: Step, variables: dict[str, str], gpus: list[str]) -> str:
 
 @contextlib.contextmanager
 def open_client(how: Workers, trainings: int) -> Iterator[tuple[Client, int]]:
-    """A Dask client, and the threads of each of its workers (0 leaves them to the worker).
+    """A Dask client, and the threads of each of its workers (0 lets the worker decide).
 
     Without a GPU, there are as many workers as trainings, if cores and memory allow.
     """
     if how.scheduler:
         if how.workers or how.threads:
-            raise InputError(f"scheduler={how.scheduler}: its own workers run; leave out workers and threads")
+            raise InputError(f"scheduler={how.scheduler} has its own workers; leave out workers and threads")
         try:
             client = Client(how.scheduler, timeout=CONNECT)
         except (OSError, ValueError) as error:
@@ -177,9 +182,8 @@ def open_client(how: Workers, trainings: int) -> Iterator[tuple[Client, int]]:
         return
     fitting = min(trainings, CPU_COUNT // (how.threads or 1), int(MEMORY_LIMIT) // WORKER_MEMORY)
     workers = how.workers or torch.cuda.device_count() or max(1, fitting)
-    # one worker is a thread of this process; no memory limit, because the kernels need the memory;
-    # Dask sets variables in this process, too
-    with (mock.patch.dict(os.environ),
+    # a single worker is a thread of this process; memory has no limit, because the kernels use it
+    with (mock.patch.dict(os.environ),  # Dask sets variables in this process
           LocalCluster(n_workers=workers, threads_per_worker=1, processes=workers > 1, memory_limit=0,
                        host=HOST if workers > 1 else None, dashboard_address=f"{HOST}:0",
                        worker_dashboard_address=f"{HOST}:0",
