@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +116,14 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
                          f"ImageSets/2017/{split}.txt, or for DAVIS-2016 480p or 2016 instead of 2017"
                          + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
-    for name in _read_list(listed):
+    for name, count in _read_list(listed).items():
         frames, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
         for path in (frames, annotations):
             if not os.path.exists(path):
                 raise InputError(f"{path}: missing on disk; expected it because {listed} lists it")
         video = open_video(frames)
+        if len(video) < count:
+            raise InputError(f"{frames}: holds {len(video)} frames, but {listed} lists {count} of them")
         sequence = Sequence(name, video, mask_files(video, annotations), merged=year == 2016)
         sequence.mask(0)
         if year == 2017 and own is None and np.unique(
@@ -191,16 +194,16 @@ def below(root: Path, *patterns: str) -> str:
     return f"; {root / found.relative_to(root).parts[0]} has it: give that folder" if found else ""
 
 
-def _read_list(listed: Path) -> list[str]:
-    """The sequences of a list, which has a name or "/image /mask" in each line."""
+def _read_list(listed: Path) -> Counter[str]:
+    """How many lines of a list, with a name or "/image /mask" in each, belong to each sequence."""
     try:
         lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{listed}: not a list of sequences; expected a name in each line") from error
-    names = dict.fromkeys(Path(line).parent.name or line for line in lines if line)
+    names = Counter(_plain(Path(line).parent.name or line, listed) for line in lines if line)
     if not names:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
-    return [_plain(name, listed) for name in names]
+    return names
 
 
 def _plain(name: str, source: Path) -> str:

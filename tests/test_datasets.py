@@ -57,6 +57,10 @@ def test_the_name_says_which_benchmark_it_is(tmp_path: Path) -> None:
     older = load_davis(both, year=2016)
     assert older.name == "DAVIS-2016" and [sequence.name for sequence in older.sequences] == ["old", "a"]
     assert np.array_equal(older.sequences[1].truth(), np.stack([blocks(1)] * 3))
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        (both / folder / f"480p/old/00002.{suffix}").unlink()
+    with pytest.raises(InputError, match="480p/old: holds 2 frames"):
+        load_davis(both, year=2016)
 
     own = make_davis17(tmp_path / "own", new=[blocks(1, 2)] * 3)
     (own / "ImageSets/2016").mkdir()
