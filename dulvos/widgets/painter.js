@@ -123,9 +123,9 @@ function render({ model, el }) {
       if (next !== undefined) ask(next);
       if (frame === t) show(t);
     } else if (kind === "load") {
-      if (frame !== t) await show(frame);
       const loaded = await inflate(bytes(buffer));
-      change((mask) => mask.set(loaded));
+      if (frame !== t) await show(frame);
+      if (frame === t) change((mask) => mask.set(loaded));
     } else if (kind === "save") {
       const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
       make("a", { href, download: name }).click();
@@ -161,10 +161,10 @@ function render({ model, el }) {
     commit(before, everything, ended);
   }
   async function step(from, to) { // undo: from the past to the future
-    const [frame, mask, ended] = from.pop() ?? [];
-    if (!mask) return;
+    const last = from.at(-1), [frame, mask, ended] = last ?? [t];
     if (frame !== t) await show(frame);
-    to.push([frame, ids, ended]);
+    if (!mask || frame !== t || from.at(-1) !== last) return; // none, or another frame was asked for
+    to.push([from.pop()[0], ids, ended]);
     ids = mask;
     if (ended && to === future) ends[t].delete(ended);
     else if (ended) ends[t].add(ended);
