@@ -27,7 +27,6 @@ from dulvos.errors import InputError
 from dulvos.files import expand
 from dulvos.inference import SegmentSettings, check_memory, encode, segment
 from dulvos.study import collections, comparison, paper_plan, plans, runs
-from dulvos.study.ablation import find_scale
 from dulvos.study.download import download
 from dulvos.study.evaluation import evaluate_encoders
 from dulvos.study.rows import Study, all_rows
@@ -139,7 +138,6 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
         _use_davis(davis)
     steps = plans.grid_steps(study, only)
     if run:
-        runs.open_data(find_scale(study).train, "train")  # missing data are told now, not by each training
         return run_steps(steps, workers)
     print(list_states(steps))
     return 0

@@ -94,7 +94,7 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
         if name == "imagenet":
             try:
                 weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the second for a damaged file
                 raise InputError(f"'imagenet' cannot be downloaded ({error}); give 'davis2016'") from None
             load_weights(encoder.backbone, weights, Path(name))
         return encoder.eval()

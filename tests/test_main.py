@@ -130,12 +130,6 @@ def test_a_comparison_that_would_ignore_other_options_is_refused(capsys, monkeyp
         assert main(["davis", "--compare", *more]) == 2 and more[0] in capsys.readouterr().err
 
 
-def test_a_grid_does_not_begin_without_its_training_data(capsys, monkeypatch):
-    monkeypatch.setenv("DULVOS_DAVIS", str(ROOT / "dulvos/study/cutouts"))
-    monkeypatch.setenv("DULVOS_DATA_DIR", "absent")
-    assert main(["grid", "--study", "paper", "--run"]) == 2 and "absent" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_letters_that_a_terminal_lacks_are_escaped(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding, write_through=True))

@@ -12,6 +12,7 @@ import pytest
 from distributed import LocalCluster
 
 from dulvos.errors import InputError
+from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import ROOT
 from dulvos.study.runner import Workers, minutes_left, run_steps
 from dulvos.study.steps import Step, find_state, list_states
@@ -62,6 +63,13 @@ assert os.environ['OMP_NUM_THREADS'] == '1' and word != 'a'
     assert run_steps(steps, Workers(2, 1)) == 1 and os.environ == before
     assert words(steps) == ["failed", "done", "done"]
     assert all((study.folder / "logs" / f"{step.full_name}.log").is_file() for step in steps)
+
+
+def test_nothing_runs_while_data_of_a_step_are_missing(tiny, study):
+    steps = [evaluate_step(study, "copy", str(tiny), "copy", 1), train_step(study, "a", "absent", {}, 1)]
+    with pytest.raises(InputError, match="absent"):
+        run_steps(steps)
+    assert not (study.folder / "notebooks").exists()
 
 
 def test_a_running_scheduler_runs_the_steps_on_workers_of_one_thread(make_study, tmp_path):

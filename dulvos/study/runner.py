@@ -24,6 +24,7 @@ from distributed.system import MEMORY_LIMIT
 
 from dulvos.errors import InputError
 from dulvos.files import locked, make_folder
+from dulvos.study.runs import open_data
 from dulvos.study.steps import Step, check_parameters, execute, find_state, list_states
 
 __all__ = ["Workers", "minutes_left", "open_client", "run_steps"]
@@ -50,7 +51,8 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
     """Run the steps that are not done; the exit status is 1 if one failed or was left out, else 0.
 
     Raises:
-        InputError: a wrong parameter, a study in use by another process, a scheduler that does not answer.
+        InputError: a wrong parameter, missing data, a study in use by another process, a scheduler that
+            does not answer.
     """
     for step in steps:
         check_parameters(step.source, step.parameters)
@@ -59,8 +61,10 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
     with contextlib.ExitStack() as stack:
         for study in dict.fromkeys(step.study for step in steps):
             stack.enter_context(locked(study.folder))
-        print(list_states(steps), flush=True)
         todo = [step for step in steps if find_state(step)[0] != "done"]
+        for data, split in dict.fromkeys(step.reads for step in todo if step.row):
+            open_data(data, split)  # says what is missing now, not in each step
+        print(list_states(steps), flush=True)
         ended = _carry_all(todo, how) if todo else {}
     troubles = {step: trouble for step, trouble in ended.items() if trouble}
     for step, trouble in troubles.items():

@@ -27,6 +27,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
+from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
@@ -82,6 +83,10 @@ class Step:
     def log(self) -> Path:  # of its progress
         return self.study.folder / "logs" / f"{self.full_name}.log"
 
+    @property
+    def reads(self) -> tuple[str, str]:  # data and split of a step that leaves a row
+        return self.given["data"], "train" if self.row == "train" else self.given["split"]
+
     @cached_property
     def given(self) -> dict:
         """The notebook's parameters with the values that it will have; those in `others` are among them."""
@@ -116,19 +121,19 @@ def find_state(step: Step) -> tuple[str, dict | None]:
     row = _find_row(step) if step.row else None
     done = row is not None if step.row else _is_shown(step)
     if row and step.files:
-        made = step.study.folder / row["encoder"] if step.row == "train" else step.study.path(row, "masks")
-        done = made.exists()
+        done = (is_whole(step.study.folder / row["encoder"]) if step.row == "train"
+                else step.study.path(row, "masks").exists())
     return "done" if done else "failed" if step.failure.is_file() else "missing", row
 
 
 def _find_row(step: Step) -> dict | None:
-    given, trains = step.given, step.row == "train"
-    settings = {field.name for field in fields(TrainSettings if trains else SegmentSettings)}
+    given = step.given
+    settings = {field.name for field in fields(TrainSettings if step.row == "train" else SegmentSettings)}
     wanted = {f"parameters.{name}": value for name, value in given.items()
               if name in settings and name not in NO_NUMBERS}
     wanted["name"] = given["name"]
     folders = map(os.environ.get, ("DULVOS_DAVIS", "DULVOS_DATA_DIR"))
-    if mark := _mark(given["data"], "train" if trains else given["split"], not trains, *folders):
+    if mark := _mark(*step.reads, step.row != "train", *folders):
         wanted["fingerprint"] = mark
     features = given.get("features", "")
     made, _, run = features.partition("@")[0].partition(":")
