@@ -45,16 +45,17 @@ def test_committed_rows_belong_to_the_plans_steps(plan, missing):
     assert {step.full_name for step in steps if find_state(step)[1] is None} == missing
 
 
-def test_the_committed_grid_is_done_but_for_what_changed():
-    """One frame a clip has a version of its own since its first run."""
+def test_the_committed_grid_has_a_seed_of_every_point():
     first = [step for step in grid_steps("davis") if step.row == "evaluate" and step.name.endswith("-0")]
-    assert [step.name for step in first if find_state(step)[0] != "done"] == ["B40T1-0"]
+    assert [step.name for step in first if find_state(step)[0] != "done"] == []
 
 
-def test_a_grids_training_counts_by_its_row_unless_an_evaluation_needs_its_weights():
-    steps = grid_steps("davis", ["N4-0", "B40T1-0"])
-    assert {step.name for step in steps} == {"N4-0", "B40T1-0", ""}
-    assert {step.name for step in steps if step.files and step.row} == {"B40T1-0"}
+@pytest.mark.parametrize(("scale", "needed"), [("davis", set()), ("paper", {"N4-0"})])
+def test_a_grids_training_counts_by_its_row_unless_an_evaluation_needs_its_weights(scale, needed):
+    """The evaluation of N4-0 was run at the scale "davis" only."""
+    steps = grid_steps(scale, ["N4-0"])
+    assert {step.name for step in steps} == {"N4-0", ""}
+    assert {step.name for step in steps if step.files and step.row} == needed
 
 
 def test_the_davis_study_keeps_the_snapshots_of_its_curve():
