@@ -94,8 +94,9 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
         if name == "imagenet":
             try:
                 weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-            except (OSError, RuntimeError) as error:  # the second for a damaged file
-                raise InputError(f"'imagenet' cannot be downloaded ({error}); give 'davis2016'") from None
+            except Exception as error:  # no network; or the unpickler, in many ways, on a damaged file
+                raise InputError(f"'imagenet' cannot be downloaded, or its file in {torch.hub.get_dir()} is "
+                                 f"damaged ({error}); delete that file, or give 'davis2016'") from None
             load_weights(encoder.backbone, weights, Path(name))
         return encoder.eval()
     path = encoder_file(name)

@@ -86,9 +86,18 @@ def test_no_such_encoder(saved: Path, tmp_path: Path) -> None:
     assert not is_whole(saved) and not is_whole(tmp_path / "absent.safetensors")
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_or_are_damaged_are_one_line(monkeypatch, tmp_path: Path) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
-        load_encoder("imagenet")
+    with monkeypatch.context() as changed:
+        changed.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+        with pytest.raises(InputError, match="imagenet.*no network.*davis2016"):
+            load_encoder("imagenet")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    file = tmp_path / "hub/checkpoints" / Path(url).name
+    file.parent.mkdir(parents=True)
+    for content in (b"", b"no weights"):  # as after a download that was cut
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=str(tmp_path)):
+            load_encoder("imagenet")
