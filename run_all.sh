@@ -14,7 +14,7 @@ usage: bash run_all.sh [COMMAND] [OPTIONS]
   test               the tests; options go to pytest, as in: bash run_all.sh test -k losses
   COMMAND --help     the options of demo, davis, grid, paper, train, evaluate, segment, index or download
 
-Results go to results/<study>/. After Ctrl-C, the same command continues; it repeats nothing that is finished.
+Results go to results/<study>/. After Ctrl-C, the same command continues (segment and test start again).
 
 If the active Python has every package that pyproject.toml asks for, it is used. Otherwise .venv is made
 beside this script, once, with the versions in constraints.txt. DULVOS_PYTHON names another one. With conda:

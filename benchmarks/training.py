@@ -72,7 +72,7 @@ def main() -> None:
             outcome = own_process("training", options.davis, "--way", name)
             times[name].append(outcome["seconds"])
             peaks[name] = outcome["mb"]
-    report("training iteration (peak of the process)", "B=16, T=5, 256² crops, N=8, M=4", times, memory=peaks)
+    report("training iteration", "B=16, T=5, 256² crops, N=8, M=4", times, memory=peaks)
 
 
 if __name__ == "__main__":

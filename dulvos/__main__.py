@@ -78,7 +78,7 @@ Run = OmitArgPrefixes[Workers]
 
 
 class _Train(TrainSettings):
-    """Settings of the training; the defaults are the paper's for YouTube-VOS."""
+    """Settings of the training; with DATA such as youtube-vos, the paper's values replace these defaults."""
 
     def __post_init__(self) -> None:
         """Check nothing: the command checks, and says in one line what is wrong."""
@@ -103,8 +103,8 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
-        grid: afterwards, run the ablation grid on DAVIS: about seven more hours on two cores.
-        compare: only compare the method with its rivals at CPU scale: about twelve hours on two cores.
+        grid: afterwards, run what is missing of the ablation grid on DAVIS: four hours on two cores.
+        compare: only compare the method with its rivals at CPU scale: twelve hours on two cores.
     """
     if compare and (grid or setting != "cpu"):
         raise InputError("--compare runs nothing else; leave out --grid and --setting")
@@ -130,7 +130,7 @@ def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool
         study: scale of the grid.
         run: run what is missing, then draw Fig. 3.
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
-        only: evaluations by their names in the list, such as N4-0; all by default.
+        only: names of evaluations in the list, such as N4-0; all by default.
     """
     if davis and study == "demo":
         raise InputError("the grid 'demo' has its own videos; --davis belongs to --study davis or paper")
@@ -218,13 +218,13 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     Args:
         encoder: one or more of
             timm:MODEL, timm:MODEL@LAYER, or timm:MODEL=FILE with your own weights;
-            davis2016, random, a .safetensors file, or a .pth file that the authors released;
+            davis2016, random, imagenet, a .safetensors file, or a .pth file that the authors released;
             copy (the first mask) or colour (raw colours), which need no network.
         davis: folder of DAVIS-2016 or -2017, or of your own data in its layout.
         youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
         split: split of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
         study: name of the folder in results/ that gets the results.
-        processes: number of processes that share the videos; 0 means one for each GPU, or just one.
+        processes: number of processes that share the videos; 0: one for each GPU; without a GPU, one.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
     """
     if not encoder or (davis is None) == (youtube_vos is None):

@@ -209,7 +209,7 @@ def _read_list(listed: Path) -> Counter[str]:
 def _plain(name: str, source: Path) -> str:
     """The name; raises InputError if it would lead out of the folders that are read and written."""
     if Path(name).name != name or name == "..":
-        raise InputError(f"{source}: {name!r} is no name of a sequence; expected the name of a folder")
+        raise InputError(f"{source}: {name!r} cannot name a sequence; expected the name of a folder")
     return name
 
 

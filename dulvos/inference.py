@@ -44,7 +44,7 @@ class SegmentSettings(Protocol):
     shorter_side: int = 0  # reduce frames to this shorter side for the encoder; 0 keeps them
     frames: str = "crw"  # crw: reduced, antialiased; dino: exactly shorter_side, longer a multiple of 64
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; propagation is float32
-    protocol: str = "crw"  # crw, dino: gives the values of all settings that are not set (see `of`)
+    protocol: str = "crw"  # crw (the paper's) or dino; decides the settings that you do not give
 
     def __post_init__(self) -> None:
         check_types(self)

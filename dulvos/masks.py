@@ -221,7 +221,7 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     numbers = video.numbers()
     files = {file.stem: file for file in folder.glob("[!.]*.png")}
     if stray := sorted(files.keys() - numbers):
-        raise InputError(f"{files[stray[0]]}: a mask of no frame of {video.path}; expected names like "
+        raise InputError(f"{files[stray[0]]}: no frame of {video.path} has this name; expected names like "
                          f"{video.frame_name(0)}.png")
     if not files:
         raise InputError(f"{folder}: no masks in this folder; expected {video.frame_name(0)}.png")

@@ -45,7 +45,7 @@ class TrainSettings(clips.ClipSettings):
     iterations: int = 100_000
     batch: int = 16  # B, clips per batch, over all processes
     view_scale: float = 0.5  # view 2 is a crop of relative size U(view_scale, 1)
-    view_flip: bool = True  # flipped with p = 0.5; False and view_scale=1: no regularising branch (Sec. 3.5)
+    view_flip: bool = True  # flip view 2 with p = 0.5; False with view_scale=1: no regularising branch
     grid: int = 8  # N, anchors per side
     cross_grid: int = 4  # M, cross-view features per side
     tau: float = 0.05  # τ

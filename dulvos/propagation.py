@@ -28,12 +28,12 @@ class Protocol:
     radius: float = 12.0  # of the neighbourhood in recent frames, in cells
     neighbourhood: str = "disc"  # disc: distance < radius; box: |dy| and |dx| <= radius
     restrict_reference: bool = False  # copy from the reference within the neighbourhood only
-    repeat_reference: bool = True  # at first, the reference stands in for each recent frame that is missing
-    topk: int = 10  # copy from the most similar cells, this many
-    ties: bool = False  # and from every cell as similar as the last of them
+    repeat_reference: bool = True  # at first, let the reference replace missing recent frames
+    topk: int = 10  # number of most similar cells to copy from
+    ties: bool = False  # also copy from all cells that tie with the last
     tau: float = 0.05  # temperature τ of the softmax over their cosines
     shrink: str = "bilinear"  # masks to cells: bilinear (corners aligned) or nearest
-    enlarge: str = "bilinear"  # cells to pixels: bilinear (corners aligned) or normalised (see to_labels)
+    enlarge: str = "bilinear"  # cells to pixels: bilinear (corners aligned) or normalised (DINO's)
 
     def __post_init__(self) -> None:
         # similarities / τ overflow if tau is smaller

@@ -143,7 +143,8 @@ def open_video(path: AnyPath, given: Iterable[AnyPath] = (), *, quick: bool = Fa
     Arguments:
         path: a folder of pictures whose names differ in their numbers only (other kinds of files are
             ignored), or a video file.
-        given: masks, as `dulvos.masks.given_masks` takes them; none of them is a frame, even in the folder.
+        given: masks, as `dulvos.masks.given_masks` takes them; they are no frames, even if they lie in the
+            folder.
         quick: do not decode a video file, but estimate its length as 98 % of its packets, since decoders lose
             a few.
 
@@ -234,8 +235,8 @@ def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
     files.sort()
     for (numbers, words, one), (other_numbers, other_words, other) in itertools.pairwise(files):
         if numbers == other_numbers or words != other_words:
-            raise InputError(f"{folder}: {one} and {other} are no frames of one video; names of frames must "
-                             "differ in their numbers, and in nothing else; move or rename one of them")
+            raise InputError(f"{folder}: {one} and {other} are not frames of one video; names of frames may "
+                             "differ only in their numbers; move or rename one of them")
     return tuple(name for *_, name in files)
 
 

@@ -49,7 +49,7 @@ def evaluate(dataset: Dataset, features: str | nn.Module | MakeFeatures, folder:
     """Carry masks through every video of a dataset and score them, if there is truth.
 
     Writes `folder/<sequence>/<frame>.png` for each frame that is handed in, and `folder/<sequence>.json` when
-    a sequence is finished. A later call with the same folder only scores the finished sequences.
+    a sequence is finished. A later call with the same folder propagates only unfinished sequences.
 
     Arguments:
         dataset: every frame that is handed in has an annotation, except in YouTube-VOS' split "valid", which

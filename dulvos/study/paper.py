@@ -69,7 +69,7 @@ TABLE3 = read_csv("table3.csv")  # cost of training, on one A100
 
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 (Sec. 4.1): the paper's lines, then lines for results of ours that belong to none of them.
+    """Table 1 (Sec. 4.1): the paper's lines, then our results that fit none of these lines.
 
     "Ours" is an evaluation of all of DAVIS-2017 val at full size with the paper's propagation. On a line of
     the paper, its features are random, the released weights of CRW, or the last checkpoint of a training on

@@ -46,7 +46,7 @@ EVALUATION_VERSION = 1
 
 
 def version(kind: str, row: dict) -> int:
-    """The version of the numbers that today's code gives for a run of this kind with these parameters."""
+    """The version of today's code for a run of this kind with these parameters."""
     if kind != "train":
         return EVALUATION_VERSION
     objective = row.get("parameters.objective", "dense")
@@ -102,7 +102,7 @@ class Study:
 
 def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[dict], dict], *,
          whole: Callable[[dict], bool] = lambda row: True, write: bool = True) -> dict:
-    """The row of a run, which is made only if the row or its files are missing.
+    """The row of a run; the run is made only if its row or files are missing.
 
     Arguments:
         kind: one of `KINDS`.

@@ -29,7 +29,7 @@ from dulvos.study.steps import Step, check_parameters, execute, find_state, list
 
 __all__ = ["Workers", "minutes_left", "open_client", "run_steps"]
 
-WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 2.1 GB
+WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 3 GB (T = 15)
 CONNECT = 10  # seconds to wait for a scheduler
 HOST = "127.0.0.1"  # a scheduler runs whatever it receives, so only this machine may reach it
 BAR = re.compile(r"\b(?:[3-9]|\d\d+)/\d+ \[[\d:]+<([\d:]+)")  # tqdm's "done/all [spent<left", done >= 3
@@ -42,7 +42,7 @@ ADVICE = ("this takes {:.1f} times as long as on two quiet cores: close other pr
 class Workers:
     """How the steps are run; 0 chooses by the machine's cores, memory and GPUs."""
 
-    workers: int = 0  # steps at a time: one a GPU; without one, as many trainings as cores and memory allow
+    workers: int = 0  # steps at a time; 0: one for each GPU, or what a CPU's cores and memory allow
     threads: int = 0  # of each worker; by default the workers share the cores
     scheduler: str = ""  # address of a running Dask scheduler, whose workers run the steps instead
 
