@@ -207,7 +207,7 @@ def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], a
 
 
 def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...], davis: Path | None = None,
-                     youtube_vos: Path | None = None, split: Literal["valid", "local"] = "valid",
+                     youtube_vos: Path | None = None, split: Literal["valid", "local"] | None = None,
                      study: str = "encoders", processes: int = 0, device: str | None = None,
                      settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
     """Compare encoders by label propagation: dulvos evaluate --encoder davis2016 timm:MODEL --davis DIR.
@@ -222,7 +222,8 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
             copy (the first mask) or colour (raw colours), which need no network.
         davis: folder of DAVIS-2016 or -2017, or of your own data in its layout.
         youtube_vos: folder of YouTube-VOS 2018, instead of DAVIS.
-        split: split of YouTube-VOS: valid packs a submission for its server, local scores a part of train.
+        split: of YouTube-VOS: valid (the default) packs a submission for its server, local scores a part of
+            train.
         study: name of the folder in results/ that gets the results.
         processes: number of processes that share the videos; 0: one for each GPU; without a GPU, one.
         device: cpu, cuda, ...; a CUDA GPU by default, if there is one.
@@ -230,8 +231,11 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     if not encoder or (davis is None) == (youtube_vos is None):
         raise InputError("give at least one --encoder, and either --davis DIR or --youtube-vos DIR")
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
-    table = evaluate_encoders(Study(study), encoder, str(davis or youtube_vos), chosen, device=device,
-                              split="val" if davis else split, processes=processes)
+    if davis and split:
+        raise InputError("--split chooses a part of YouTube-VOS; leave it out with --davis")
+    folder = str(expand(davis or youtube_vos).absolute())  # "davis" alone would mean DULVOS_DAVIS
+    table = evaluate_encoders(Study(study), encoder, folder, chosen, device=device,
+                              split="val" if davis else split or "valid", processes=processes)
     print(f"protocol {chosen.protocol}; percent, means over objects")
     print(to_text(table).to_string(index=False))
     return 0

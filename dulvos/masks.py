@@ -71,20 +71,20 @@ def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
     except Exception as error:  # Pillow raises many kinds
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: unreadable mask ({reason}); expected a palette or grey PNG") from error
+    if pixels.max() > 255:
+        raise InputError(f"{path}: values up to {pixels.max()} (mode {image.mode}); expected ids of 0 to 255")
+    if "A" in image.mode and greys.min() == greys.max() > 0 and np.ptp(pixels[..., -1]):
+        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
+                         "black, without transparency")
     if threshold:
-        return (greys >= threshold).astype(np.uint8)
-    if palette:
+        values = (greys >= threshold).astype(np.uint8)
+    elif palette:
         values = _ids_of_indices(pixels, np.resize(palette, (256, 3)), path)
     elif image.mode in ("RGB", "RGBA"):
         values = _ids_of_colours(pixels[..., :3], path)
     else:
         values = greys if image.mode == "LA" else pixels
-    if values.max() > 255:
-        raise InputError(f"{path}: values up to {values.max()} (mode {image.mode}); expected ids of 0 to 255")
-    if "A" in image.mode and values.min() == values.max() > 0 and np.ptp(pixels[..., -1]):
-        raise InputError(f"{path}: one colour everywhere, the object is in the alpha channel; save it on "
-                         "black, without transparency")
-    if not palette or values is not pixels:  # the greys of `PALETTE` say nothing of edges
+    if not threshold and (not palette or values is not pixels):  # the greys of `PALETTE` say nothing of edges
         _refuse_soft(greys, path, bool(palette))
     ids = np.where(values == 255, not (values % 255).any(), values).astype(np.uint8)
     if ids.all():
@@ -219,7 +219,7 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
         InputError: there is none, or one belongs to no frame.
     """
     numbers = video.numbers()
-    files = {file.stem: file for file in folder.glob("[!.]*.png")}
+    files = {file.stem: file for file in folder.glob("[!.]*.[pP][nN][gG]")}
     if stray := sorted(files.keys() - numbers):
         raise InputError(f"{files[stray[0]]}: no frame of {video.path} has this name; expected names like "
                          f"{video.frame_name(0)}.png")
@@ -246,6 +246,10 @@ def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
         if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
                              "give another folder, or --overwrite (overwrite=True in Python)")
+    others = {path.name for path in out.glob("*.png") if SIGNATURE.encode() in path.read_bytes()}
+    if others := sorted(others.difference(_result_names(video))):
+        warnings.warn(f"{out}: {', '.join(others[:3])} (of {len(others)}) are masks of another video, which "
+                      "an earlier run wrote; they stay", stacklevel=2)
     return make_folder(out)
 
 
@@ -270,7 +274,7 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
 
 
 def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
-               ended: Mapping[int, Collection[int]]) -> set[Path]:
+               ended: Mapping[int, Collection[int]], own: Collection[Path] = ()) -> set[Path]:
     """Make a folder hold these masks and ends of objects, and no others, for `given_masks` and `read_ended`.
 
     Masks drawn by hand are never deleted: a folder that holds other files is renamed `<folder>-<number>`.
@@ -278,22 +282,27 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     Arguments:
         given: frame number -> (H, W) uint8 ids.
         ended: frame number -> ids of the objects that are gone from that frame on.
+        own: files in the folder that this replaces; they are deleted when the new ones are written.
 
     Returns:
-        The paths of these files.
+        The paths of the new files.
     """
     files = {f"{video.frame_name(frame)}.png": as_png(ids) for frame, ids in given.items()}
     if ended:
         ends = {video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())}
         files[_ENDED] = json.dumps(ends).encode()
-    found = {path.name: path.is_file() and path.read_bytes() for path in folder.glob("*")}
+    found = {path.name: path.is_file() and path.read_bytes() for path in folder.glob("*")
+             if path not in own}
     if found and found != files:
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
         folder.rename(next(path for path in numbered if not path.exists()))
     for name, content in files.items():
         with replacing(folder / name) as stream:
             stream.write(content)
-    return {folder / name for name in files}
+    new = {folder / name for name in files}
+    for path in {*own} - new:
+        path.unlink(missing_ok=True)
+    return new
 
 
 def read_ended(video: Video, given: Sequence[AnyPath]) -> dict[int, tuple[int, ...]]:

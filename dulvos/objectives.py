@@ -35,7 +35,8 @@ class TrainSettings(clips.ClipSettings):
 
     The defaults are the paper's for YouTube-VOS, except `iterations` and `lr_every`, which depend on the
     number of videos (`dulvos.study.collections.paper_settings`). A baseline takes its frames in order and
-    ignores the settings of the method alone: views, grids, jitter, lam, second_forward, alignment.
+    ignores the settings of the method alone (views, grids, jitter, lam, second_forward, alignment) and,
+    except for CRW, tau.
 
     Raises:
         InputError: a value of the wrong type or out of range.
@@ -79,9 +80,9 @@ class TrainSettings(clips.ClipSettings):
                  "crop <= scale_min <= scale_max": self.crop <= self.scale_min <= self.scale_max,
                  "dim <= 65536": self.dim <= 2**16,
                  "view_scale <= 1": self.view_scale <= 1,
-                 "a crop that is a multiple of 8": self.crop % 8 == 0,
+                 "a crop that is a multiple of 8, at least 16": self.crop % 8 == 0 and self.crop >= 16,
                  f"grid and cross_grid that divide the {cells}x{cells} cells of a crop":
-                     cells % self.grid == cells % self.cross_grid == 0}
+                     self.objective != "dense" or cells % self.grid == cells % self.cross_grid == 0}
         for rule, kept in rules.items():
             if not kept:
                 values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name in rule)

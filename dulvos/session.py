@@ -49,6 +49,7 @@ class Session:
         self._valid, self._made = 0, ({}, {})  # the first `_valid` masks follow from this given and ended
         # of each painted frame its mask before it was painted, and the objects that have been painted
         self._before: dict[int, tuple[np.ndarray, set[int]]] = {}
+        self._painted: dict[int, tuple] = {}  # its mask now, and what that made of `given` and `ended`
 
     @property
     def found(self) -> int:
@@ -64,6 +65,9 @@ class Session:
 
     def labels(self, t: int) -> np.ndarray:
         """The mask of a frame as found and then corrected, (H, W) uint8 ids; 0 where nothing is known yet."""
+        painted, *made = self._painted.get(t, (None,))
+        if painted is not None and made[0] is self.given.get(t) and made[1] is self.ended.get(t):
+            return painted.copy()  # what was erased or taken back is gone from it
         ids = np.zeros(self.video.size, np.uint8)
         if t < self.found:
             ids = np.frombuffer(zlib.decompress(self._found[t][2]), np.uint8).reshape(ids.shape)
@@ -101,6 +105,7 @@ class Session:
             self.ended[t] = tuple(sorted(gone))
         else:
             self.ended.pop(t, None)
+        self._painted[t] = ids.copy(), self.given.get(t), self.ended.get(t)
 
     def run(self) -> Iterator[tuple[int, np.ndarray]]:
         """Find the masks that are missing or out of date; may be stopped and called again at any time.
@@ -111,7 +116,7 @@ class Session:
         Raises:
             InputError: no object is marked; a given mask is wrong; what `dulvos.segment` raises.
         """
-        given, ended = made = dict(self.given), dict(self.ended)
+        given, ended = made = {t: mask.copy() for t, mask in self.given.items()}, dict(self.ended)
         start = self.done  # after the copies, so that the next run finds what another thread paints meanwhile
         if not any(mask.any() for mask in given.values()):
             raise InputError(f"{self.video.path}: no object is marked; paint one, or give a mask")
@@ -127,6 +132,7 @@ class Session:
         for t, (soft, labels) in enumerate(carried, start):
             if t > start or t >= self.found:  # the next stroke is compared with the new mask
                 self._before.pop(t, None)
+            self._painted.pop(t, None)
             self._found[t:t + 1] = [(ids, soft.cpu(), zlib.compress(labels.tobytes(), 1))]
             self._valid = t + 1
             yield t, labels

@@ -101,7 +101,7 @@ def test_a_scale_of_another_name_is_refused() -> None:
 
 @pytest.mark.parametrize(("added", "message"), [
     ("a,claim,a,lamb=1", "lamb"), ("a,claim,a,lam=-1", "lam"), ("a,claim,a,layer=res9", "layer"),
-    ("a,Q,a,lam=1", "varied"),
+    ("a,Q,a,lam=1", "varied"), ("a,baseline,a,lam=1", "baseline"), ("a,claim,a,lam=1,,−2.3", "−2.3"),
     ("a,claim,a,lam", "name=value"), ("M2,M,M=2,cross_grid=2", "M2"), ("a{b},claim,a,lam=1", "b"),
     ("a,claim,a,lam=1,,,c,w,s,higher", "expected"), ("a,\"B, T\",a,grid=4", "frames")])
 def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: str) -> None:

@@ -41,6 +41,10 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
     for seed, score in ((0, 0.5), (1, 0.6)):
         write_row("evaluate", f"mast-{seed}-res3-480p", f"full{seed}", trained_key="ta",
                   scores={**SCORES, "J&F-Mean": score})
+    for seed, key, made in ((2, "o", {"settings": {"iterations": 7}}), (3, "p", {})):  # older, and different
+        write_row("train", f"crw-{seed}", key, cpu_seconds=1.0, **made)
+        write_row("evaluate", f"crw-{seed}-res3", "e" + key, scores=SCORES, trained_key=key,
+                  fingerprint="f" if made else "other data")
     table = comparison_table(study).set_index("method")
     line, mast = table.loc["CRW objective"], table.loc["MAST objective"]
     assert (line["layer"], line["J&F_m"], line["J&F_m at res4"], line["seeds"]) == ("res3", 51.0, 41.0, 2)

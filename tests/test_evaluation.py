@@ -129,7 +129,9 @@ def test_other_settings_seeds_weights_or_masks_are_other_runs(tiny, study, tmp_p
             ("copy", tiny, {"settings": SegmentSettings(topk=5)})]
     rows = [evaluation_run(study, "run", str(data), features, device="cpu", **more)
             for features, data, more in runs]
-    assert len({row["key"] for row in rows}) == len(study.rows()) == 5
+    renamed = dataclasses.replace(load_davis(tiny, "val"), name="DAVIS-2016")  # where objects are merged
+    rows.append(evaluation_run(study, "run", renamed, "copy", device="cpu"))
+    assert len({row["key"] for row in rows}) == len(study.rows()) == 6
     assert rows[0]["fingerprint"] != rows[1]["fingerprint"]
 
 

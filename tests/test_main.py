@@ -169,6 +169,11 @@ def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monke
     assert set(Study("encoders").rows()["parameters.context"]) == {7}
     assert all(word in said for word in ("copy", "colour", "J&F-Mean", "seconds a frame"))
     assert len(list((tmp_path / "encoders/rows").glob("evaluate-*.json"))) == 2
+    (tmp_path / "davis").symlink_to(tiny)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
+    assert main(["evaluate", "--encoder", "copy", "--davis", "davis"]) == 0, "a folder of that name"
+    assert main(["evaluate", "--encoder", "copy", "--davis", "davis", "--split", "local"]) == 2
 
 
 @pytest.mark.parametrize("arguments", [

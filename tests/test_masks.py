@@ -91,6 +91,8 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
     assert np.array_equal(given[0], blocks(1, 7)) and np.array_equal(given[4], blocks(0, 9))
     save(tmp_path / "given" / "10.png", blocks(1)), save(tmp_path / "given" / "13.png", blocks(2))
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 3]
+    (tmp_path / "given" / "13.png").rename(tmp_path / "given" / "14.PNG")
+    assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 4]
     assert list(masks.given_masks(video, [later])) == [0]  # "b=c.png" is a name
     among = later.rename(video.path / later.name)  # the frames
     for item in (among, f"4={among}"):
@@ -101,6 +103,27 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
 def test_a_threshold_is_a_grey_level(tmp_path: Path, threshold) -> None:
     with pytest.raises(InputError, match="threshold"):
         read_mask(save(tmp_path / "a.png", blocks(1)), threshold)
+
+
+def test_a_threshold_needs_greys_of_8_bits_that_differ(tmp_path: Path) -> None:
+    soft = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    seen = np.full((48, 64, 4), 255, np.uint8)
+    seen[:9, :, 3] = 0
+    for name, pixels, words in (("deep", soft.astype(np.uint16), "65535"), ("seen", seen, "alpha")):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        with pytest.raises(InputError, match=f"{name}.png.*{words}"):
+            read_mask(tmp_path / f"{name}.png", 128)
+    Image.fromarray(seen[..., 0]).save(tmp_path / "full.png")
+    with pytest.warns(UserWarning, match="no pixel is background"):
+        assert read_mask(tmp_path / "full.png", 128).all()
+
+
+def test_masks_of_another_video_are_named(video: Video, tmp_path: Path) -> None:
+    for _ in masks.save_masks([(5, blocks(1))], video, tmp_path):
+        assert masks.check_folder(tmp_path, video) == tmp_path
+    (tmp_path / "15.png").rename(tmp_path / "99.png")
+    with pytest.warns(UserWarning, match="99.png"):
+        masks.check_folder(tmp_path, video)
 
 
 def test_results_never_replace_what_they_are_made_from(video: Video, tmp_path: Path) -> None:
@@ -139,7 +162,7 @@ def test_masks_are_written_as_they_come_and_those_of_an_earlier_run_go_first(vid
     assert (out / "notes.png").exists(), "files of others stay"
 
 
-def test_given_masks_are_kept_as_they_are_now(video: Video, tmp_path: Path) -> None:
+def test_given_masks_are_kept_as_they_are_now(video: Video, tmp_path: Path, monkeypatch) -> None:
     """A correction of an earlier session would count as one of these objects."""
     folder = tmp_path / "out" / "given"
     masks.save_given(folder, video, {0: blocks(1), 4: blocks(2)}, {3: [1]})
@@ -154,6 +177,14 @@ def test_given_masks_are_kept_as_they_are_now(video: Video, tmp_path: Path) -> N
     assert not (tmp_path / "out" / "given-3").exists()
     assert masks.read_ended(video, [folder / "10.png", folder]) == {2: (5, 6)}
     assert masks.read_ended(video, [tmp_path / "out" / "given-1"]) == {3: (1,)}
+    own = masks.save_given(folder, video, given | {3: blocks(1)}, {})
+    with monkeypatch.context() as changed:  # as if it was killed
+        changed.setattr("os.replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            masks.save_given(folder, video, {4: blocks(2)}, {}, own)
+    assert masks.given_masks(video, [folder]).keys() == {0, 3}
+    masks.save_given(folder, video, {4: blocks(2)}, {}, own)
+    assert masks.given_masks(video, [folder]).keys() == {4}
     for wrong in ('{"99": [1]}', '{"10": ["a"]}', "[1]", "{"):
         (folder / "ended.json").write_text(wrong)
         with pytest.raises(InputError, match="ended.json"):

@@ -126,7 +126,7 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
     states.append(page.ids())
     assert np.array_equal(states[1], 2 * near([(10, 20), (50, 20), (50, 30)], 2.5))
     assert page.reaches_the_kernel(0, states[1])
-    page.press("1", "2")
+    page.press("0", "1", "2")
     page.click(30, 40)
     states.append(page.ids())
     assert np.array_equal(states[2], states[1] + 12 * near([(30, 40)], 2.5))
@@ -142,6 +142,14 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
         page.press("Control+Shift+z")
         assert np.array_equal(page.ids(), state)
     assert page.reaches_the_kernel(0, states[3])
+    page.mouse.click(*page.place(30, 30), button="right")  # the page's menu
+    page.keyboard.press("Escape")
+    assert np.array_equal(page.ids(), states[3])
+    other = block(9, 30)
+    page.kernel(f"""painter.receive({{"kind": "paint", "view": 0.5, "frame": 0, "ended": []}}, [
+        __import__("zlib").compress(bytes({[*map(int, other.ravel())]}))])""")
+    page.page.wait_for_function(f"{HOOK}.ids.includes(9)")
+    assert np.array_equal(page.ids(), other), "painted in another view"
     assert page.page.locator(".jp-Cell").count() == 2, "keys are the painter's: in JupyterLab, B adds a cell"
 
 

@@ -126,13 +126,17 @@ def test_incomplete_data_are_refused_unless_they_are_accepted(whole, small, row,
     assert not what_is_missing(ROWS[row], small(whole))
 
 
-def test_the_rows_cover_the_papers_tables():
+def test_the_rows_cover_the_papers_tables(study, write_row):
     table = rows_table(all_rows(Path("absent")))
     for number, lines in ((1, paper.TABLE1), (2, paper.TABLE2)):
         words = [row.words for row in ROWS.values() if row.table == number]
         own = lines[lines["method"].isin([paper.OURS, "CRW"])]
         for line in own["method"] + ", " + own["train data"] + ", ":
             assert any(text.startswith(line) for text in words)
+    write_row("evaluate", "random", "e", data="DAVIS-2016", study="paper")
+    assert "| `random` | DAVIS-2017 | not run |" in rows_table(all_rows(study.results))
+    write_row("evaluate", "random", "e2", study="paper")
+    assert "| `random` | DAVIS-2017 | run |" in rows_table(all_rows(study.results))
     assert all(f"`{name}`" in table for name in ROWS) and table.count("not run") == len(ROWS)
     with pytest.raises(InputError, match="absent"):
         Here(Path("absent"))

@@ -125,6 +125,28 @@ def test_an_object_ends_where_it_is_erased_or_said_to_end_until_it_is_painted_ag
     assert finish(again) == [*range(LENGTH)] and same(again, fresh(video, session.given, session.ended))
 
 
+def test_what_is_erased_or_taken_back_is_gone_before_the_masks_are_found_again(video):
+    session = Session(video, Counted(), SETTINGS, {0: block(1) + block(2, 60)})
+    finish(session)
+    before = session.labels(5)
+    session.paint(5, before + block(3, 30, 30))
+    finish(session)
+    session.paint(5, before)  # 3 was known nowhere else, so nothing given says that it is gone
+    session.paint(0, block(1))
+    assert np.array_equal(session.labels(5), before) and np.array_equal(session.labels(0), block(1))
+    session.paint(0, block(1) + block(4, 30, 30))
+    assert session.given[0].max() == 4 and not (session.given[0] == 2).any(), "nor is it given again"
+    session.given[0] = block(1)
+    assert 4 not in session.labels(0), "what is given counts"
+
+
+def test_a_given_mask_that_changes_is_noticed(video):
+    session = Session(video, Counted(), SETTINGS, {0: block(1)})
+    finish(session)
+    session.given[0][block(2, 60) > 0] = 2
+    assert finish(session) == [*range(LENGTH)] and same(session, fresh(video, session.given))
+
+
 def test_taking_a_correction_back_makes_the_masks_valid_again(video):
     session = Session(video, Counted(), SETTINGS, {0: block(1)})
     finish(session)

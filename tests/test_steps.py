@@ -30,7 +30,7 @@ def test_a_step_without_a_row_is_done_until_what_it_shows_changes(make_study, ch
     if change == "notebook":
         make_study(show="word + word")
     elif change == "row":
-        study.write({"kind": "evaluate", "name": "n", "key": "k", "date": "2026", "version": 1})
+        study.write({"kind": "train", "name": "n", "key": "k", "date": "2026", "version": 1})
     assert find_state(Step(study, "show", "", {"word": "ab"[change == "parameter"]}))[0] == "missing"
 
 

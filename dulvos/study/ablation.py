@@ -113,7 +113,7 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
     """All points of the grid at a scale, the baseline first.
 
     Raises:
-        InputError: a line of the CSV file is wrong; gives its number.
+        InputError: a line of the CSV file is wrong; gives its number. The first line must be the baseline.
     """
     made: dict[str, Point] = {}
     for number, line in enumerate(read_csv(path).to_dict("records"), 2):
@@ -121,6 +121,8 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
             point = _point(scale, line)
             if point.name in made:
                 raise InputError(f"there is another point called {point.name!r}")
+            if (point.varied == "baseline") == bool(made):
+                raise InputError("the first line, and no other, must be the baseline")
         except (InputError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         made[point.name] = point
@@ -141,6 +143,7 @@ def _point(scale: Scale, line: dict) -> Point:
     inference = scale.inference | {name: changes[name] for name in changes.keys() - training.keys()}
     SegmentSettings(**inference)  # refuses a wrong one
     settings = dataclasses.asdict(TrainSettings.from_dict(scale.training | training))
+    float(line["paper"] or 0)  # refuses what is no number
     name, label = (line[column].format(**settings) for column in ("name", "label"))
     trained = "" if line["features"] else name if training else "baseline"
     seeds = scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]

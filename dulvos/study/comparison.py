@@ -13,16 +13,18 @@ the loss and in the input that it needs. So a method is called "CRW objective", 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pandas as pd
 
 from dulvos.encoder import LAYERS
 from dulvos.study.ablation import pairs
-from dulvos.study.paper import TABLE1, read_csv
+from dulvos.study.paper import FREE, TABLE1, read_csv
 from dulvos.study.plans import count_by_rows, evaluate_step, train_step
-from dulvos.study.rows import NOT_RUN, Study, counting, frame, state
+from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, lookup, state
 from dulvos.study.steps import Step
+from dulvos.training import TrainSettings
 
 __all__ = ["TRAINING", "comparison_steps", "comparison_table", "methods"]
 
@@ -90,10 +92,12 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
 def comparison_table(study: Study) -> pd.DataFrame:
     """A line for each method: its scores at its best layer, its J&F at res4 and at 480p, and its cost.
 
-    Scores are means over seeds, in percent. The paper's J&F is DAVIS-2017's, from other training data.
+    Scores are means over seeds, in percent, on the newest data and by trainings with the newest settings. The
+    paper's J&F is DAVIS-2017's, from other training data.
     """
     rows, lines = study.rows(), []
-    trained, found = rows[rows["kind"] == "train"], counting(rows[rows["kind"] == "evaluate"], "name")
+    trained, found = rows[rows["kind"] == "train"], rows[rows["kind"] == "evaluate"]
+    found = counting(found[found["fingerprint"].isin(found["fingerprint"].tail(1))], "name")
     found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*)$")
     found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
     papers = TABLE1.set_index(TABLE1["method"] + ", " + TABLE1["train data"].fillna(""))["paper J&F_m"]
@@ -103,7 +107,7 @@ def comparison_table(study: Study) -> pd.DataFrame:
         line = {"method": method["name"], "paper's J&F_m (other data)": papers.get(method["paper"]),
                 "J&F_m at 480p": full.get(method["key"], NOT_RUN if method["key"] in FULL_SIZE else None),
                 "differs from the original": method["differs"], "state": NOT_RUN}
-        own = found[found["method"] == method["key"]]
+        own = _comparable(found[found["method"] == method["key"]], trained)
         means = own.groupby("layer")[[*SCORES]].mean().round(1).reindex(LAYERS).dropna()
         if len(means):
             best = means["J&F_m"].idxmax()
@@ -124,3 +128,11 @@ def comparison_table(study: Study) -> pd.DataFrame:
     return frame(lines, ["method", *SCORES, "±", "layer", f"J&F_m at {MAIN}", "J&F_m at 480p", "frames seen",
                          "CPU hours", "peak memory (MB)", "seeds", "paper's J&F_m (other data)",
                          "differs from the original", "state"])
+
+
+def _comparable(own: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
+    """The evaluations whose training had the same settings as that of the newest one."""
+    made = trained.drop_duplicates("key").set_index("key").reindex(own["trained_key"])
+    names = [field.name for field in dataclasses.fields(TrainSettings) if field.name not in FREE]
+    return own.loc[[has(one, {name: lookup(made.iloc[-1], f"parameters.{name}") for name in names})
+                    for _, one in made.iterrows()]]

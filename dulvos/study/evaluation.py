@@ -250,6 +250,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         settings = dataclasses.replace(settings, layer="")  # the model's name says which
     wanted = flat({"parameters": dataclasses.asdict(settings), "weights": said["weights"],
                    "seed": None if baseline else seed, "selected": selected, "split": dataset.split,
+                   "data": dataset.name,  # which tells whether objects are merged
                    "fingerprint": data_fingerprint(dataset, masks=True)})
 
     def whole(row: dict) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from dulvos.encoder import STRIDE
+from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
@@ -58,8 +59,16 @@ LINES = {"random": (RANDOM, None, "", "res4"), "imagenet": (IMAGENET, "ImageNet"
 
 
 def read_csv(name: str | Path) -> pd.DataFrame:
-    """Read a CSV file beside this module, or any other by its path; None stands for an empty cell."""
-    table = pd.read_csv(Path(__file__).parent / name).astype(object)  # object keeps whole numbers beside None
+    """Read a CSV file beside this module, or any other by its path; None stands for an empty cell.
+
+    Raises:
+        InputError: the file is no CSV, such as one with an unquoted comma in a cell.
+    """
+    path = Path(__file__).parent / name
+    try:
+        table = pd.read_csv(path).astype(object)  # object keeps whole numbers beside None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     return table.where(table.notna(), None)
 
 

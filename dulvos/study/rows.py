@@ -66,7 +66,7 @@ class Study:
     """
 
     name: str
-    results: Path = field(default_factory=lambda: Path(os.environ.get("DULVOS_RESULTS", ROOT / "results")))
+    results: Path = field(default_factory=lambda: Path(os.environ.get("DULVOS_RESULTS") or ROOT / "results"))
     notebooks: Path = ROOT / "notebooks"
 
     def __post_init__(self) -> None:
@@ -263,6 +263,8 @@ def _checked(content: dict) -> dict:
     types = NEEDED | {name: str for name in TEXT if name in row}
     if wrong := [name for name, kind in types.items() if type(row[name]) is not kind]:
         raise ValueError(f"{', '.join(wrong)}: wrong type")
+    if row["kind"] == "evaluate" and not isinstance(row.get("scores.J&F-Mean"), float):
+        raise ValueError("scores are missing")
     if row["kind"] not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}")
     return row

@@ -23,13 +23,14 @@ from distributed import Client, LocalCluster, get_worker, wait
 from distributed.system import MEMORY_LIMIT
 
 from dulvos.errors import InputError
-from dulvos.files import locked, make_folder
+from dulvos.files import expand, locked, make_folder
 from dulvos.study.runs import open_data
 from dulvos.study.steps import Step, check_parameters, execute, find_state, list_states
 
 __all__ = ["Workers", "minutes_left", "open_client", "run_steps"]
 
 WORKER_MEMORY = 3 * 2**30  # bytes; a training at 128x128 crops peaks at 3 GB (T = 15)
+FOLDERS = ("DULVOS_DATA_DIR", "DULVOS_WEIGHTS", "DULVOS_CACHE")  # the notebooks run in another folder
 CONNECT = 10  # seconds to wait for a scheduler
 HOST = "127.0.0.1"  # a scheduler runs whatever it receives, so only this machine may reach it
 BAR = re.compile(r"\b(?:[3-9]|\d\d+)/\d+ \[[\d:]+<([\d:]+)")  # tqdm's "done/all [spent<left", done >= 3
@@ -61,7 +62,11 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
     with contextlib.ExitStack() as stack:
         for study in dict.fromkeys(step.study for step in steps):
             stack.enter_context(locked(study.folder))
-        todo = [step for step in steps if find_state(step)[0] != "done"]
+        todo: list[Step] = []
+        for step in sorted(steps, key=lambda step: step.last):
+            new = {other.full_name for other in todo if other.study == step.study}
+            if find_state(step)[0] != "done" or new and (step.last or new & {*step.needs}):
+                todo.append(step)  # not done, or made from what will be new
         for data, split in dict.fromkeys(step.reads for step in todo if step.row):
             open_data(data, split)  # says what is missing now, not in each step
         print(list_states(steps), flush=True)
@@ -90,6 +95,7 @@ def minutes_left(waiting: Sequence[Step], begun: dict[Step, float], taken: dict[
     spent = {step: (time.monotonic() - start) / 60 for step, start in begun.items()}
     measured = taken | {step: spent[step] + rest for step in spent if (rest := _rest(step)) is not None}
     slow = (1 + sum(measured.values())) / (1 + sum(step.minutes for step in measured))
+    slow = max(1.0, slow)  # a step that was resumed takes less than planned, which says nothing of the others
     rests = [max(0.0, measured.get(step, slow * step.minutes) - spent[step]) for step in spent]
     shared = (sum(rests) + slow * sum(step.minutes for step in waiting)) / count
     return max([shared, *rests]), slow
@@ -117,6 +123,8 @@ def _carry_all(todo: list[Step], how: Workers) -> dict[Step, str]:
     shown, advised = 0.0, False
     with open_client(how, sum(step.row == "train" for step in todo)) as (client, threads):
         variables = {name: value for name, value in os.environ.items() if name.startswith("DULVOS_")}
+        variables |= {name: str(expand(folder).absolute()) for name in FOLDERS
+                      if (folder := variables.get(name))}
         variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS") if threads}
         # threads that wait should sleep: if they spin beside another busy program, they block each other
         variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")

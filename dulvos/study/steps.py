@@ -32,7 +32,7 @@ from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
-from dulvos.study.rows import ROOT, Study, find_training
+from dulvos.study.rows import ROOT, Study, all_rows, find_training
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["Step", "check_parameters", "defaults", "execute", "find_state", "list_states"]
@@ -133,8 +133,8 @@ def _find_row(step: Step) -> dict | None:
               if name in settings and name not in NO_NUMBERS}
     wanted["name"] = given["name"]
     folders = map(os.environ.get, ("DULVOS_DAVIS", "DULVOS_DATA_DIR"))
-    if mark := _mark(*step.reads, step.row != "train", *folders):
-        wanted["fingerprint"] = mark
+    if found := _mark(*step.reads, step.row != "train", *folders):
+        wanted |= found
     features = given.get("features", "")
     made, _, run = features.partition("@")[0].partition(":")
     if made in ("trained", "selected"):
@@ -157,22 +157,26 @@ def _is_shown(step: Step) -> bool:
 
 
 @cache
-def _mark(data: str, split: str, masks: bool, *folders: str | None) -> str | None:
-    """Fingerprint of a run's data, or None if they are not on this machine.
+def _mark(data: str, split: str, masks: bool, *folders: str | None) -> dict[str, str]:
+    """Fingerprint and, with masks, name of a run's data; nothing if they are not on this machine.
 
     The folders that hold data are arguments only because the result depends on them.
     """
     try:
-        return runs.data_fingerprint(runs.open_data(data, split), masks=masks)
+        dataset = runs.open_data(data, split)
     except InputError:
-        return None
+        return {}
+    return {"fingerprint": runs.data_fingerprint(dataset, masks=masks),
+            **({"data": dataset.name} if masks else {})}
 
 
 def _key(step: Step) -> str:
-    """12 hex digits of what an executed copy depends on: the notebook, its parameters, the study's rows."""
+    """12 hex digits of what an executed copy depends on: the notebook, its parameters, CSV files, rows."""
     cells = [cell["source"] for cell in json.loads(step.source.read_bytes())["cells"]]
-    rows = step.study.rows()[["kind", "key", "date", "current"]].to_csv()
-    content = json.dumps([cells, step.given, rows], sort_keys=True, default=str)
+    rows = [found[["study", "kind", "key", "date", "current"]].to_csv()
+            for found in (step.study.rows(), all_rows(step.study.results))]  # Table 1 shows every study
+    files = [path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.csv"))]
+    content = json.dumps([cells, step.given, rows, files], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

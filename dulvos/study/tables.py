@@ -110,7 +110,7 @@ def sequence_table(study: Study) -> pd.DataFrame:
             table = pd.concat(tables).eval("score = 50 * (`J mean` + `F mean`)")
             block = table.pivot_table("score", "sequence", "method", margins=True, margins_name=MEAN)
             block = block.reindex(columns=titles).round(1).astype(object).fillna(NOT_RUN).reset_index()
-            counts = tables[-1].groupby("sequence").size()
+            counts = table.drop_duplicates(["sequence", "object"]).groupby("sequence").size()
             blocks.append(block.assign(data=data, objects=[*counts, counts.sum()]))
     return pd.concat(blocks, ignore_index=True)
 

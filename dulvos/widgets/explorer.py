@@ -23,7 +23,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
 from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, replacing
+from dulvos.files import AnyPath, expand, replacing
 from dulvos.inference import SegmentSettings, encode
 from dulvos.study.figures import anchor_colours
 from dulvos.videos import Video, open_video, shrink, shrunk_size
@@ -219,9 +219,10 @@ class Explorer(anywidget.AnyWidget):
         text = base64.b64encode(gzip.compress(b"".join(parts), mtime=0)).decode()
         title = html.escape(f"{self.video.name}: where are features found again?")
         page = PAGE.format(title=title, style=STYLE.read_text(), data=text, script=SCRIPT.read_text())
-        with replacing(Path(path)) as stream:
+        path = expand(path)
+        with replacing(path) as stream:
             stream.write(page.encode())
-        return Path(path)
+        return path
 
     def _answer(self, want: str) -> None:
         try:

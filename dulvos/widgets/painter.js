@@ -3,10 +3,8 @@
 
 const limited = (value, least, most) => Math.min(most, Math.max(least, value));
 /** The box around two boxes, each of which may be null. */
-function join(a, b) {
-  if (!a || !b) return a ?? b;
-  return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])];
-}
+const join = (a, b) => !a || !b ? a ?? b
+  : [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])];
 
 /** Paint the pixels whose centres lie within `radius` of a line through points [x, y]; returns their box. */
 export function stroke(ids, width, height, points, radius, id) {
@@ -85,22 +83,22 @@ function render({ model, el }) {
   const root = make("div", { className: "dulvos-painter", tabIndex: 0, innerHTML: HTML });
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys would add and delete cells
   el.append(root);
-  const seek = (selector) => root.querySelector(selector), canvas = seek("canvas");
+  const seek = (selector) => root.querySelector(selector), canvas = seek("canvas"), me = Math.random();
   const context = canvas.getContext("2d"), tinted = new OffscreenCanvas(width, height).getContext("2d");
   const frames = Array.from({ length }, () => ({})), painted = new Map(), pointers = new Map();
   const ends = frames.map((_, frame) => new Set(model.get("state").ended[frame])); // objects that end there
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
-  let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [], typed = 0;
+  let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [];
   let fit = 0; // the scale at which the whole picture just fitted, before the last change of size
   let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false;
-  let chips = ""; // the objects' buttons
+  let typed = 0, number = 0, chips = "", waiting = 0; // digits, the objects' buttons, pictures asked for
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
   let awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 
   // frames, masks and the kernel
   const send = (content, buffers) => model.send(content, undefined, buffers);
   const ask = (frame) => {
-    if (!frames[frame].asked) send({ kind: "frame", frame });
+    if (!frames[frame].asked) { send({ kind: "frame", frame }); waiting++; }
     frames[frame].asked = true;
   };
   const show = (frame) => (showing = reveal(limited(frame, 0, length - 1)));
@@ -116,11 +114,12 @@ function render({ model, el }) {
     colour(everything);
     refresh();
   }
-  async function receive({ kind, frame, run, name }, [buffer]) {
+  async function receive({ kind, frame, run, name, from }, [buffer]) {
     if (kind === "frame") {
-      frames[frame].picture = new Blob([bytes(buffer)], { type: "image/jpeg" });
+      if (frames[frame].asked && !frames[frame].picture) waiting--; // otherwise another view asked for it
+      Object.assign(frames[frame], { asked: true, picture: new Blob([buffer], { type: "image/jpeg" }) });
       const next = [...frames.keys()].map((k) => (frame + k) % length).find((k) => !frames[k].asked);
-      if (next !== undefined) ask(next);
+      if (!waiting && next !== undefined) ask(next);
       if (frame === t) show(t);
     } else if (kind === "load") {
       const loaded = await inflate(bytes(buffer));
@@ -129,7 +128,7 @@ function render({ model, el }) {
     } else if (kind === "save") {
       const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
       make("a", { href, download: name }).click();
-    } else if (!(painted.get(frame)?.run >= run)) { // otherwise it is older than what was painted
+    } else if (from ? from !== me : !(painted.get(frame)?.run >= run)) { // another view's, or newer
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
       if (!action && (follow || frame === t)) show(frame);
@@ -140,7 +139,7 @@ function render({ model, el }) {
     painted.set(frame, { ids, run: state.run });
     sending = sending.then(async () => {
       const packed = await deflate(copy);
-      send({ kind: "paint", frame, ended: [...ends[frame]] }, [packed.buffer]);
+      send({ kind: "paint", view: me, frame, ended: [...ends[frame]] }, [packed.buffer]);
     });
     refresh();
   }
@@ -166,8 +165,7 @@ function render({ model, el }) {
     if (!mask || frame !== t || from.at(-1) !== last) return; // none, or another frame was asked for
     to.push([from.pop()[0], ids, ended]);
     ids = mask;
-    if (ended && to === future) ends[t].delete(ended);
-    else if (ended) ends[t].add(ended);
+    if (ended) ends[t][to === future ? "delete" : "add"](ended);
     colour(everything);
     publish();
   }
@@ -261,7 +259,8 @@ function render({ model, el }) {
   const go = (frame) => { [follow, playing] = [false, false]; return show(frame); };
   const take = (name) => { [tool, corners, typed] = [name, [], 0]; refresh(); draw(); };
   const type = (digit) => { // digits that follow each other quickly make one number
-    choose(performance.now() - typed < 700 && object < 26 ? 10 * object + digit : digit);
+    number = performance.now() - typed < 700 && number < 26 ? 10 * number + digit : digit;
+    choose(number);
     typed = performance.now();
   };
   async function play() {
@@ -345,6 +344,7 @@ function render({ model, el }) {
   const fingers = ([[ax, ay], [bx, by]] = pointers.values()) => // their distance and middle
     [Math.hypot(ax - bx, ay - by), [(ax + bx) / 2, (ay + by) / 2]];
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button === 2 || pointers.size > 1) return; // the page's menu; a third finger
     typed = 0; // a stroke ends a number
     const at = pixel(event);
     event.preventDefault();

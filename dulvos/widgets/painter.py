@@ -77,10 +77,8 @@ class Painter(anywidget.AnyWidget):
             self._tell()
             masks = self.session.run()
             if self.out:
-                for path in self._kept:
-                    path.unlink(missing_ok=True)
                 self._kept = save_given(self.out / "given", self.session.video, dict(self.session.given),
-                                        dict(self.session.ended))
+                                        dict(self.session.ended), self._kept)
                 masks = save_masks(masks, self.session.video, self.out)
             for t, _ in masks:
                 self._show(t)
@@ -135,6 +133,7 @@ class Painter(anywidget.AnyWidget):
                     self._stop.set()
                     ids = np.frombuffer(zlib.decompress(buffers[0]), np.uint8).reshape(self.size)
                     self.session.paint(t, ids, content["ended"])
+                    self._send_mask(t, buffers[0], content.get("view"))  # to other views of this painter
                     self._tell()
                 case "load":
                     self._load(t, content["name"], buffers[0])
@@ -163,8 +162,10 @@ class Painter(anywidget.AnyWidget):
         self._tell(said.replace(f"{folder}/", ""))
 
     def _show(self, t: int) -> None:
-        ids = zlib.compress(self.session.labels(t).tobytes(), 1)
-        self.send({"kind": "mask", "frame": t, "run": self._searches}, [ids])
+        self._send_mask(t, zlib.compress(self.session.labels(t).tobytes(), 1))
+
+    def _send_mask(self, t: int, ids: bytes, view: float | None = None) -> None:
+        self.send({"kind": "mask", "frame": t, "run": self._searches, "from": view}, [ids])
 
     def _state(self, message: str = "") -> dict[str, Any]:
         session, given, ended = self.session, dict(self.session.given), dict(self.session.ended)
