@@ -197,7 +197,7 @@ for name, items, expect in (
         ("a number of 5000 digits", ["9" * 5000 + "=x.png"], "unreadable mask|given for frame"),
         ("a name that is too long", ["a" * 300], r"unreadable mask \(file name too long"),
         ("an empty folder", ["none"], r"no masks in this folder; expected 00000\.png"),
-        ("a folder with a stray mask", ["stray"], r"good\.png: a mask of no frame"),
+        ("a folder with a stray mask", ["stray"], r"good\.png: no frame"),
         ("a link to itself", ["link.png"], r"too many levels")):
     add("masks", name, expect, given, items)
 
@@ -274,14 +274,14 @@ LIST, MASK, NAME = "ImageSets/2017/val.txt", "Annotations/480p/a/00000.png", "be
 davis("as it should be", lambda found: found == [("a", 2), ("b", 2)])
 for name, text, expect in (
         ("empty", b"", "an empty list"), ("of what is not there", b"c\n", "480p/c: missing on disk"),
-        ("that leads out", b"../../a\n", "is no name of a sequence"),
-        ("of ..", b"..\n", "is no name of a sequence"), ("of /etc", b"/etc\n", "is no name of a sequence"),
+        ("that leads out", b"../../a\n", "cannot name a sequence"),
+        ("of ..", b"..\n", "cannot name a sequence"), ("of /etc", b"/etc\n", "cannot name a sequence"),
         ("of a long name", b"a" * 400, "missing on disk"), ("with a zero byte", b"a\0b\n", "missing on disk"),
         ("that is no text", bytes(range(256)), "not a list of sequences")):
     davis(f"a list {name}", expect, lambda root, text=text: put(root / LIST, text))
 davis("no annotations", "480p/a: missing on disk", lambda root: shutil.rmtree(root / "Annotations"))
 davis("no first annotation", r"00000\.png: no such annotation", lambda root: (root / MASK).unlink())
-davis("an annotation without a frame", "a mask of no frame",
+davis("an annotation without a frame", ": no frame of",
       lambda root: (root / "JPEGImages/480p/a/00001.jpg").unlink())
 davis("an annotation of another size", "is 10x10 .*64x48",
       lambda root: write_mask(root / MASK, blocks(1, size=(10, 10))))
@@ -309,7 +309,7 @@ for name, meta, expect in (
             ("12", "meta.json"), ([1], "meta.json"), ({"x": 1}, "meta.json"),
             ({"300": 1}, "no annotation holds object 300"), ({"-1": 1}, "no annotation holds object -1"))),
         ("no videos", {"videos": {}}, "no sequences"), ("a list", [], "meta.json: .*expected"),
-        ("a name that leads out", {"videos": {"../a": {"objects": {}}}}, "is no name of a sequence")):
+        ("a name that leads out", {"videos": {"../a": {"objects": {}}}}, "cannot name a sequence")):
     add("YouTube-VOS folders", name, expect, youtube, meta)
 
 

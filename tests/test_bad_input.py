@@ -26,7 +26,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.datasets import load_davis, load_youtube_vos
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, segment
-from dulvos.masks import read_mask, write_mask
+from dulvos.masks import write_mask
 from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings
@@ -170,12 +170,3 @@ def test_any_masks_are_kept_as_given_or_refused(first: np.ndarray, later: np.nda
                 and all(np.array_equal(found[t][mask > 0], mask[mask > 0]) for t, mask in masks.items()))
 
     check(lambda: list(segment(frames, masks, colour_features, SegmentSettings(topk=3))), kept, either=True)
-
-
-@pytest.mark.filterwarnings("ignore:.*no pixel is background")
-@given(ids=arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_any_mask_that_is_written_reads_back(ids: np.ndarray) -> None:
-    path = scratch()[0] / "written.png"
-    with pytest.raises(InputError, match="255") if (ids == 255).any() else contextlib.nullcontext():
-        write_mask(path, ids)
-        assert np.array_equal(read_mask(path), ids)

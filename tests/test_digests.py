@@ -132,12 +132,6 @@ def test_numbers_changed_raise_the_version_or_undo(kind, case, recorded):
     np.testing.assert_allclose(digest(kind, case), expected, **CLOSE[kind])
 
 
-def test_cases_tell_settings_apart(recorded):
-    """A setting without effect on the digest would guard nothing."""
-    numbers = [tuple(values) for cases in recorded["train"].values() for values in cases.values()]
-    assert len(set(numbers)) == len(TRAINING_CASES)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps(all_digests(), indent=1))

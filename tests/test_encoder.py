@@ -105,15 +105,6 @@ def test_stops_at_the_last_layer_asked_for(encoder, images, layers, runs):
         assert torch.equal(ours, theirs) if layer in layers else ours is None
 
 
-def test_prepare_frames_is_imagenet_s_normalisation():
-    frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(2, 3, 4, 5)
-    expected = [(value / 255 - mean) / std for value, mean, std in
-                ((0, 0.485, 0.229), (128, 0.456, 0.224), (255, 0.406, 0.225))]
-    prepared = prepare_frames(frames)
-    assert prepared.dtype == torch.float32 and prepared.shape == (2, 3, 4, 5)
-    torch.testing.assert_close(prepared[1, :, 2, 3], torch.tensor(expected))
-
-
 @pytest.mark.parametrize(("options", "layers", "allowed"), [
     *[({}, layers, "res3.*res4.*key") for layers in (("res5",), ("res4", "layer4"), ())],
     ({"norm": "instance"}, LAYERS, "batch.*layer"), ({"stride": 16}, LAYERS, "4, 8"),

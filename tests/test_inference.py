@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import cv2
 import numpy as np
@@ -45,14 +44,6 @@ def test_encode_reads_no_further_than_its_batch(encoder, frames):
     stream = encode(encoder, (read.append(1) or frame for frame in frames[0]), batch=2)
     next(stream)
     assert len(read) == 2
-
-
-@pytest.mark.parametrize(("layer", "side", "shape"), [("res3", 0, (256, 8, 11)), ("key", 32, (128, 4, 6))])
-def test_layer_and_shorter_side_change_the_map_and_not_the_masks(encoder, frames, layer, side, shape):
-    settings = SegmentSettings(layer=layer, shorter_side=side)
-    assert next(encode(encoder, frames[0], settings)).shape == shape
-    masks = list(segment(frames[0], frames[1][0], partial(encode, encoder), settings))
-    assert all(mask.shape == (61, 83) for mask in masks)
 
 
 def test_colour_tells_a_bright_object_from_a_dark_ground(frames):

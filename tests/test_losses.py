@@ -121,12 +121,6 @@ def test_grid_must_divide_the_map(height: int, width: int, n: int) -> None:
         sample_grid(2, 8, 8, 4, torch.Generator(), jitter="shared")
 
 
-def test_flat_indices_are_rows_first() -> None:
-    features = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
-    cells = gather_cells(features, torch.tensor([[[7]], [[22]]]))  # y, x = 1, 1 and 3, 4
-    assert torch.equal(cells, torch.stack([features[0, :, 1, 1], features[1, :, 3, 4]])[:, None])
-
-
 @pytest.mark.parametrize(("position", "shape"), [
     (1, (2, 2, 5, 8, 8)), (1, (2, 3, 5, 8, 4)), (2, (1, 2, 3)), (2, (2, 3, 3)), (3, (1, 4, 4)),
     (4, (3, 2, 2))])

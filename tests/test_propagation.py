@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dulvos.errors import InputError
-from dulvos.propagation import PROTOCOLS, Plain, nearest, object_ids, propagate, to_labels
+from dulvos.propagation import PROTOCOLS, Plain, object_ids, propagate, to_labels
 from dulvos.tiled import Preselected
 from tests.oracles import blobs, propagation_oracle, random_features, resize
 
@@ -151,14 +151,6 @@ def test_ties_are_all_kept(engine) -> None:
         *_, soft = propagate(features, masks[0].numpy(), history=masks, **settings)
         expected = ((1 - share) * mean[:, 0] + share * mean[:, 1])[kind].permute(2, 0, 1)
         torch.testing.assert_close(soft, expected)
-
-
-@pytest.mark.parametrize("size", [(480, 854), (17, 5), (1, 1)])
-@pytest.mark.parametrize("new", [(30, 52), (7, 3), (481, 855)])
-def test_nearest_takes_the_pixels_that_pil_takes(size: tuple[int, int], new: tuple[int, int]) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-    expected = np.asarray(Image.fromarray(picture).resize(new[::-1], Image.NEAREST))
-    assert np.array_equal(nearest(torch.from_numpy(picture), new).numpy(), expected)
 
 
 def test_masks_are_reduced_to_nearest_pixels_and_a_constant_channel_is_not_stretched() -> None:

@@ -67,17 +67,23 @@ def literal_loss(frames: Tensor, drawn: Similarity, grids: list[Tensor], net: nn
     draws = zip(drawn.flip.tolist(), drawn.top.tolist(), drawn.left.tolist(), drawn.side.tolist())
     seconds, thetas = zip(*(second_view(clip, *draw) for clip, draw in zip(frames, draws)))
     first = net(torch.cat([*frames, *(view[:1] for view in seconds)])).key  # B·T and B references
-    with torch.no_grad():
-        rest = net(torch.cat([view[1:] for view in seconds])).key.unflatten(0, (count, length - 1))
-    main, reference2 = first[: count * length].unflatten(0, (count, length)), first[count * length:, None]
-    return loss_oracle(main, torch.cat([reference2, rest], 1), torch.stack(thetas), *grids, s.tau, s.lam)[:3]
+    main, view2 = first[: count * length].unflatten(0, (count, length)), [first[count * length:, None]]
+    if length > 1:
+        with torch.no_grad():
+            others = net.train(s.second_forward == "train")(torch.cat([view[1:] for view in seconds])).key
+        view2.append(others.unflatten(0, (count, length - 1)))
+        net.train()
+    return loss_oracle(main, torch.cat(view2, 1), torch.stack(thetas), *grids, s.tau, s.lam)[:3]
 
 
-@pytest.mark.parametrize(("optimiser", "lr", "frames"), [("adam", 1e-4, 3), ("sgd", 1e-3, 2)])
-def test_steps_follow_the_description(tmp_path: Path, optimiser: str, lr: float, frames: int) -> None:
+@pytest.mark.parametrize(("optimiser", "lr", "frames", "second_forward"), [
+    ("adam", 1e-4, 3, "train"), ("sgd", 1e-3, 2, "eval"), ("adam", 1e-4, 1, "train")])
+def test_steps_follow_the_description(tmp_path: Path, optimiser: str, lr: float, frames: int,
+                                      second_forward: str) -> None:
     """Losses, weights and statistics of each step, which starts from the state after the step before."""
     s = TrainSettings(batch=2, frames=frames, gap=1, crop=32, scale_min=32, scale_max=40, grid=2,
-                      cross_grid=2, lr_every=2, lr=lr, optimiser=optimiser, precision="fp32", seed=4)
+                      cross_grid=2, lr_every=2, lr=lr, optimiser=optimiser, precision="fp32", seed=4,
+                      second_forward=second_forward)
     clips = make_clips(s, open_videos(write_textures(tmp_path, "ab", frames=4, size=(40, 48))))
     parts = make_parts(s, torch.device("cpu"))
     net, twin = parts["net"], copy.deepcopy(parts["net"])

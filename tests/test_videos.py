@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-import os
 import pickle
-import shutil
 from pathlib import Path
 
 import av
@@ -16,9 +14,8 @@ import pytest
 from PIL import Image
 
 from dulvos.errors import InputError
-from dulvos.videos import Video, fingerprint, open_video, resize, shrink, shrunk_size
+from dulvos.videos import Video, open_video, resize, shrink, shrunk_size
 from tests.corpus_frames import picture
-from tests.oracles import open_videos
 
 
 def make_folder(folder: Path, names: list[str]) -> Path:
@@ -99,20 +96,6 @@ def test_verify_names_the_first_wrong_frame(tmp_path: Path) -> None:
         path.write_bytes(wrong)
         with pytest.raises(InputError, match=r"1\.jpg"):
             video.verify()
-
-
-def test_fingerprint_follows_content_not_place_or_date(tmp_path: Path) -> None:
-    make_folder(tmp_path / "one" / "a", ["0.png", "1.png"])
-    make_file(tmp_path / "one" / "b.avi", 3)
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    os.utime(tmp_path / "two" / "a" / "0.png", (0, 0))
-    first = fingerprint(open_videos(tmp_path / "one"))
-    assert first == fingerprint(open_videos(tmp_path / "two")) and len(first) == 16
-    assert first != fingerprint(open_videos(tmp_path / "one")[:1])
-    (tmp_path / "two" / "a" / "1.png").rename(tmp_path / "two" / "a" / "2.png")
-    renamed = fingerprint(open_videos(tmp_path / "two"))
-    Image.fromarray(picture(9)).save(tmp_path / "one" / "a" / "1.png")
-    assert len({first, renamed, fingerprint(open_videos(tmp_path / "one"))}) == 3
 
 
 @pytest.mark.parametrize("size", [(96, 130), (130, 96)])

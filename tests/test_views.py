@@ -15,8 +15,8 @@ CROPS = [  # flip, top, left, side: off-centre, so that no two orders of flip, s
     (False, 41, 30, 77)]
 
 
-def similarity(*crops: tuple[bool, int, int, int], size: int = SIZE) -> Similarity:
-    return Similarity(size, *(torch.tensor(values) for values in zip(*crops)))
+def similarity(crop: tuple[bool, int, int, int]) -> Similarity:
+    return Similarity(SIZE, *(torch.tensor([value]) for value in crop))
 
 
 def main_pixels(at: Tensor, crop: tuple[bool, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -66,19 +66,6 @@ def test_alignment_in_pixels(crop, corrected):
 def test_warp_of_a_map_that_is_not_square_moves_columns_not_rows(theta, stride, x):
     warped = warp(coordinates(6, 16), torch.tensor([theta]), corrected_stride=stride)[0, 0]
     assert warped[0, 3].tolist() == x and warped[1, :, 0].tolist() == [*range(6)]
-
-
-def test_frames_of_a_clip_share_a_transform_and_clips_do_not():
-    three = CROPS[2:5]
-    frames, maps = torch.rand(3, 4, 3, SIZE, SIZE), torch.randn(3, 4, 5, 16, 16)
-    views, theta = similarity(*three).frames(frames), similarity(*three).theta()
-    for stride in (None, 8):
-        warped = warp(maps, theta, corrected_stride=stride)
-        for b in range(3):
-            for t in range(4):
-                one = slice(b, b + 1), slice(t, t + 1)
-                torch.testing.assert_close(views[one], similarity(three[b]).frames(frames[one]))
-                assert torch.equal(warped[one], warp(maps[one], theta[one[0]], corrected_stride=stride))
 
 
 def test_samples_lie_in_the_frame_and_fill_it():

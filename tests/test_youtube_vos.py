@@ -15,7 +15,7 @@ from PIL import Image
 from dulvos.datasets import Dataset
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.masks import PALETTE
+from dulvos.masks import PALETTE, as_png
 from dulvos.study import runs
 from dulvos.study.evaluation import evaluate
 from dulvos.study.youtube_vos import (
@@ -27,6 +27,7 @@ from dulvos.study.youtube_vos import (
     open_split,
     write_submission,
 )
+from tests.corpus_frames import encoded
 from tests.miniature import FRAMES, STEP
 
 NAMES = [f"Annotations/{video}/{t:05d}.png" for video in ("v1", "v2") for t in range(0, FRAMES, STEP)]
@@ -116,21 +117,13 @@ def test_the_submission_is_what_the_server_takes(valid, masks, tmp_path):
     assert set(np.unique(image)) == {0, 1, 5}
 
 
-def png(ids: np.ndarray, palette: bool = True, kind: str = "PNG") -> bytes:
-    image, stream = Image.fromarray(ids), io.BytesIO()
-    if palette:
-        image.putpalette(PALETTE.tobytes())
-    image.save(stream, format=kind)
-    return stream.getvalue()
-
-
 M, IDS = "v1/00003.png", np.ones((64, 96), np.uint8)
 
 
 @pytest.mark.parametrize(("content", "fact"), [
-    (None, "missing"), (png(IDS)[:60], "damaged"), (png(IDS[:-1]), r"96, 63.*96, 64"),
-    (png(IDS, palette=False), "L"), (png(IDS, kind="GIF"), "GIF"),
-    (png(PALETTE[IDS], palette=False, kind="JPEG"), "JPEG"), (png(IDS * 2), "2.*0, 1, 5"),
+    (None, "missing"), (as_png(IDS)[:60], "damaged"), (as_png(IDS[:-1]), r"96, 63.*96, 64"),
+    (encoded(IDS), "L"), (encoded(IDS, "gif"), "GIF"), (encoded(PALETTE[IDS], "jpg"), "JPEG"),
+    (as_png(IDS * 2), "2.*0, 1, 5"),
 ], ids="missing cut size grey gif jpeg id".split())
 def test_what_the_server_rejects_is_named_and_no_zip_is_written(valid, masks, tmp_path, content, fact):
     shutil.copytree(masks, tmp_path / "masks")
