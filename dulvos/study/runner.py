@@ -62,11 +62,15 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
     with contextlib.ExitStack() as stack:
         for study in dict.fromkeys(step.study for step in steps):
             stack.enter_context(locked(study.folder))
-        todo: list[Step] = []
+        todo, new = [], set()  # new: the steps whose results will be others, not only made again
         for step in sorted(steps, key=lambda step: step.last):
-            new = {other.full_name for other in todo if other.study == step.study}
-            if find_state(step)[0] != "done" or new and (step.last or new & {*step.needs}):
-                todo.append(step)  # not done, or made from what will be new
+            state, row = find_state(step)
+            needs_new = new & {(step.study, need) for need in step.needs}
+            shows_new = step.last and any(other.study == step.study for other in todo)
+            if state != "done" or needs_new or shows_new:
+                todo.append(step)
+                if row is None:
+                    new.add((step.study, step.full_name))
         for data, split in dict.fromkeys(step.reads for step in todo if step.row):
             open_data(data, split)  # says what is missing now, not in each step
         print(list_states(steps), flush=True)
