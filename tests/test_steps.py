@@ -75,6 +75,9 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     weights = study.folder / row["encoder"]
     weights.write_bytes(weights.read_bytes()[:1000])
     assert words([train, evaluate]) == ["missing", "done"]
+    changed = train_step(study, "trained", str(tiny), {**TINY, "iterations": 1}, 1, device="cpu")
+    assert run_steps([changed, evaluate], Workers(threads=1)) == 0
+    assert words([changed, evaluate]) == ["done", "done"], "evaluated again, with the new features"
 
 
 @pytest.mark.parametrize("key", ["t", "earlier"])
