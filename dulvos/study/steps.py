@@ -32,7 +32,7 @@ from dulvos.errors import InputError, check_type
 from dulvos.files import replacing
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
-from dulvos.study.rows import ROOT, Study, all_rows, find_training
+from dulvos.study.rows import ROOT, Study, find_training
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["Step", "check_parameters", "defaults", "execute", "find_state", "list_states"]
@@ -171,10 +171,9 @@ def _mark(data: str, split: str, masks: bool, *folders: str | None) -> dict[str,
 
 
 def _key(step: Step) -> str:
-    """12 hex digits of what an executed copy depends on: the notebook, its parameters, CSV files, rows."""
+    """12 hex digits of what an executed copy depends on: notebook, parameters, rows and CSV files."""
     cells = [cell["source"] for cell in json.loads(step.source.read_bytes())["cells"]]
-    rows = [found[["study", "kind", "key", "date", "current"]].to_csv()
-            for found in (step.study.rows(), all_rows(step.study.results))]  # Table 1 shows every study
+    rows = step.study.rows()[["kind", "key", "date", "current"]].to_csv()
     files = [path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.csv"))]
     content = json.dumps([cells, step.given, rows, files], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
