@@ -241,13 +241,14 @@ def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
     out = expand(out)
     if video.path.resolve() in (out.resolve(), (out / MOVIE).resolve()):
         raise InputError(f"{out}: results would replace {video.path}; give another folder for them")
-    for name in [] if overwrite else _result_names(video):
-        path = out / name
-        if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
+    names = _result_names(video)
+    files = [path for path in (*out.glob("*.png"), out / MOVIE) if path.is_file()]
+    signed = {path.name for path in files if SIGNATURE.encode() in path.read_bytes()}
+    for path in [] if overwrite else files:
+        if path.name in names and path.name not in signed:
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
                              "give another folder, or --overwrite (overwrite=True in Python)")
-    others = {path.name for path in out.glob("*.png") if SIGNATURE.encode() in path.read_bytes()}
-    if others := sorted(others.difference(_result_names(video))):
+    if others := sorted(signed.difference(names)):
         warnings.warn(f"{out}: {', '.join(others[:3])} (of {len(others)}) are masks of another video, which "
                       "an earlier run wrote; they stay", stacklevel=2)
     return make_folder(out)

@@ -132,7 +132,9 @@ def comparison_table(study: Study) -> pd.DataFrame:
 
 def _comparable(own: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
     """The evaluations whose training had the same settings as that of the newest one."""
+    if own.empty:
+        return own
     made = trained.drop_duplicates("key").set_index("key").reindex(own["trained_key"])
-    names = [field.name for field in dataclasses.fields(TrainSettings) if field.name not in FREE]
-    return own.loc[[has(one, {name: lookup(made.iloc[-1], f"parameters.{name}") for name in names})
-                    for _, one in made.iterrows()]]
+    names = {field.name for field in dataclasses.fields(TrainSettings)}.difference(FREE)
+    wanted = {name: lookup(made.iloc[-1], f"parameters.{name}") for name in names}
+    return own.loc[[has(one, wanted) for _, one in made.iterrows()]]

@@ -33,8 +33,8 @@ from dulvos.study.rows import (
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
-           "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "read_csv",
-           "table1", "table2", "table3", "trained_with"]
+           "SELECTED_ON", "TABLE1", "TABLE2", "TABLE3", "WEIGHTS", "YOUTUBE_VOS_VALID", "of_table",
+           "read_csv", "table1", "table2", "table3", "trained_with"]
 
 OURS = "the paper's method"
 RANDOM = "Random initialisation"
@@ -45,6 +45,8 @@ SELECTED_ON = 5  # sequences of DAVIS-2017 val on which the authors chose snapsh
 SELECTED_LAYERS = ("key", "res4")  # the layers that the release chose from
 DAVIS_2017_VAL = ARCHIVES["davis2017"].counts["val"]
 YOUTUBE_VOS_VALID = {"sequences": 474}  # 2018 val, Sec. 4.2
+WHOLE = {1: {"kind": "evaluate", "data": "DAVIS-2017", "split": "val", **DAVIS_2017_VAL},
+         2: {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID}}
 
 # Settings of inference that the paper fixes, and settings of training that may differ from the paper's.
 PROTOCOL = {field.name: field.default for field in dataclasses.fields(SegmentSettings)
@@ -85,7 +87,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     that line's data with the paper's settings. Lines of their own show the authors' weights, shorter
     trainings, incomplete data, selected snapshots, and ImageNet features.
     """
-    found = _by_line(rows, {"kind": "evaluate", "data": "DAVIS-2017", "split": "val", **DAVIS_2017_VAL})
+    found = _by_line(rows, 1)
     ours = frame([{**dict(zip(KEYS, line)), "ours J&F_m": percent(row["scores.J&F-Mean"]),
                    "state": f"{state(row, rows)} (study {row['study']})"} for line, row in found.items()],
                  [*KEYS, "ours J&F_m", "state"])
@@ -108,8 +110,7 @@ def table2(rows: pd.DataFrame, results: Path) -> pd.DataFrame:
         results: the folder that holds the studies.
     """
     made: dict[tuple, list[str]] = {}
-    wanted = {"kind": "youtube-vos", "split": "valid", "every_frame": True, **YOUTUBE_VOS_VALID}
-    for (*line, apart), row in _by_line(rows, wanted).items():
+    for (*line, apart), row in _by_line(rows, 2).items():
         path = Study(row["study"], results).path(row, "masks") / "submission.zip"
         there = f"submit results/{path.relative_to(results)}" if path.is_file() else "its masks are not here"
         made.setdefault(tuple(line), []).append(f"{state(row, rows)}{apart and f' ({apart})'}: {there}")
@@ -145,14 +146,16 @@ def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
             "state": state(row, rows)}
 
 
-def _by_line(rows: pd.DataFrame, wanted: dict) -> dict[tuple, pd.Series]:
-    """The evaluation that counts for each line, by the line's `KEYS`.
+def of_table(rows: pd.DataFrame, table: int) -> pd.DataFrame:
+    """The evaluations on the whole of the data of Table 1 or 2."""
+    wanted = WHOLE[table]
+    return rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)]
 
-    Arguments:
-        wanted: fields that an evaluation must have, besides the paper's propagation.
-    """
+
+def _by_line(rows: pd.DataFrame, table: int) -> dict[tuple, pd.Series]:
+    """The evaluation with the paper's propagation that counts for each line of a table, by its `KEYS`."""
     found: dict[tuple, list[pd.Series]] = {}
-    for _, row in rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)].iterrows():
+    for _, row in of_table(rows, table).iterrows():
         made, chosen = training(row, rows), remark(row)
         *line, layer = LINES.get(row["features"], (None, None, "", "res4"))
         if made is not None and (length := _length(made)) is not None:

@@ -200,9 +200,7 @@ def rows_table(found: pd.DataFrame) -> str:
     """The rows of Tables 1 and 2 in Markdown: name for `--rows`, what it needs, its state in `found`."""
     lines = ["| table | row | `--rows` | needs | state |", "|---|---|---|---|---|"]
     for row in ROWS.values():
-        whole = {1: {"data": "DAVIS-2017", **paper.DAVIS_2017_VAL}, 2: paper.YOUTUBE_VOS_VALID}[row.table]
-        whole = {"kind": TABLES[row.table]["kind"], **whole}
-        run = found[found.reindex(columns=[*whole]).eq([*whole.values()]).all(axis=1)]
+        run = paper.of_table(found, row.table)
         study = f"paper-{row.collection}" if row.collection else "paper"
         name = "table2-" * (row.table == 2) + row.features
         told = state(newest(run[(run["study"] == study) & (run["name"] == name)]), found)

@@ -66,7 +66,7 @@ def run_steps(steps: Sequence[Step], how: Workers = Workers()) -> int:
         for step in sorted(steps, key=lambda step: step.last):
             state, row = find_state(step)
             needs_new = new & {(step.study, need) for need in step.needs}
-            shows_new = step.last and any(other.study == step.study for other in todo)
+            shows_new = step.last and any(other.study == step.study for other in todo if not other.last)
             if state != "done" or needs_new or shows_new:
                 todo.append(step)
                 if row is None:

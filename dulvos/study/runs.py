@@ -143,9 +143,10 @@ def trained_encoder(study: Study, name: str = "trained") -> Path:
     if iteration:
         path = path.parent / "snapshots" / f"encoder-{iteration}.safetensors"
     if not path.exists():
-        raise InputError(f"{path}: not on this machine; delete its row and run 01_train again (with "
-                         "snapshot_every > 0 for snapshots), or give 'trained:KEY' of another training, or "
-                         "'random'")
+        again = ("delete the training's row and folder, and run 01_train again with snapshot_every > 0"
+                 if iteration else "run 01_train again")
+        raise InputError(f"{path}: not on this machine; {again}, or give 'trained:KEY' of another training, "
+                         "or 'random'")
     return path
 
 

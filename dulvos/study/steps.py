@@ -166,8 +166,8 @@ def _mark(data: str, split: str, masks: bool, *folders: str | None) -> dict[str,
         dataset = runs.open_data(data, split)
     except InputError:
         return {}
-    return {"fingerprint": runs.data_fingerprint(dataset, masks=masks),
-            **({"data": dataset.name} if masks else {})}
+    found = {"fingerprint": runs.data_fingerprint(dataset, masks=masks)}
+    return found | {"data": dataset.name} if masks else found
 
 
 def _key(step: Step) -> str:
