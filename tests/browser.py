@@ -28,13 +28,15 @@ from urllib.parse import urlsplit
 
 import nbformat
 import psutil
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from dulvos.study.rows import ROOT
 
-__all__ = ["LIMIT", "SIZE", "Chromium", "Lab", "Notebook", "lacking", "limited", "of_cells", "serve", "start"]
+__all__ = ["LIMIT", "MARKS", "SIZE", "Chromium", "Lab", "Notebook", "lacking", "limited", "of_cells", "serve",
+           "start"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -70,6 +72,10 @@ def lacking() -> str | None:
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
     return None if find_browser() else f"no browser ({', '.join(BROWSERS)}); as root: apt install chromium"
+
+
+# A lost input event or a stalled page says nothing of our code; "rerun" in the last line tells of it.
+MARKS = [pytest.mark.skipif(lacking() is not None, reason=str(lacking())), pytest.mark.flaky(reruns=1)]
 
 
 def of_cells(*cells: str) -> nbformat.NotebookNode:

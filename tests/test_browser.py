@@ -11,7 +11,7 @@ from nbformat.v4 import new_markdown_cell
 from dulvos.study.rows import ROOT
 from tests import browser
 
-pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+pytestmark = browser.MARKS
 
 
 def test_the_harness_finds_red_cells_console_errors_and_requests_that_leave_the_machine(lab):

@@ -27,7 +27,7 @@ COMMITTED = ROOT / "results/explorer.html"
 SCRIPT = explorers.SCRIPT  # for the fixture `js`
 T = 4
 
-pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+pytestmark = browser.MARKS
 
 
 class Shown:

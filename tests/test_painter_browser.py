@@ -17,7 +17,7 @@ from dulvos.study.rows import ROOT
 from tests import browser
 from tests.test_session import LENGTH, SIZE, block
 
-pytestmark = pytest.mark.skipif(browser.lacking() is not None, reason=str(browser.lacking()))
+pytestmark = browser.MARKS
 
 SCRIPT = Path(widgets.__file__).with_name("painter.js")  # for the fixture `js`
 CELL = """from dataclasses import replace
@@ -43,16 +43,23 @@ class Page:
     def __init__(self, notebook, size=SIZE):
         self.notebook, self.page, self.kernel, self.size = notebook, notebook.page, notebook.evaluate, size
         self.keyboard, self.mouse = self.page.keyboard, self.page.mouse
+        self.canvas = self.page.locator(".dulvos-painter canvas")
 
     def place(self, x, y):
         return self.page.evaluate(f"{HOOK}.onPage({x}, {y})")
 
+    def within(self, x, y):
+        """A place on the canvas; playwright waits until the canvas is in view, at rest and uncovered."""
+        return self.page.evaluate(f"""() => {{
+          const box = document.querySelector(".dulvos-painter canvas").getBoundingClientRect();
+          const [x, y] = {HOOK}.onPage({x}, {y});
+          return {{ x: x - box.left, y: y - box.top }}; }}""")
+
     def click(self, x, y):
-        self.mouse.click(*self.place(x, y))
+        self.canvas.click(position=self.within(x, y))
 
     def drag(self, *points):
-        self.page.locator(".dulvos-painter canvas").scroll_into_view_if_needed()
-        self.mouse.move(*self.place(*points[0]))
+        self.canvas.hover(position=self.within(*points[0]))
         self.mouse.down()
         for point in points[1:]:
             self.mouse.move(*self.place(*point), steps=5)
@@ -153,6 +160,17 @@ def test_a_stroke_gives_the_expected_pixels_and_edits_are_undone_and_redone(page
     assert page.page.locator(".jp-Cell").count() == 2, "keys are the painter's: in JupyterLab, B adds a cell"
 
 
+def test_what_is_painted_while_the_picture_is_decoded_stays(page):
+    page.page.evaluate(f"""() => {{
+      const decode = createImageBitmap, held = new Promise((done) => {{ window.release = done; }});
+      window.createImageBitmap = (data) => held.then(() => (window.createImageBitmap = decode)(data));
+      {HOOK.removesuffix(".painter")}.focus(); }}""")
+    page.keyboard.press("ArrowLeft")  # shows frame 0 again
+    page.click(60, 40)
+    page.page.evaluate("release()")
+    assert page.ids()[40, 60] and page.reaches_the_kernel(0, page.ids())
+
+
 def test_polygons_close_fills_stop_at_edges_and_pngs_are_saved_and_loaded(page, tmp_path):
     page.click(5, 5)
     page.press("Control+z", "p", "4")
@@ -191,7 +209,7 @@ def test_zoomed_in_the_mouse_and_fingers_paint_where_they_are(page):
     for size in ({"width": 500, "height": 900}, browser.SIZE):  # the whole picture is shown at any width
         page.page.set_viewport_size(size)
         page.page.wait_for_timeout(500)
-        box = page.page.locator(".dulvos-painter canvas").bounding_box()
+        box = page.canvas.bounding_box()
         left, right = page.place(0, 0)[0], page.place(79, 0)[0]
         assert 0 < left - box["x"] < box["x"] + box["width"] - left and right < box["x"] + box["width"]
     page.click(40, 24)
@@ -276,8 +294,8 @@ def test_a_search_that_a_cell_awaits_stops_and_goes_on_and_is_played(page):
     """The kernel answers the painter while the cell runs."""
     page.kernel("(setattr(count, 'pause', 0.3), None)[1]")
     page.click(12, 20)
-    # the search must not begin before the paint is there
-    assert page.notebook.wait_for("bool(session.given)")
+    assert page.ids().any()
+    assert page.notebook.wait_for("bool(session.given)"), "the search needs the paint"
     page.page.evaluate("""() => {
       window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1;
       window.jupyterapp.commands.execute("notebook:run-cell"); }""")

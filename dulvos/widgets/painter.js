@@ -103,14 +103,15 @@ function render({ model, el }) {
   };
   const show = (frame) => (showing = reveal(limited(frame, 0, length - 1)));
   async function reveal(frame) {
-    const mine = ++turn, { picture, mask } = frames[frame], kept = painted.get(frame)?.ids;
     ask(frame);
-    const found = kept ?? (mask ? await inflate(mask) : new Uint8Array(width * height));
-    const image = picture && await createImageBitmap(picture);
-    if (mine !== turn || action?.before) return image?.close(); // another was asked for, or a stroke began
+    const mine = ++turn, { picture, mask } = frames[frame];
+    const found = mask ? await inflate(mask) : new Uint8Array(width * height);
+    const image = picture && await createImageBitmap(picture), begun = action?.before;
+    if (mine !== turn || (begun && frame !== t)) return image?.close(); // another was asked for
     if (frame !== t) corners = [];
+    if (!begun) ids = painted.get(frame)?.ids ?? found; // looked up now: the user may have painted meanwhile
     bitmap?.close();
-    [t, bitmap, ids] = [frame, image, found];
+    [t, bitmap] = [frame, image];
     colour(everything);
     refresh();
   }
