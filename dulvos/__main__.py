@@ -122,18 +122,19 @@ def _study(steps: list[Step], run: Workers, grid: bool = False) -> int:
     return status
 
 
-def grid_command(*, study: Literal["demo", "davis", "paper"] = "demo", run: bool = False,
-                 davis: Path | None = None, only: tuple[str, ...] = (), workers: Run = Workers()) -> int:
+def grid_command(*, study: Literal["demo", "davis", "davis-long", "paper"] = "demo",
+                 run: bool = False, davis: Path | None = None, only: tuple[str, ...] = (),
+                 workers: Run = Workers()) -> int:
     """List what is done of the ablation grid of Fig. 3; with --run, run what is missing.
 
     Args:
-        study: scale of the grid.
+        study: scale of the grid; davis-long trains a few points four times as long.
         run: run what is missing, then draw Fig. 3.
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         only: names of evaluations in the list, such as N4-0; all by default.
     """
     if davis and study == "demo":
-        raise InputError("the grid 'demo' has its own videos; --davis belongs to --study davis or paper")
+        raise InputError("the grid 'demo' has its own videos; leave out --davis")
     if davis or run and study != "demo":
         _use_davis(davis)
     steps = plans.grid_steps(study, only)

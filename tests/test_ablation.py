@@ -95,8 +95,13 @@ def test_epochs_stay_where_lengths_are_epochs() -> None:
 
 
 def test_a_scale_of_another_name_is_refused() -> None:
-    with pytest.raises(InputError, match="demo, davis, paper"):
+    with pytest.raises(InputError, match="demo, davis, davis-long, paper"):
         ablation.find_scale("tiny")
+
+
+def test_a_scale_may_plan_some_points_only() -> None:
+    scale = SCALES["davis-long"]
+    assert {point.name for point in points(scale) if point.seeds} == {*scale.only}
 
 
 @pytest.mark.parametrize(("added", "message"), [

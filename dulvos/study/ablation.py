@@ -53,6 +53,7 @@ class Scale:
     minutes: list[float]  # about, of the baseline's training and of its evaluation on one core
     lengths: str  # what all points have in common: "iterations", or "epochs" (then iterations depend on B)
     words: str  # description for captions
+    only: tuple[str, ...] = ()  # names of the points that are planned; all by default
 
     @property
     def folder(self) -> str:
@@ -147,6 +148,8 @@ def _point(scale: Scale, line: dict) -> Point:
     name, label = (line[column].format(**settings) for column in ("name", "label"))
     trained = "" if line["features"] else name if training else "baseline"
     seeds = scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]
+    if scale.only and name not in scale.only:
+        seeds = 0
     return Point(name, line["varied"], label, line["features"] or "trained", scale.training | training,
                  inference, trained, seeds, line)
 
