@@ -105,8 +105,9 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
                          f"'davis2016', 'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
     if path.suffix != ".safetensors":
         return read_released(path)
-    # old sidecars lack stride and colour
+    # old sidecars lack stride, colour and padding
     encoder = read_json(path.with_suffix(".json"), "the sidecar of the checkpoint", lambda config: Encoder(
-        config["dim"], config["norm"], config.get("stride", 8), config.get("colour", "rgb")))
+        config["dim"], config["norm"], config.get("stride", 8), config.get("colour", "rgb"),
+        config.get("padding", "zeros")))
     load_weights(encoder, read_weights(path)[0], path, strict=True)
     return encoder.eval()

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from dulvos.baselines import rgb_to_lab, scale_lab
 from dulvos.errors import InputError
 
-__all__ = ["COLOURS", "IMAGE_MEAN", "IMAGE_STD", "LAYERS", "STRIDE", "Encoder", "Features", "prepare_frames",
-           "restore_rgb"]
+__all__ = ["COLOURS", "IMAGE_MEAN", "IMAGE_STD", "LAYERS", "PADDING", "STRIDE", "Encoder", "Features",
+           "prepare_frames", "restore_rgb"]
 
 LAYERS = ("res3", "res4", "key")
 STRIDE = 8  # the method's, in pixels; other encoders have their own `stride`
 COLOURS = ("rgb", "lab", "grey")
+PADDING = ("zeros", "reflect")
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in [0, 1]
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -42,21 +43,26 @@ class Encoder(nn.Module):
         stride: pixels per cell, 8 (the method) or 4 ("x2" in Table 1: `layer2` keeps its resolution too).
         colour: what the network turns its RGB images into first: "rgb" leaves them (the method), "lab" is
             scaled Lab (MAST and ContrastCorr), "grey" the same channel three times (Colorize).
+        padding: of the 3x3 and 7x7 convolutions, "zeros" (the method) or "reflect" (CRW).
     """
 
-    def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb"):
+    def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb",
+                 padding: str = "zeros"):
         super().__init__()
         if dim not in range(1, 2**16 + 1):
             raise InputError(f"dim must be a whole number from 1 to 65536, not {dim!r}")
         for name, value, allowed in (("norm", norm, ("batch", "layer")), ("stride", stride, (4, 8)),
-                                     ("colour", colour, COLOURS)):
+                                     ("colour", colour, COLOURS), ("padding", padding, PADDING)):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {value!r}")
         self.stride, self.colour = stride, colour
         self.config = {"architecture": f"resnet18-stride{stride}", "dim": dim, "norm": norm, "stride": stride,
-                       "colour": colour}
+                       "colour": colour, "padding": padding}
         backbone = torchvision.models.resnet18(weights=None)
         del backbone.avgpool, backbone.fc
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d) and sum(module.padding):
+                module.padding_mode = padding
         for stage in (backbone.layer2, backbone.layer3, backbone.layer4)[stride == 8:]:
             for module in stage.modules():
                 if isinstance(module, nn.Conv2d):

@@ -57,6 +57,7 @@ class TrainSettings(clips.ClipSettings):
     dim: int = 128  # K, channels of the head
     norm: str = "batch"  # in the head: batch, layer
     stride: int = 8  # of the encoder, in pixels: 8, or 4 ("x2" in Table 1)
+    padding: str = "zeros"  # of the encoder's convolutions: zeros, reflect (CRW's)
     optimiser: str = "adam"  # adam (β = .5, .999), sgd (momentum .9)
     lr: float = 1e-4
     lr_every: int = 30_000  # iterations between decays
@@ -71,7 +72,8 @@ class TrainSettings(clips.ClipSettings):
         check_types(self)
         check_choices(self, objective=OBJECTIVES, jitter=losses.JITTER, second_forward=("train", "eval"),
                       alignment=("published", "corrected"), norm=("batch", "layer"), stride=(4, 8),
-                      optimiser=("adam", "sgd"), photometric=clips.PHOTOMETRIC, precision=("bf16", "fp32"))
+                      padding=encoder.PADDING, optimiser=("adam", "sgd"), photometric=clips.PHOTOMETRIC,
+                      precision=("bf16", "fp32"))
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")

@@ -105,6 +105,8 @@ def read_released(path: Path) -> Encoder:
         raise InputError(f"{path}: holds no ResNet-18 (conv1.weight, layer1.0.conv1.weight, ..., after any "
                          f"prefix); the file's first names are {', '.join([*state][:3]) or 'none'}")
     weights = {f"backbone.{name}": value for name, value in backbone.items()}
+    reflects = renamed.keys() != state.keys() or getattr(content.get("args"), "model_type", "") == "scratch"
+    padding = "reflect" if reflects else "zeros"
     head = [name for name in state if name.startswith("fast_net.emb_q.")]
     if head:  # convolution, normalisation, convolution, whatever their names
         layers = dict.fromkeys(name.rpartition(".")[0] for name in head)
@@ -112,17 +114,14 @@ def read_released(path: Path) -> Encoder:
             weights |= {name.replace(theirs, ours): value for name, value in state.items()
                         if name.startswith(f"{theirs}.")}
         norm = "batch" if "head.1.running_mean" in weights else "layer"
-        encoder = Encoder(len(weights.get("head.3.weight", [0])), norm)  # else `load_weights` complains
+        dim = len(weights.get("head.3.weight", [0]))  # without it, `load_weights` complains
+        encoder = Encoder(dim, norm, padding=padding)
     else:
-        encoder = Encoder()
+        encoder = Encoder(padding=padding)
         encoder.head = _Absent(f"{path.name} has no head for dense features; give layer='res3' or 'res4'")
         if not any(name.startswith("layer4.") for name in backbone):
             encoder.backbone.layer4 = _Absent(f"{path.name} ends with layer3; give layer='res3'")
     load_weights(encoder, weights, path)
-    if renamed.keys() != state.keys() or getattr(content.get("args"), "model_type", "") == "scratch":
-        for module in encoder.modules():
-            if isinstance(module, nn.Conv2d) and sum(module.padding):
-                module.padding_mode = "reflect"
     return encoder.eval()
 
 

@@ -60,7 +60,7 @@ def make_parts(settings: TrainSettings, device: torch.device) -> dict:
     colour = OBJECTIVES[settings.objective].colour
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        net = encoder.Encoder(settings.dim, settings.norm, settings.stride, colour)
+        net = encoder.Encoder(settings.dim, settings.norm, settings.stride, colour, settings.padding)
     net = net.to(device, memory_format=torch.channels_last).train()
     groups = parameter_groups(net, settings)
     optimiser = (torch.optim.Adam(groups, betas=(0.5, 0.999)) if settings.optimiser == "adam"
