@@ -82,6 +82,8 @@ class TrainSettings(clips.ClipSettings):
                  "crop <= scale_min <= scale_max": self.crop <= self.scale_min <= self.scale_max,
                  "dim <= 65536": self.dim <= 2**16,
                  "view_scale <= 1": self.view_scale <= 1,
+                 "crop >= 40 for objective='crw' with padding='reflect'":
+                     (self.objective, self.padding) != ("crw", "reflect") or self.crop >= 40,
                  "a crop that is a multiple of 8, at least 16": self.crop % 8 == 0 and self.crop >= 16,
                  f"grid and cross_grid that divide the {cells}x{cells} cells of a crop":
                      self.objective != "dense" or cells % self.grid == cells % self.cross_grid == 0}

@@ -58,7 +58,7 @@ def test_round_trip(encoder: Encoder, tmp_path: Path, dtype: torch.dtype) -> Non
     assert sorted(file.name for file in path.parent.iterdir()) == ["own.json", "own.safetensors"]
 
 
-def test_a_sidecar_from_before_stride_and_colour_came(saved: Path) -> None:
+def test_a_sidecar_from_before_stride_colour_and_padding_came(saved: Path) -> None:
     sidecar = saved.with_suffix(".json")
     config = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps({name: config[name] for name in ("architecture", "dim", "norm")}))

@@ -11,7 +11,7 @@ from dulvos.study.rows import NOT_RUN, Study
 from dulvos.study.runner import Workers, run_steps
 from tests.conftest import SCORES
 
-TINY = {"iterations": 2, "crop": 32, "scale_min": 32, "scale_max": 40, "grid": 4, "cross_grid": 2,
+TINY = {"iterations": 2, "crop": 64, "scale_min": 64, "scale_max": 72, "grid": 4, "cross_grid": 2,
         "gap": 1, "precision": "fp32"}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dulvos.baselines import rgb_to_lab, scale_lab
 from dulvos.checkpoints import load_encoder
-from dulvos.encoder import COLOURS, LAYERS, Encoder, prepare_frames, restore_rgb
+from dulvos.encoder import COLOURS, LAYERS, PADDING, Encoder, prepare_frames, restore_rgb
 from dulvos.errors import InputError
 
 
@@ -79,6 +79,17 @@ def test_what_the_network_sees(encoder, colour):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padding", PADDING)
+def test_padding_by_reflection_does_not_show_where_the_frame_ends(padding):
+    flat = torch.full((1, 3, 32, 48), 0.5)
+    features = Encoder(padding=padding).eval()(flat)
+    for layer in LAYERS:
+        feature = getattr(features, layer)
+        alike = torch.allclose(feature, feature[..., :1, :1].expand_as(feature), atol=1e-5)
+        assert alike == (padding == "reflect")
+
+
+@torch.no_grad()
 def test_norms_are_one_in_float32(encoder, images):
     """A norm taken in bf16 would be off by half a per cent, more than the top-k tells apart."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,7 +119,7 @@ def test_stops_at_the_last_layer_asked_for(encoder, images, layers, runs):
 @pytest.mark.parametrize(("options", "layers", "allowed"), [
     *[({}, layers, "res3.*res4.*key") for layers in (("res5",), ("res4", "layer4"), ())],
     ({"norm": "instance"}, LAYERS, "batch.*layer"), ({"stride": 16}, LAYERS, "4, 8"),
-    ({"colour": "hsv"}, LAYERS, "rgb.*lab.*grey")])
+    ({"colour": "hsv"}, LAYERS, "rgb.*lab.*grey"), ({"padding": "same"}, LAYERS, "zeros.*reflect")])
 def test_unknown_layers_and_options(images, options, layers, allowed):
     with pytest.raises(InputError, match=allowed):
         Encoder(**options)(images, layers)

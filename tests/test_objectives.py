@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dulvos.encoder import Encoder, Features, prepare_frames
+from dulvos.errors import InputError
 from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings, forward_views
 from dulvos.training import clip_numbers, make_clips, make_parts, training_step
 from tests.oracles import ArrayVideo, texture
@@ -28,6 +29,8 @@ def test_defaults_are_the_paper_s_for_youtube_vos() -> None:
         jitter="common", stride=8, second_forward="train", alignment="published", ordered=False, norm="batch")
     assert TrainSettings.from_dict({"tau": 1, "lam": 0}) == TrainSettings(tau=1.0, lam=0.0)
     assert TrainSettings(crop=128, grid=32, stride=4).grid == 32
+    with pytest.raises(InputError, match="crop=32.*padding='reflect'"):  # res4 of a patch would be one cell
+        dataclasses.replace(TINY, objective="crw", padding="reflect")
 
 
 # the method
