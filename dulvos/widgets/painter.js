@@ -109,9 +109,8 @@ function render({ model, el }) {
     const image = picture && await createImageBitmap(picture), begun = action?.before;
     if (mine !== turn || (begun && frame !== t)) return image?.close(); // another was asked for
     if (frame !== t) corners = [];
-    if (!begun) ids = painted.get(frame)?.ids ?? found; // looked up now: the user may have painted meanwhile
-    bitmap?.close();
-    [t, bitmap] = [frame, image];
+    bitmap?.close(); // below, `painted` is looked up last, because the user may have painted meanwhile
+    [t, bitmap, ids] = [frame, image, begun ? ids : painted.get(frame)?.ids ?? found];
     colour(everything);
     refresh();
   }
