@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb",
-                 padding: Literal["zeros", "reflect"] = "zeros"):
+                 padding: str = "zeros"):
         super().__init__()
         if dim not in range(1, 2**16 + 1):
             raise InputError(f"dim must be a whole number from 1 to 65536, not {dim!r}")
@@ -63,7 +62,7 @@ class Encoder(nn.Module):
         del backbone.avgpool, backbone.fc
         for module in backbone.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-                module.padding_mode = padding
+                module.padding_mode = "reflect" if padding == "reflect" else "zeros"
         for stage in (backbone.layer2, backbone.layer3, backbone.layer4)[stride == 8:]:
             for module in stage.modules():
                 if isinstance(module, nn.Conv2d):

@@ -74,7 +74,7 @@ def lacking() -> str | None:
     return None if find_browser() else f"no browser ({', '.join(BROWSERS)}); as root: apt install chromium"
 
 
-# A lost input event or a stalled page says nothing of our code; "rerun" in the last line tells of it.
+# On a busy machine, a browser may lose an event. A failed test is tried again; pytest counts it as "rerun".
 MARKS = [pytest.mark.skipif(lacking() is not None, reason=str(lacking())), pytest.mark.flaky(reruns=1)]
 
 

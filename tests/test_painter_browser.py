@@ -50,10 +50,7 @@ class Page:
 
     def within(self, x, y):
         """A place on the canvas; playwright waits until the canvas is in view, at rest and uncovered."""
-        return self.page.evaluate(f"""() => {{
-          const box = document.querySelector(".dulvos-painter canvas").getBoundingClientRect();
-          const [x, y] = {HOOK}.onPage({x}, {y});
-          return {{ x: x - box.left, y: y - box.top }}; }}""")
+        return dict(zip("xy", self.page.evaluate(f"{HOOK}.inView([{x}, {y}])")))
 
     def click(self, x, y):
         self.canvas.click(position=self.within(x, y))

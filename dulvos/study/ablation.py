@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Scale:
     minutes: list[float]  # about, of the baseline's training and of its evaluation on one core
     lengths: str  # what all points have in common: "iterations", or "epochs" (then iterations depend on B)
     words: str  # description for captions
-    only: tuple[str, ...] = ()  # names of the points that are planned; all by default
+    only: Sequence[str] = ()  # names of the points that are planned; all by default
 
     @property
     def folder(self) -> str:
@@ -147,9 +148,8 @@ def _point(scale: Scale, line: dict) -> Point:
     float(line["paper"] or 0)  # refuses what is no number
     name, label = (line[column].format(**settings) for column in ("name", "label"))
     trained = "" if line["features"] else name if training else "baseline"
-    seeds = scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]
-    if scale.only and name not in scale.only:
-        seeds = 0
+    planned = not scale.only or name in scale.only
+    seeds = planned * scale.seeds[{"baseline": 0, "claim": 2}.get(line["varied"], 1)]
     return Point(name, line["varied"], label, line["features"] or "trained", scale.training | training,
                  inference, trained, seeds, line)
 

@@ -107,7 +107,7 @@ function render({ model, el }) {
     const mine = ++turn, { picture, mask } = frames[frame];
     const found = mask ? await inflate(mask) : new Uint8Array(width * height);
     const image = picture && await createImageBitmap(picture), begun = action?.before;
-    if (mine !== turn || (begun && frame !== t)) return image?.close(); // another was asked for
+    if (mine !== turn || (begun && frame !== t)) return image?.close(); // another frame is asked for or painted
     if (frame !== t) corners = [];
     bitmap?.close(); // below, `painted` is looked up last, because the user may have painted meanwhile
     [t, bitmap, ids] = [frame, image, begun ? ids : painted.get(frame)?.ids ?? found];
@@ -400,9 +400,9 @@ function render({ model, el }) {
   observer.observe(root);
   model.on("change:state", restate);
   model.on("msg:custom", receive);
-  /** For tests: frame and mask on show, a promise that all is sent, a pixel's place on the page. */
+  /** For tests: frame and mask on show, a promise that all is sent, a pixel's place on canvas and page. */
   root.painter = {
-    get frame() { return t; }, get ids() { return ids; }, settled: () => showing.then(() => sending),
+    get frame() { return t; }, get ids() { return ids; }, settled: () => showing.then(() => sending), inView,
     onPage: (x, y) => inView([x, y]).map((side, k) => side + [place().left, place().top][k]),
   };
   send({ kind: "hello" });
