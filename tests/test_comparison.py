@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dulvos.errors import InputError
 from dulvos.objectives import OBJECTIVES, TrainSettings
 from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, methods
-from dulvos.study.paper import TABLE1
 from dulvos.study.rows import NOT_RUN, Study
 from dulvos.study.runner import Workers, run_steps
 from tests.conftest import SCORES
@@ -22,8 +22,16 @@ def test_every_objective_is_compared_on_as_many_frames():
     assert {own.objective for own in settings} == set(OBJECTIVES)
     assert {own.batch * own.frames for own in settings} == {40}
     assert len({line["key"] for line in listed}) == len(listed)
-    lines = TABLE1["method"] + ", " + TABLE1["train data"].fillna("")
-    assert {line["paper"] for line in listed} <= {None, *lines}
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("crw,CRW,objective=crw bath=10,,", "bath"), ("crw,CRW,objective=crw frames=1,,", "frames"),
+    ("crw,CRW,,,", "'crw' needs settings"), ("crw,CRW,objective=crw,CRW,", "CRW, Kinetics-400")])
+def test_a_wrong_line_is_named(tmp_path, line, words):
+    path = tmp_path / "own.csv"
+    path.write_text(f"key,name,settings,paper,differs\nrandom,random features,,,\n{line}\n")
+    with pytest.raises(InputError, match=f"own.csv, line 3: .*{words}"):
+        methods(path)
 
 
 def test_without_rows_everything_says_not_run(study):

@@ -6,7 +6,7 @@ the loss and in the input that it needs. So a method is called "CRW objective", 
 
     key       begins the names of its runs
     name      in tables
-    settings  name=value pairs; empty for features that are not trained
+    settings  name=value pairs; empty for features that are not trained, random and colour
     paper     the line of the paper's Table 1 whose number stands beside it, as "method, data"
     differs   how the objective differs from the original method
 """
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from dulvos.encoder import LAYERS
+from dulvos.errors import InputError
 from dulvos.study.ablation import pairs
 from dulvos.study.paper import FREE, TABLE1, read_csv
 from dulvos.study.plans import count_by_rows, evaluate_step, train_step
@@ -38,12 +40,29 @@ TRAINING = {"iterations": 400, "gap": 4, "crop": 128, "scale_min": 256, "scale_m
 INFERENCE = {"shorter_side": 240}
 FULL_SIZE = {"dense": "res3", "mast": "res3"}  # the paper's method and its best rival, at their best layers
 MINUTES = {"train": 35, "evaluate": 8}  # of the method on one core, about
+PAPERS = {", ".join(filter(None, line)): score
+          for *line, score in TABLE1[["method", "train data", "paper J&F_m"]].itertuples(index=False)}
 
 
-def methods() -> list[dict]:
-    """The lines of `comparison.csv`, with settings as a dictionary."""
-    lines = read_csv("comparison.csv").to_dict("records")
-    return [{**line, "settings": pairs(line["settings"])} for line in lines]
+def methods(path: Path = Path(__file__).with_suffix(".csv")) -> list[dict]:
+    """The lines of `comparison.csv`, with settings as a dictionary.
+
+    Raises:
+        InputError: a line is wrong; gives its number.
+    """
+    made = []
+    for number, line in enumerate(read_csv(path).to_dict("records"), 2):
+        try:
+            settings = pairs(line["settings"])
+            TrainSettings.from_dict({**TRAINING, **settings})
+            if not settings and line["key"] not in ("random", "colour"):
+                raise InputError(f"{line['key']!r} needs settings, such as objective=crw")
+            if line["paper"] and line["paper"] not in PAPERS:
+                raise InputError(f"paper must be one of {'; '.join(PAPERS)}; not {line['paper']!r}")
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        made.append({**line, "settings": settings})
+    return made
 
 
 def comparison_steps(name: str = "comparison", data: str = "davis", *, training: dict = TRAINING,
@@ -100,11 +119,10 @@ def comparison_table(study: Study) -> pd.DataFrame:
     found = counting(found[found["fingerprint"].isin(found["fingerprint"].tail(1))], "name")
     found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*)$")
     found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
-    papers = TABLE1.set_index(TABLE1["method"] + ", " + TABLE1["train data"].fillna(""))["paper J&F_m"]
     of_full_size = found["name"].str.extract(r"^(.+)-\d+-\w+-480p$", expand=False)
     full = found.groupby(of_full_size)["J&F_m"].mean().round(1)
     for method in methods():
-        line = {"method": method["name"], "paper's J&F_m (other data)": papers.get(method["paper"]),
+        line = {"method": method["name"], "paper's J&F_m (other data)": PAPERS.get(method["paper"]),
                 "J&F_m at 480p": full.get(method["key"], NOT_RUN if method["key"] in FULL_SIZE else None),
                 "differs from the original": method["differs"], "state": NOT_RUN}
         own = _comparable(found[found["method"] == method["key"]], trained)
