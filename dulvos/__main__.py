@@ -104,7 +104,7 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
         grid: afterwards, run what is missing of the ablation grid on DAVIS: four hours on two cores.
-        compare: only compare the method with its rivals at CPU scale: thirteen hours on two cores.
+        compare: only compare the method with its rivals at CPU scale: fourteen hours on two cores.
     """
     if compare and (grid or setting != "cpu"):
         raise InputError("--compare runs nothing else; leave out --grid and --setting")
