@@ -1,12 +1,12 @@
 """Table 1 at CPU scale: the paper's method and its rivals as objectives in one harness.
 
 All have the same training videos, encoder, optimiser, number of frames, seeds and propagation. They differ in
-the loss and in the input that it needs. So a method is called "CRW objective", never "CRW". A line of
-`comparison.csv` is a method:
+the loss and in the input that it needs; some variants of CRW change one thing more. So a method is called
+"CRW objective", never "CRW". A line of `comparison.csv` is a method:
 
     key       begins the names of its runs
     name      in tables
-    settings  name=value pairs; empty for features that are not trained, random and colour
+    settings  name=value pairs; empty for random and colour, which are not trained
     paper     the line of the paper's Table 1 whose number stands beside it, as "method, data"
     differs   how the objective differs from the original method
 """
