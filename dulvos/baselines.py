@@ -60,8 +60,8 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
               generator: torch.Generator | None = None) -> WalkOutput:
     """The contrastive random walk (CRW): walk forwards in time, walk back, and arrive where you started.
 
-    With A_t = q_tᵀ q_{t+1}, steps forwards and back are A⁺_t = softmax(A_t / τ) and A⁻_t = softmax(A_tᵀ / τ),
-    over rows. Walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
+    With A_t = q_tᵀ q_{t+1}, steps forwards and back are A⁺_t = softmax(A_t / τ) and A⁻_t = softmax(A_tᵀ / τ);
+    each row sums to 1. Walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
 
     Arguments:
         nodes: (B, K, T, N) float q, L2-normalised over K, frames in temporal order, T >= 3.
@@ -209,7 +209,7 @@ def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
 def colorize_loss(features: Tensor, cells: Tensor, classes: Tensor) -> ColourOutput:
     """Colorize: copy colour classes from each frame to the next, from every cell; cross-entropy.
 
-    Differs from the original: each frame has one reference instead of three.
+    Differs from the original: one reference instead of three, and no 3D network on top of single frames.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
@@ -266,8 +266,9 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
     are the clips of all of them.
 
     Differs from the original, which copies features of a pretrained autoencoder and crops the target by
-    tracking: we copy Lab colours of whole frames. We leave out its warm-up without the last two terms, and
-    two further terms, which copy a frame from itself and hold matches together.
+    tracking: we copy Lab colours of whole frames. We leave out its warm-up without the last two terms, two
+    further terms, which copy a frame from itself and hold matches together, and its limit of 2.5, above which
+    the loss of a clip is ignored.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.
@@ -335,7 +336,7 @@ def channel_factors(generator: torch.Generator, droppable: tuple[int, ...] = (0,
                     probability: float = 0.7) -> Tensor:
     """Factors (3,) of the input channels: 0 for dropped ones, 3 / (3 - number of dropped) for the others.
 
-    With this probability, one to `most` of the `droppable` channels are dropped. The defaults are CorrFlow's
+    With `probability`, one to `most` of the `droppable` channels are dropped. The defaults are CorrFlow's
     and ContrastCorr's; MAST always drops channel 1 or 2.
     """
     chance, count = torch.rand(2, generator=generator).tolist()

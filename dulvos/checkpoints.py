@@ -102,7 +102,7 @@ def load_encoder(path_or_name: AnyPath, *, seed: int = 0) -> nn.Module:
     path = encoder_file(name)
     if path.suffix not in (".safetensors", ".pth", ".pt", ".tar") or not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; give a .safetensors file beside its .json, 'random', "
-                         f"'davis2016', 'imagenet' or a released file (.pth, or {', '.join(RELEASES)})")
+                         f"'davis2016', 'imagenet', timm:MODEL or a release (.pth, {', '.join(RELEASES)})")
     if path.suffix != ".safetensors":
         return read_released(path)
     # old sidecars lack stride, colour and padding

@@ -21,7 +21,7 @@ _CHANGES = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_satu
 
 
 def usable_videos(videos: Sequence[Video], frames: int) -> tuple[list[Video], list[str]]:
-    """The videos of at least `frames` frames, and a line about each other one; InputError if none is."""
+    """The videos of at least `frames` frames, and a line about each shorter one; InputError if all are."""
     kept = [video for video in videos if len(video) >= frames]
     if not kept:
         raise InputError(f"no video is as long as a clip of frames={frames}; the longest of {len(videos)} "

@@ -47,7 +47,7 @@ class Sequence:
 
     @property
     def handed_in(self) -> tuple[int, ...]:
-        """Indices of the frames whose masks are handed in and scored."""
+        """Indices of the frames whose masks are scored, or submitted to a server."""
         return tuple(range(len(self.video))) if self.saved is None else self.saved
 
     def truth(self) -> np.ndarray:
@@ -113,7 +113,7 @@ def load_davis(root: AnyPath, split: str = "val", year: int | None = None) -> Da
     listed = next((file for file in lists if year in (None, lists[file]) and os.path.isfile(file)), None)
     if listed is None:
         raise InputError(f"{root}: no split {split!r} of DAVIS (year {year or 'any'}) in here; expected "
-                         f"ImageSets/2017/{split}.txt, or for DAVIS-2016 480p or 2016 instead of 2017"
+                         f"ImageSets/2017/{split}.txt (DAVIS-2016: ImageSets/480p or ImageSets/2016)"
                          + below(root, "ImageSets"))
     year, own, sequences = lists[listed], _own_name(root), []
     for name, count in _read_list(listed).items():

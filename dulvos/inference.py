@@ -42,7 +42,7 @@ class SegmentSettings(Protocol):
 
     layer: str = "res4"  # of our encoder: res3, res4, key; other encoders have one layer
     shorter_side: int = 0  # reduce frames to this shorter side for the encoder; 0 keeps them
-    frames: str = "crw"  # crw: reduced, antialiased; dino: exactly shorter_side, longer a multiple of 64
+    frames: str = "crw"  # crw: reduced, antialiased; dino: resized, the longer side a multiple of 64
     precision: str = "bf16"  # of the encoder: bf16 (autocast), fp32; propagation is float32
     protocol: str = "crw"  # crw (the paper's) or dino; decides the settings that you do not give
 

@@ -29,7 +29,7 @@ class SequenceScores:
     """J and F of each object in each scored frame of one sequence."""
 
     ids: tuple[int, ...]  # of the objects, ascending
-    j: np.ndarray  # (objects, T - 2) float64, of the frames 1 ... T-2; NaN until after the first annotation
+    j: np.ndarray  # (objects, T - 2) float64 in [0, 1], frames 1 ... T-2; NaN up to the first annotation
     f: np.ndarray
 
     @property

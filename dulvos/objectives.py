@@ -1,7 +1,7 @@
 """Objectives: the settings of a training, and the loss of one iteration.
 
-The method is "dense" (Sec. 3, App. B). The others are baselines of Table 1 with the same encoder, clips,
-optimiser and budget, but another loss (see `dulvos.baselines`).
+The method is "dense" (Sec. 3, App. B). The others are baselines of Table 1 with the same encoder, videos and
+optimiser, but another loss and frames in order (see `dulvos.baselines`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TrainSettings(clips.ClipSettings):
 
     The defaults are the paper's for YouTube-VOS, except `iterations` and `lr_every`, which depend on the
     number of videos (`dulvos.study.collections.paper_settings`). A baseline takes its frames in order and
-    ignores the settings of the method alone (views, grids, jitter, lam, second_forward, alignment) and,
-    except for CRW, tau.
+    ignores the settings that only the method uses (views, grids, jitter, lam, second_forward, alignment);
+    all but CRW also ignore tau.
 
     Raises:
         InputError: a value of the wrong type or out of range.

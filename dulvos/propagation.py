@@ -45,6 +45,7 @@ class Protocol:
                       enlarge=("bilinear", "normalised"))
 
 
+# of CRW (Jabri et al., NeurIPS 2020), which the paper uses, and of DINO (Caron et al., ICCV 2021)
 PROTOCOLS = {
     "crw": Protocol(),
     "dino": Protocol(context=7, neighbourhood="box", restrict_reference=True, repeat_reference=False, topk=5,

@@ -82,7 +82,7 @@ def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
 
 
 def without_prefix(state: dict[str, Tensor], known: str) -> dict[str, Tensor]:
-    """Remove the prefix that a file puts before `known` from all names; names without it are dropped."""
+    """Remove from all names the prefix that a file puts before `known`; drop names without it."""
     prefix = min((name for name in state if name.endswith(known)), key=len, default=known)[: -len(known)]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

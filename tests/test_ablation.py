@@ -27,12 +27,12 @@ VERDICTS = {  # of SCORES
     "baseline": "-", "B20T2": "not stated", "M8": NOT_RUN, "ordered": "differs", "random": "-",
     "B40T1": "agrees",  # -8, the paper's -9.3
     "lam0": "agrees",  # -5.5, beyond 4.97
-    "lam1": "within the deviation",  # -4: three deviations, but of three seeds
+    "lam1": "too small to tell",  # -4: three deviations, but of three seeds
     "N4": "opposite",  # +6, the paper's -8.2
     "T15": "agrees",  # neither the paper nor we see a difference
     "no-jitter": "agrees"}
 CSV = Path(ablation.__file__).with_suffix(".csv")
-DEVIATION = math.sqrt(1 + 1 / 3)  # of the difference between one seed and the mean of three that deviate by 1
+DEVIATION = math.sqrt(1 + 1 / 3)  # of one seed minus the mean of three, if a seed deviates by 1
 VISIBLE = 4.303 * DEVIATION  # Student's t at 97.5 % with two degrees of freedom: 4.97
 
 
@@ -126,18 +126,20 @@ def test_a_new_point_is_one_line(tmp_path: Path) -> None:
 
 
 def test_effects_are_differences_of_means_over_seeds(study: Study) -> None:
-    write_scores(study, {**SCORES, "N4": [56, 57, 58], "M2": [47, 49]})
+    numbers = ["score", "ours", "deviation", "visible"]
+    write_scores(study, SCORES)
+    assert line(study, "lam0")[numbers].tolist() == pytest.approx([44.5, -5.5, DEVIATION, VISIBLE], rel=1e-3)
+    write_scores(study, {"N4": [56, 57, 58], "M2": [47, 49]})
     table = effects(study, TINY).set_index("name")
     assert table.loc["baseline", ["seeds", "state"]].tolist() == [3, "3 of 3 seeds"]
-    numbers = ["score", "ours", "deviation", "visible"]
-    assert table.loc["baseline", numbers].dropna().tolist() == pytest.approx([50, 1])
-    assert table.loc["lam0", numbers].tolist() == pytest.approx([44.5, -5.5, DEVIATION, VISIBLE], rel=1e-3)
+    # a seed's variance, from 2 + 2 + 1 degrees of freedom: (2·1 + 2·1 + 1·2) / 5; t = 2.571
+    seed = math.sqrt(6 / 5)
+    assert table.loc["baseline", numbers].dropna().tolist() == pytest.approx([50, seed])
+    for name, own in {"lam0": [44.5, -5.5, 1], "M2": [48, -2, 2], "N4": [57, 7, 3]}.items():
+        deviation = seed * math.sqrt(1 / own.pop() + 1 / 3)
+        own += [deviation, 2.571 * deviation]
+        assert table.loc[name, numbers].tolist() == pytest.approx(own, rel=1e-3)
     assert table.loc["N16", ["score", "ours", "deviation", "state"]].tolist() == [None, None, None, NOT_RUN]
-    # three seeds against three: variance 1 from four degrees of freedom, t = 2.776
-    assert table.loc["N4", ["ours", "deviation"]].tolist() == pytest.approx([7, math.sqrt(2 / 3)])
-    assert table.loc["N4", "visible"] == pytest.approx(2.776 * math.sqrt(2 / 3), rel=1e-3)
-    # two against three: (2·1 + 1·2) / 3 of variance
-    assert table.loc["M2", "deviation"] == pytest.approx(math.sqrt(4 / 3 * (1 / 2 + 1 / 3)))
     assert table.loc["N4", "state"] == "3 of 3 seeds"
     planned = dataclasses.replace(TINY, seeds=(3, 3, 1))
     assert line(study, "M2", planned).state == "2 of 3 seeds"
@@ -161,7 +163,7 @@ def test_a_claim_has_the_verdicts_of_all_its_points_that_were_run(study: Study) 
     write_scores(study, {"tau0.025": [40], "no-branch": [54]})
     table = claims(effects(study, TINY)).set_index("where")
     assert table.loc["Sec. 4", "verdict"] == "differs, agrees"
-    assert table.loc["Sec. 3.5", "verdict"].iloc[0] == "within the deviation, agrees"
+    assert table.loc["Sec. 3.5", "verdict"].iloc[0] == "too small to tell, agrees"
 
 
 def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: Study) -> None:
@@ -204,6 +206,6 @@ def test_tables_are_written_with_rows_and_without(study: Study, tmp_path: Path) 
     ablation.write_tables(study, TINY, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "fig3.csv").set_index("setting")
     assert table["J&F"].iloc[0] == 50 and table["state"]["M=8"] == NOT_RUN
-    assert table["paper"]["M=2"] == "not stated"
+    assert table["paper"][["M=2", "T=10"]].tolist() == ["lower", "not stated"]
     assert "| M | M=2 | 50.0 | +0.0 |" in (tmp_path / "out" / "fig3.md").read_text()  # without a minus sign
     assert "eight iterations" in (tmp_path / "out" / "claims.md").read_text()

@@ -44,7 +44,7 @@ class Counts:
 
 def table(lines: dict[str, list[int]], *heads: str) -> str:
     """Counts as Markdown, with their sum."""
-    together = {"**together**": [sum(column) for column in zip(*lines.values())]}
+    together = {"**total**": [sum(column) for column in zip(*lines.values())]}
     text = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     text += [f"| {name} | {' | '.join(map(str, numbers))} |" for name, numbers in [
         *sorted(lines.items()), *together.items()]]

@@ -7,7 +7,7 @@ Each line of `ablation.csv` is a point, the baseline with one thing changed. Its
     label     what changes, in the paper's symbols; may contain settings too
     settings  name=value pairs that differ from the baseline (fields of TrainSettings or SegmentSettings)
     features  "random", or empty for trained features
-    paper     the difference that the paper states, in J&F points; 0 means "no effect"
+    paper     the difference that the paper states, in J&F points; 0 means "no effect", empty no number
     claim, where, says  a claim of the paper, its section and its words; several points may test one claim
     expected  the difference that we expect: lower, equal, or empty
 """
@@ -34,7 +34,7 @@ from dulvos.study.tables import write
 from dulvos.training import TrainSettings
 
 __all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs",
-           "points", "scale_text", "write_tables"]
+           "points", "scale_text", "stated", "write_tables"]
 
 EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # edge -> setting
 ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
@@ -164,7 +164,8 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         value: the value of the setting that an edge varies; None for the baseline and for claims.
         seeds, score: number of seeds that were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
-        deviation: standard deviation of `ours` over seeds; for the baseline, of its scores.
+        deviation: standard deviation of `ours` over seeds; for the baseline, of the score of one seed. The
+            variance is pooled over all points with several seeds.
         visible: the largest difference that counts as noise (95 % of Student's t distribution).
         verdict: how `ours` compares with what the paper says.
         state: "not run", "run" or the number of seeds; † if the point or the baseline is of earlier code.
@@ -174,13 +175,16 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
     rows = rows[rows["fingerprint"].isin(rows.groupby("kind")["fingerprint"].last())]
     runs = [(row, training(row, rows), state(row, rows) == "run")
             for _, row in rows[rows["kind"] == "evaluate"].iterrows()]
-    base = _seeds(grid[0], runs)
-    for point in grid:
-        found, edge = _seeds(point, runs), EDGES.get(point.varied)
-        ours, deviation, visible = _difference(found["score"], base["score"])
+    evaluated = [_seeds(point, runs) for point in grid]
+    base, (spread, student) = evaluated[0], _noise([found["score"] for found in evaluated])
+    for point, found in zip(grid, evaluated):
+        count, edge, ours, deviation, visible = len(found), EDGES.get(point.varied), None, None, None
         if point is grid[0]:
-            ours, deviation, visible = None, base["score"].std(), None
-        count = len(found)
+            deviation = spread
+        elif count and len(base):
+            ours = found["score"].mean() - base["score"].mean()
+            deviation = spread * math.sqrt(1 / count + 1 / len(base))
+            visible = student * deviation
         told = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
         if not (found["current"].all() and base["current"].all()):
             told = f"† {told} by earlier code"
@@ -213,17 +217,15 @@ def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -
     return table[table["current"] == table["current"].any()]
 
 
-def _difference(scores: pd.Series, base: pd.Series) -> tuple[float, float, float]:
-    """The difference of two means, its deviation, and the largest difference that counts as noise.
+def _noise(scores: Sequence[pd.Series]) -> tuple[float, float]:
+    """The deviation of one seed's score, pooled over all points, and Student's t for its degrees of freedom.
 
-    The variance is pooled over both. With too few seeds the results are NaN.
+    NaN if no point has two seeds.
     """
-    n, m, freedom = len(scores), len(base), len(scores) + len(base) - 2
-    deviation = math.nan
-    if n and m and freedom:
-        squares = n * scores.var(ddof=0) + m * base.var(ddof=0)
-        deviation = math.sqrt(squares / freedom * (1 / n + 1 / m))
-    return scores.mean() - base.mean(), deviation, deviation * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    several = [own for own in scores if len(own) > 1]
+    freedom = sum(len(own) - 1 for own in several)
+    squares = sum((len(own) - 1) * own.var() for own in several)
+    return math.sqrt(squares / freedom) if freedom else math.nan, stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 
 def _verdict(scale: Scale, line: dict) -> str:
@@ -240,23 +242,25 @@ def _verdict(scale: Scale, line: dict) -> str:
     if visible is None:
         return "deviation unknown"
     if abs(ours) <= visible:
-        return "agrees" if line["expected"] == "equal" else "within the deviation"
+        return "agrees" if line["expected"] == "equal" else "too small to tell"
     if line["expected"] == "equal":
         return "differs"
     return "agrees" if ours < 0 else "opposite"
 
 
+def stated(difference: float | None, expected: str | None) -> str:
+    """What the paper says about a point of Fig. 3: a number, only that it is lower, or nothing."""
+    if difference is None:
+        return expected or "not stated"
+    return f"{difference:+z.1f}" if difference else "about 0"
+
+
 def figure_table(found: pd.DataFrame) -> pd.DataFrame:
     """Fig. 3 as a table, the baseline first, from what `effects` returns."""
-    def stated(difference: float | None) -> str:
-        if difference is None:
-            return "not stated"
-        return f"{difference:+z.1f}" if difference else "about 0"
-
     lines = found[found["varied"] != "claim"].rename(columns={"label": "setting", "score": "J&F"})
     numbers = ["J&F", "ours", "deviation"]
     lines[numbers] = lines[numbers].astype(float).round(4)
-    lines["paper"] = ["-", *map(stated, lines["paper"][1:])]  # a baseline differs in nothing
+    lines["paper"] = ["-", *map(stated, lines["paper"][1:], lines["expected"][1:])]
     return frame(lines, ["varied", "setting", *numbers, "paper", "verdict", "state"])
 
 

@@ -76,6 +76,7 @@ def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeat
     Arguments:
         frames: (H, W, 3) uint8 RGB.
         first: (J, 2) x and y in pixels.
+        make: makes (K, h, w) features of frames, as for `dulvos.segment`.
 
     Returns:
         (T, J, 2) x and y in pixels; NaN for a lost joint.

@@ -1,8 +1,8 @@
-"""Table 1 at CPU scale: the paper's method and its rivals as objectives in one harness.
+"""Table 1 at CPU scale: the paper's method and its rivals, trained alike.
 
 All have the same training videos, encoder, optimiser, number of frames, seeds and propagation. They differ in
-the loss and in the input that it needs; some variants of CRW change one thing more. So a method is called
-"CRW objective", never "CRW". A line of `comparison.csv` is a method:
+the loss and in the input that it needs; variants of CRW and MAST change one or two things more. So a method
+is called "CRW objective", never "CRW". A line of `comparison.csv` is a method:
 
     key       begins the names of its runs
     name      in tables
@@ -135,7 +135,7 @@ def comparison_table(study: Study) -> pd.DataFrame:
             line |= {**means.loc[best], "±": round(own["J&F_m"].std(), 1), "layer": best, "seeds": len(own),
                      f"J&F_m at {MAIN}": means["J&F_m"].get(MAIN),
                      "state": max(state(row, rows) for _, row in own.iterrows())  # † sorts last
-                     + f"; {NOT_RUN}: {', '.join(missing)}" * bool(missing)}
+                     + f"; layer {', '.join(missing)}: {NOT_RUN}" * bool(missing)}
             made = trained[trained["key"].isin(own["trained_key"])]
             if len(made):
                 seen = made["iterations"] * made["parameters.batch"] * made["parameters.frames"]

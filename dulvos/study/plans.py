@@ -66,7 +66,7 @@ def grid_steps(name: str, only: Collection[str] = ()) -> list[Step]:
     """The ablation grid at a scale: a training and an evaluation for each point and seed, then 03_ablation.
 
     Arguments:
-        name: of the scale: demo, davis or paper.
+        name: of the scale, in `ablation_scales.toml`.
         only: names of evaluations, such as "N4-0", to which the grid is restricted.
 
     Raises:

@@ -214,12 +214,12 @@ def label(row: pd.Series) -> str:
 
 
 def has(row: pd.Series, settings: dict) -> bool:
-    """Whether a run had these settings; a setting that is newer than the row had its default."""
+    """Whether a run had these settings; defaults stand for those that its code did not have."""
     return all(lookup(row, f"parameters.{name}") == value for name, value in settings.items())
 
 
 def lookup(row: dict | pd.Series, name: str) -> object:
-    """A field of a row; a setting or field that is newer than the row had its default."""
+    """A field of a row; its default if the code that made the row did not have it yet."""
     found = row.get(name)
     if found is not None and found == found:  # pandas gives NaN for a field that only other rows have
         return found
