@@ -203,7 +203,8 @@ def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], a
         settings = TrainSettings.from_dict(chosen)
     row = runs.training_run(Study(study), name, data, settings, device=device)
     minutes = row["seconds"] / 60
-    print(f"{row['encoder']}: {row['iterations']} iterations in {minutes:.1f} min, L = {row['loss']:.3f}")
+    print(f"{Study(study).folder / row['encoder']}: {row['iterations']} iterations in {minutes:.1f} min, "
+          f"L = {row['loss']:.3f}")
     return 0
 
 
@@ -264,8 +265,8 @@ def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path
         overwrite: replace files in OUT that segment did not write.
         mp4: write overlay.mp4 at the video's rate, or at 24 frames a second for a folder.
     """
-    if len(given) < 2:
-        raise InputError("give a MASK and the folder OUT: dulvos segment VIDEO MASK [MASK ...] OUT")
+    if len(given) < 2 or videos.given_file(given[-1])[1].is_file():
+        raise InputError(f"{' '.join(given)}: give a MASK and the folder OUT: VIDEO MASK [MASK ...] OUT")
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     for item in named:
@@ -281,7 +282,7 @@ def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path
                          "find; give only the first mask, or leave some out")
     opened.verify()
     check_memory(opened, first, chosen, encoder)
-    folder = masks.check_folder(out, opened, overwrite)
+    folder = masks.check_folder(out, opened, overwrite, named)
     for frame, ids in first.items():
         print(f"frame {frame}: objects {', '.join(map(str, np.setdiff1d(ids, 0)))}")
     found = segment(opened.frames(), first, partial(encode, encoder), chosen, ended=ended)

@@ -103,7 +103,7 @@ def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSet
 
 def _device(encoder: Callable) -> torch.device:
     if isinstance(encoder, nn.Module):
-        return next(encoder.parameters()).device
+        return next(encoder.parameters(), torch.empty(0)).device
     return torch.device(getattr(encoder, "device", "cpu"))
 
 
@@ -132,7 +132,11 @@ def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
         if isinstance(encoder, Encoder):
             layer = settings.layer or "res4"
             return getattr(encoder(images, (layer,)), layer)
-        return F.normalize(encoder(images).float(), dim=1)
+        features = encoder(images)
+        if not (isinstance(features, Tensor) and features.ndim == 4 and len(features) == len(images)):
+            made = f"{type(features).__name__} {(*getattr(features, 'shape', ()),)}"
+            raise InputError(f"the encoder makes a {made} of images {(*images.shape,)}, not (n, K, h, w)")
+        return F.normalize(features.float(), dim=1)
 
 
 def _mean_colours(images: Tensor) -> Tensor:

@@ -228,11 +228,12 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     return dict(sorted((numbers[stem], file) for stem, file in files.items()))
 
 
-def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
+def check_folder(out: AnyPath, video: Video, overwrite: bool = False, given: Iterable[AnyPath] = ()) -> Path:
     """Make the folder for the results.
 
     Arguments:
         overwrite: results may replace files that no earlier run wrote.
+        given: masks, as for `given_masks`, which results never replace.
 
     Raises:
         InputError: it is no folder, cannot be written to, or results would replace the video in it, or a file
@@ -244,8 +245,11 @@ def check_folder(out: AnyPath, video: Video, overwrite: bool = False) -> Path:
     names = _result_names(video)
     files = [path for path in (*out.glob("*.png"), out / MOVIE) if path.is_file()]
     signed = {path.name for path in files if SIGNATURE.encode() in path.read_bytes()}
-    for path in [] if overwrite else files:
-        if path.name in names and path.name not in signed:
+    kept = {given_file(item)[1].resolve() for item in given}
+    for path in files:
+        if path.name in names and kept & {path.resolve(), out.resolve()}:
+            raise InputError(f"{path}: results would replace this given mask; move it to another folder")
+        if path.name in names and path.name not in signed and not overwrite:
             raise InputError(f"{path}: results would replace this file, which an earlier run did not write; "
                              "give another folder, or --overwrite (overwrite=True in Python)")
     if others := sorted(signed.difference(names)):

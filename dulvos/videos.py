@@ -222,14 +222,15 @@ def _header_size(path: Path) -> tuple[int, int]:
 @_readable()
 def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
     """Names of the frames in a folder, ordered by the numbers in them; see `open_video`."""
-    masks = {os.path.abspath(given_file(item)[1]) for item in given}
+    paths = [given_file(item)[1] for item in given]
+    masks = {path.name for path in paths if os.path.realpath(path.parent) == os.path.realpath(folder)}
     files = []
     for entry in os.scandir(folder):
         stem, suffix = os.path.splitext(entry.name)
         # A broken link counts, so that reading it is an error. A pipe does not: reading it would never end.
         if (not stem.startswith(".") and suffix.lower() in FRAME_SUFFIXES
                 and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry))
-                and os.path.abspath(entry) not in masks):
+                and entry.name not in masks):
             words = re.split(r"([0-9]+(?:\.[0-9]+)?)", stem)
             files.append(([*map(Decimal, words[1::2])], words[::2], entry.name))
     files.sort()

@@ -108,7 +108,10 @@ def test_a_scale_may_plan_some_points_only() -> None:
     ("a,claim,a,lamb=1", "lamb"), ("a,claim,a,lam=-1", "lam"), ("a,claim,a,layer=res9", "layer"),
     ("a,Q,a,lam=1", "varied"), ("a,baseline,a,lam=1", "baseline"), ("a,claim,a,lam=1,,−2.3", "−2.3"),
     ("a,claim,a,lam", "name=value"), ("M2,M,M=2,cross_grid=2", "M2"), ("a{b},claim,a,lam=1", "b"),
-    ("a,claim,a,lam=1,,,c,w,s,higher", "expected"), ("a,\"B, T\",a,grid=4", "frames")])
+    ("a,claim,a,lam=1,,,c,w,s,higher", "expected"), ("a,\"B, T\",a,grid=4", "frames"),
+    ("T0,\"B, T\",a,frames=0", "frames"), ("a,claim,,lam=1", "label"), (",claim,a,lam=1", "name"),
+    ("a,claim,{lam.a},lam=1", "no attribute"), ("a,claim,a,lam=1,random", "leave out lam"),
+    ("a,claim,a,precision=fp32", "precision"), ("a,claim,a,seed=1", "seed")])
 def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: str) -> None:
     path = tmp_path / "ablation.csv"
     path.write_text(CSV.read_text() + added + "\n")
@@ -164,6 +167,9 @@ def test_a_claim_has_the_verdicts_of_all_its_points_that_were_run(study: Study) 
     table = claims(effects(study, TINY)).set_index("where")
     assert table.loc["Sec. 4", "verdict"] == "differs, agrees"
     assert table.loc["Sec. 3.5", "verdict"].iloc[0] == "too small to tell, agrees"
+    found = effects(study, TINY)
+    unclaimed = found.assign(claim=found["claim"].mask(found["name"] == "tau0.1", None))
+    assert claims(unclaimed).set_index("claim").loc["τ=0.1 in training", "verdict"] == "agrees"
 
 
 def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: Study) -> None:

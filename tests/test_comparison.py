@@ -26,7 +26,9 @@ def test_every_objective_is_compared_on_as_many_frames():
 
 @pytest.mark.parametrize(("line", "words"), [
     ("crw,CRW,objective=crw bath=10,,", "bath"), ("crw,CRW,objective=crw frames=1,,", "frames"),
-    ("crw,CRW,,,", "'crw' needs settings"), ("crw,CRW,objective=crw,CRW,", "CRW, Kinetics-400")])
+    ("crw,CRW,,,", "'crw' needs settings"), ("colour,colours,tau=0.1,,", "random, colour: none"),
+    ("random,again,,,", "a key of its own"), (",none,objective=crw,,", "a key of its own"),
+    ("crw,CRW,objective=crw,CRW,", "CRW, Kinetics-400")])
 def test_a_wrong_line_is_named(tmp_path, line, words):
     path = tmp_path / "own.csv"
     path.write_text(f"key,name,settings,paper,differs\nrandom,random features,,,\n{line}\n")

@@ -46,6 +46,18 @@ def test_encode_reads_no_further_than_its_batch(encoder, frames):
     assert len(read) == 2
 
 
+@pytest.mark.parametrize("wrong", [
+    lambda images: images[:1], lambda images: images[0], lambda images: (images,),
+    lambda images: images.numpy(), lambda images: images.flatten(2)])
+def test_an_encoder_that_makes_no_maps_is_refused(frames, wrong):
+    with pytest.raises(InputError, match=r"the encoder makes a .* of images \(4, 3, 61, 83\)"):
+        next(encode(wrong, frames[0]))
+
+
+def test_a_module_may_lack_parameters(frames):
+    assert next(encode(torch.nn.AvgPool2d(8), frames[0])).shape == (3, 7, 10)
+
+
 def test_colour_tells_a_bright_object_from_a_dark_ground(frames):
     masks = list(segment(frames[0], frames[1][0], colour_features))
     for mask, truth in zip(masks, frames[1]):

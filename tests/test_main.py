@@ -105,7 +105,8 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
 
 
 @pytest.mark.parametrize("arguments", [
-    ["segment", "clip", "out"], ["davis"], ["davis", "--davis", "absent"], ["davis", "--davis", "."],
+    ["segment", "clip", "out"], ["segment", "clip", "mask.png", "3=mask.png"],
+    ["davis"], ["davis", "--davis", "absent"], ["davis", "--davis", "."],
     ["grid", "--davis", "clip"],
     ["grid", "--study", "davis", "--run"], ["grid", "--only", "N5-0"], ["paper", "--rows", "crw"],
     ["paper", "--data", "absent"], ["paper", "--data", "clip", "--rows", "mast"], ["index", "--data", "clip"],

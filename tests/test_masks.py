@@ -95,8 +95,9 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 4]
     assert list(masks.given_masks(video, [later])) == [0]  # "b=c.png" is a name
     among = later.rename(video.path / later.name)  # the frames
-    for item in (among, f"4={among}"):
-        assert len(open_video(video.path, [item])) == LENGTH
+    (tmp_path / "link").symlink_to(video.path)
+    for item in (among, f"4={among}", tmp_path / "link" / among.name):
+        assert len(open_video(video.path, [item])) == len(open_video(tmp_path / "link", [item])) == LENGTH
 
 
 @pytest.mark.parametrize("threshold", [-1, 256, 1.5, "a"])
@@ -132,6 +133,9 @@ def test_results_never_replace_what_they_are_made_from(video: Video, tmp_path: P
     for out in (video.path, mask.parent, tmp_path / "file", tmp_path / "file/out"):
         with pytest.raises(InputError, match=str(out)):
             masks.check_folder(out, video)
+    for item in (mask, f"3={mask}", mask.parent):  # even with overwrite, a given mask stays
+        with pytest.raises(InputError, match=str(mask)):
+            masks.check_folder(mask.parent, video, True, [item])
     out = tmp_path / "new" / "out"
     seen = write_mp4(out / masks.MOVIE, video.frames())  # of an earlier run, and now the video
     with pytest.raises(InputError, match=str(seen)):

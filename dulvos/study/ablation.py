@@ -28,7 +28,7 @@ from scipy import stats
 
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
-from dulvos.study.paper import read_csv, trained_with
+from dulvos.study.paper import FREE, read_csv, trained_with
 from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, state, training
 from dulvos.study.tables import write
 from dulvos.training import TrainSettings
@@ -125,7 +125,7 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
                 raise InputError(f"there is another point called {point.name!r}")
             if (point.varied == "baseline") == bool(made):
                 raise InputError("the first line, and no other, must be the baseline")
-        except (InputError, LookupError, TypeError, ValueError) as error:
+        except (InputError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         made[point.name] = point
     return list(made.values())
@@ -135,8 +135,14 @@ def _point(scale: Scale, line: dict) -> Point:
     for column, allowed in ALLOWED.items():
         if line[column] not in allowed:
             raise InputError(f"{column} must be one of {allowed}, not {line[column]!r}")
+    if not (line["name"] and line["label"]):
+        raise InputError("a point needs a name and a label")
     changes, base = pairs(line["settings"]), TrainSettings.from_dict(scale.training)
+    if free := sorted(changes.keys() & set(FREE)):
+        raise InputError(f"{free[0]} cannot be varied: rows count whatever it is")
     if line["varied"] == "B, T":  # T at a fixed B·T
+        if changes.get("frames", 0) < 1:
+            raise InputError("a point of B, T needs frames >= 1")
         changes["batch"] = base.batch * base.frames // changes["frames"]
         if scale.lengths == "epochs":
             ratio = base.batch / changes["batch"]
@@ -144,6 +150,8 @@ def _point(scale: Scale, line: dict) -> Point:
     training = {name: value for name, value in changes.items() if hasattr(base, name)}
     inference = scale.inference | {name: changes[name] for name in changes.keys() - training.keys()}
     SegmentSettings(**inference)  # refuses a wrong one
+    if line["features"] and training:
+        raise InputError(f"{line['features']} features are not trained; leave out {', '.join(training)}")
     settings = dataclasses.asdict(TrainSettings.from_dict(scale.training | training))
     float(line["paper"] or 0)  # refuses what is no number
     name, label = (line[column].format(**settings) for column in ("name", "label"))
@@ -270,7 +278,8 @@ def claims(found: pd.DataFrame) -> pd.DataFrame:
         return ", ".join(dict.fromkeys(own[own != NOT_RUN])) or NOT_RUN
 
     tried, base = found[found["varied"] == "claim"], found["score"].iloc[0]
-    tried = tried.assign(seen=[_seen(line, base) for line in tried.to_dict("records")])
+    tried = tried.assign(claim=tried["claim"].fillna(tried["label"]),
+                         seen=[_seen(line, base) for line in tried.to_dict("records")])
     table = tried.groupby("claim", sort=False, as_index=False).agg(
         {"where": "first", "says": "first", "seen": "; ".join, "verdict": verdicts})
     return table.rename(columns={"says": "the paper says", "seen": "we see (J&F)"})

@@ -55,11 +55,13 @@ def methods(path: Path = Path(__file__).with_suffix(".csv")) -> list[dict]:
         try:
             settings = pairs(line["settings"])
             TrainSettings.from_dict({**TRAINING, **settings})
-            if not settings and line["key"] not in ("random", "colour"):
-                raise InputError(f"{line['key']!r} needs settings, such as objective=crw")
+            if not line["key"] or line["key"] in [other["key"] for other in made]:
+                raise InputError(f"each line needs a key of its own, not {line['key']!r}")
+            if bool(settings) == (line["key"] in ("random", "colour")):
+                raise InputError(f"{line['key']!r} needs settings, as objective=crw; random, colour: none")
             if line["paper"] and line["paper"] not in PAPERS:
                 raise InputError(f"paper must be one of {'; '.join(PAPERS)}; not {line['paper']!r}")
-        except InputError as error:
+        except (InputError, LookupError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         made.append({**line, "settings": settings})
     return made
@@ -94,6 +96,8 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
                 evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
     for seed in range(seeds):
         for key, layer in FULL_SIZE.items():  # each takes about five times as long as 240p
+            if key not in {method["key"] for method in trained}:
+                continue
             evaluate(f"{key}-{seed}-{layer}-480p", f"trained:{key}-{seed}", minutes=5 * MINUTES["evaluate"],
                      layer=layer, shorter_side=0)
     for layer in [layer for layer in LAYERS if layer not in FIRST]:

@@ -301,15 +301,19 @@ def evaluate_encoders(study: Study, encoders: tuple[str, ...], data: str,
         a line for each encoder: encoder, channels, its scores in percent, and seconds a frame.
 
     Raises:
-        InputError: an unknown or damaged encoder, or bad data, before anything is propagated.
+        InputError: an unknown or damaged encoder, before anything is propagated; bad data; an encoder that
+            does not fit the frames (names it; the rows of those before it are kept).
     """
     lines = []
     for encoder in set(encoders) - set(BASELINES):
         load_encoder(find_features(study, encoder)[0])
     for encoder in encoders:
         name = re.sub(r"[^\w.=@-]+", "-", Path(encoder).stem if "/" in encoder else encoder)[-100:]
-        row = evaluation_run(study, name, data, encoder, settings, split=split, device=device,
-                             processes=processes)
+        try:
+            row = evaluation_run(study, name, data, encoder, settings, split=split, device=device,
+                                 processes=processes)
+        except InputError as error:
+            raise InputError(f"{encoder}: {error}") from None
         scores = {key.removeprefix("scores."): 100 * row[key] for key in row if key.startswith("scores.")}
         lines.append({"encoder": encoder, "channels": row["channels"],
                       **(scores or {"submission": row["submission"]}),
