@@ -169,6 +169,8 @@ def load_youtube_vos(root: AnyPath, split: str = "valid") -> Dataset:
             if len(saved) < len(names):
                 raise InputError(f"{video.path}: lacks frames of {frames / name}; expected all frames")
         masks = mask_files(video, annotations / name)
+        if saved and (lost := sorted(masks.keys() - {*saved})):
+            raise InputError(f"{frames / name}: lacks {video.frame_name(lost[0])}, which has an annotation")
         sequences.append(Sequence(name, video, masks, objects=objects[name], saved=saved))
         sequences[-1].mask(min(masks))
     return Dataset(_own_name(root) or "YouTube-VOS", root, split, sequences)

@@ -215,7 +215,7 @@ def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -
     inference, found = dataclasses.asdict(SegmentSettings(**point.inference)), []
     for row, made, current in runs:
         if made is None:
-            fits, seed = row["features"] == point.features, row.get("seed")
+            fits, seed = not point.trained and row["features"] == point.features, row.get("seed")
         else:
             fits = point.trained and pd.isna(row["snapshot"]) and trained_with(made, point.settings)
             seed = made["parameters.seed"]

@@ -216,14 +216,14 @@ def _listed(source: Source, root: Path) -> list[Path]:
 def _all(folder: Path, depth: int = _DEPTH) -> list[tuple[Path, bool]]:
     """The files and lowest folders in a folder, without hidden ones, and whether each is a video.
 
-    A folder with frames is a video; video files beside the frames are not.
+    A folder with frames is a video; video files and folders beside the frames are not.
     """
     found: list[tuple[Path, bool]] = []
     for path in sorted(folder.glob("[!.]*")):
         inside = [*path.glob("[!.]*")] if path.is_dir() else []
-        films = [inner for inner in inside if inner.suffix.lower() in VIDEO_SUFFIXES]
+        others = [inner for inner in inside if inner.suffix.lower() in VIDEO_SUFFIXES or inner.is_dir()]
         if any(inner.suffix.lower() in FRAME_SUFFIXES for inner in inside):
-            found += [(path, True), *((film, False) for film in films)]
+            found += [(path, True), *((other, False) for other in others)]
         elif inside and depth > 1:
             found += _all(path, depth - 1)
         else:

@@ -121,24 +121,25 @@ def comparison_table(study: Study) -> pd.DataFrame:
     rows, lines = study.rows(), []
     trained, found = rows[rows["kind"] == "train"], rows[rows["kind"] == "evaluate"]
     found = counting(found[found["fingerprint"].isin(found["fingerprint"].tail(1))], "name")
-    found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*)$")
+    found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*(?:-480p)?)$")
     found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
-    of_full_size = found["name"].str.extract(r"^(.+)-\d+-\w+-480p$", expand=False)
-    full = found.groupby(of_full_size)["J&F_m"].mean().round(1)
     for method in methods():
         line = {"method": method["name"], "paper's J&F_m (other data)": PAPERS.get(method["paper"]),
-                "J&F_m at 480p": full.get(method["key"], NOT_RUN if method["key"] in FULL_SIZE else None),
+                "J&F_m at 480p": NOT_RUN if method["key"] in FULL_SIZE else None,
                 "differs from the original": method["differs"], "state": NOT_RUN}
         own = _comparable(found[found["method"] == method["key"]], trained)
-        means = own.groupby("layer")[[*SCORES]].mean().round(1).reindex(LAYERS).dropna()
+        means = own.groupby("layer")[[*SCORES]].mean().round(1)
+        for layer in means.index[means.index.str.endswith("-480p")]:
+            line["J&F_m at 480p"] = means["J&F_m"][layer]
+        means = means.reindex(LAYERS).dropna()
         if len(means):
-            best = means["J&F_m"].idxmax()
+            best, told = means["J&F_m"].idxmax(), max(state(row, rows) for _, row in own.iterrows())
             own = own[own["layer"] == best]
             layers = [MAIN] if method["key"] == "colour" else LAYERS
             missing = [layer for layer in layers if layer not in means.index]
             line |= {**means.loc[best], "±": round(own["J&F_m"].std(), 1), "layer": best, "seeds": len(own),
                      f"J&F_m at {MAIN}": means["J&F_m"].get(MAIN),
-                     "state": max(state(row, rows) for _, row in own.iterrows())  # † sorts last
+                     "state": told  # † sorts last
                      + f"; layer {', '.join(missing)}: {NOT_RUN}" * bool(missing)}
             made = trained[trained["key"].isin(own["trained_key"])]
             if len(made):

@@ -308,7 +308,7 @@ def evaluate_encoders(study: Study, encoders: tuple[str, ...], data: str,
     for encoder in set(encoders) - set(BASELINES):
         load_encoder(find_features(study, encoder)[0])
     for encoder in encoders:
-        name = re.sub(r"[^\w.=@-]+", "-", Path(encoder).stem if "/" in encoder else encoder)[-100:]
+        name = re.sub(r"[^\w.=@-]+", "-", encoder).strip("-")[-100:]
         try:
             row = evaluation_run(study, name, data, encoder, settings, split=split, device=device,
                                  processes=processes)

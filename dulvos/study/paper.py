@@ -127,7 +127,8 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
         row = None
         if line["method"] == OURS:
             own = trained[trained["data"] == line["train data"]]
-            row = newest(own[[_length(made) == "" for _, made in own.iterrows()]])
+            whole = [_length(made) == "" and not lookup(made, "miscounted") for _, made in own.iterrows()]
+            row = newest(own.loc[whole])
             shown += [] if row is None else [row.name]
         lines.append({**line, **_cost(row, rows)})
     lines += [{"method": f"{row['name']} (study {row['study']})", "train data": row["data"],
@@ -147,13 +148,15 @@ def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
 
 
 def of_table(rows: pd.DataFrame, table: int) -> pd.DataFrame:
-    """The evaluations on the whole of the data of Table 1 or 2."""
+    """The evaluations on the whole of the data of Table 1 or 2 with the paper's propagation, at any layer."""
     wanted = WHOLE[table]
-    return rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)]
+    rows = rows[rows.reindex(columns=[*wanted]).eq([*wanted.values()]).all(axis=1)]
+    settings = {name: value for name, value in PROTOCOL.items() if name != "layer"}
+    return rows.loc[[has(row, settings) for _, row in rows.iterrows()]]
 
 
 def _by_line(rows: pd.DataFrame, table: int) -> dict[tuple, pd.Series]:
-    """The evaluation with the paper's propagation that counts for each line of a table, by its `KEYS`."""
+    """The evaluation that counts for each line of a table, by its `KEYS`."""
     found: dict[tuple, list[pd.Series]] = {}
     for _, row in of_table(rows, table).iterrows():
         made, chosen = training(row, rows), remark(row)
@@ -162,7 +165,7 @@ def _by_line(rows: pd.DataFrame, table: int) -> dict[tuple, pd.Series]:
             size = "data of another size" if lookup(made, "miscounted") else ""
             line = OURS, made["data"], ", ".join(filter(None, [length, size, chosen]))
         layers = SELECTED_LAYERS if chosen else [layer]
-        if line[0] and any(has(row, {**PROTOCOL, "layer": layer}) for layer in layers):
+        if line[0] and lookup(row, "parameters.layer") in layers:
             found.setdefault(tuple(line), []).append(row)
     return {line: newest(pd.DataFrame(found[line])) for line in sorted(found, key=str)}
 

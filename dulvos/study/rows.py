@@ -121,7 +121,9 @@ def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[di
     make_folder(study.folder)  # an error comes now, not after hours
     key = run_key(kind, wanted) if row is None else row["key"]
     row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted}
-    row = flat({**row, **compute(row), **provenance(kind, row)})
+    origin = provenance(kind, row)
+    code = {name: origin[name] for name in ("commit", "dirty")}  # that runs, whatever is committed meanwhile
+    row = flat({**row, **compute(row), **provenance(kind, row), **code})
     if write:
         study.write(row)
     return row

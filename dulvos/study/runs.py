@@ -191,4 +191,5 @@ def data_fingerprint(dataset: Dataset, *, masks: bool) -> str:
         return mark
     read = [(sequence.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
             for sequence in dataset.sequences for path in sequence.masks.values()]
+    read += [(sequence.objects, sequence.saved) for sequence in dataset.sequences if sequence.objects]
     return hashlib.sha256(f"{mark} {read}".encode()).hexdigest()[:16]

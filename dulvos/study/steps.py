@@ -15,7 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TextIO
@@ -117,36 +117,51 @@ def find_state(step: Step) -> tuple[str, dict | None]:
     """The state of a step (done, failed or missing), and the row that it left.
 
     If the data are on this machine, only a row of the same data counts.
+
+    Raises:
+        InputError: a newer training of this name had other settings; evaluations would take that one.
     """
     row = _find_row(step) if step.row else None
     done = row is not None if step.row else _is_shown(step)
     if row and step.files:
-        done = (is_whole(step.study.folder / row["encoder"]) if step.row == "train"
-                else step.study.path(row, "masks").exists())
+        masks = step.study.path(row, "masks")
+        done = (is_whole(step.study.folder / row["encoder"]) if step.row == "train" else
+                len([*masks.glob("*.json")]) == row["sequences"]  # a video's is written last
+                and (step.study.folder / (row.get("submission") or masks)).exists())
     return "done" if done else "failed" if step.failure.is_file() else "missing", row
 
 
 def _find_row(step: Step) -> dict | None:
-    given = step.given
-    settings = {field.name for field in fields(TrainSettings if step.row == "train" else SegmentSettings)}
-    wanted = {f"parameters.{name}": value for name, value in given.items()
-              if name in settings and name not in NO_NUMBERS}
+    settings = asdict(TrainSettings() if step.row == "train" else SegmentSettings())
+    given = settings | step.given
+    wanted = {f"parameters.{name}": given[name] for name in settings.keys() - set(NO_NUMBERS)}
     wanted["name"] = given["name"]
     folders = map(os.environ.get, ("DULVOS_DAVIS", "DULVOS_DATA_DIR"))
     if found := _mark(*step.reads, step.row != "train", *folders):
         wanted |= found
     features = given.get("features", "")
     made, _, run = features.partition("@")[0].partition(":")
+    if made == "random":
+        wanted["seed"] = given["seed"]
     if made in ("trained", "selected"):
         training = find_training(step.study.rows(), run or "trained")
         if training is None or not training["current"]:
             return None
         wanted["trained_key"] = training["key"]
+        if made == "trained" and not given["select"]:
+            iteration = features.partition("@")[2]
+            wanted["snapshot"] = int(iteration) if iteration else None
     elif features:
         wanted["features"] = features
     if given.get("select") or made in ("selected", "timm"):  # the layer is selected, or the model names it
         del wanted["parameters.layer"]
-    return step.study.find(step.row, wanted)
+    row = step.study.find(step.row, wanted)
+    if row and step.row == "train":
+        newer = find_training(step.study.rows(), row["name"])["key"]
+        if newer != row["key"]:
+            raise InputError(f"{step.study.folder}/rows/train-{row['name']}-{newer}.json: a newer training "
+                             "of this name had other settings; give one another name, or delete that row")
+    return row
 
 
 def _is_shown(step: Step) -> bool:

@@ -181,7 +181,9 @@ def _by_benchmark(rows: pd.DataFrame) -> Iterator[tuple[str | None, dict[str, pd
     The `METHODS` come first (None if one was not run), then the others by label.
     """
     found = rows[(rows["kind"] == "evaluate") & ~rows["name"].str.startswith(CURVE).astype(bool)]
-    found = found.assign(label=[label(row) for _, row in found.iterrows()])
+    found = found.assign(label=[
+        label(row) if row["name"] not in METHODS or row["name"] in row["features"] else
+        f"{row['name']} with features {row['features']}" for _, row in found.iterrows()])
     for data, split in benchmarks(found) or [("", "")]:
         own = counting(found[(found["data"] == data) & (found["split"] == split)], "label")
         made = {row["label"]: row for _, row in own.sort_values("label").iterrows()}

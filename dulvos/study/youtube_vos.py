@@ -101,7 +101,10 @@ def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
         root: the folder of YouTube-VOS.
     """
     categories, unseen = object_categories(root), local_split(root).unseen
-    new = [categories[name].get(i) in unseen for name, i in zip(table["sequence"], table["object"])]
+    objects = [*zip(table["sequence"], table["object"])]
+    if lost := [f"{name}: {i}" for name, i in objects if i not in categories[name]]:
+        raise InputError(f"{root}/train/meta.json: lacks the object {lost[0]}, which the masks show")
+    new = [categories[name][i] in unseen for name, i in objects]
     means = table.groupby(new)[["J mean", "F mean"]].mean().to_numpy().ravel()
     return dict(zip(CLASS_COLUMNS, [*means, means.mean()], strict=True))
 
