@@ -192,6 +192,9 @@ def test_a_row_counts_for_its_own_settings_and_data_only(study: Study) -> None:
     assert not effects(study, longer)["seeds"].sum()
     write_scores(study, {"N4": [48]}, snapshot=4)
     assert line(study, "N4").seeds == 0
+    write_scores(study, {"M2": [60]}, features="trained")
+    (study.folder / "rows/train-M2-0-t-M2-0.json").unlink()
+    assert [line(study, name).seeds for name in ("M2", "N4", "baseline")] == [0, 0, 2]
     write_scores(study, {"lam1": [40]}, fingerprint="of other data", date="2026-02-02")
     assert [line(study, name).seeds for name in ("baseline", "lam0", "lam1")] == [0, 0, 1]
 

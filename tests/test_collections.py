@@ -152,6 +152,8 @@ def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
     found = index(tree)
     assert lengths(found) == before and index(tree).notes == found.notes
     assert len(found.notes) == 1 and found.notes[0].startswith("4 ") and "broken.mp4" in found.notes[0]
+    write_frames(tree / "a", ["poster.jpg"])
+    assert index(tree).notes[0].startswith("6 "), "folders of frames beside a picture"
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent", "tree/b"):  # the last one holds the frames itself
         with pytest.raises(InputError, match=folder):

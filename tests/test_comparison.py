@@ -69,6 +69,17 @@ def test_an_evaluation_is_as_old_as_its_training(study, write_row):
     assert comparison_table(study).set_index("method").loc["CRW objective", "state"].startswith("†")
 
 
+def test_a_line_mixes_no_settings_and_is_as_old_as_its_oldest_number(study, write_row):
+    write_row("train", "mast-1", "other", settings={"lr": 1.0}, cpu_seconds=1.0)
+    write_row("train", "mast-0", "t", cpu_seconds=1.0)
+    write_row("evaluate", "mast-1-res3-480p", "e", trained_key="other", scores=SCORES)
+    low = {**SCORES, "J&F-Mean": 0.1}
+    write_row("evaluate", "mast-0-res4", "ee", trained_key="t", stale=True, scores=low)
+    write_row("evaluate", "mast-0-res3", "eee", trained_key="t", scores=SCORES)
+    line = comparison_table(study).set_index("method").loc["MAST objective"]
+    assert line["J&F_m at 480p"] == NOT_RUN and line["J&F_m at res4"] == 10 and line["state"].startswith("†")
+
+
 @pytest.mark.slow
 def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))

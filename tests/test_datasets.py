@@ -124,6 +124,10 @@ def test_what_youtube_vos_lacks_is_named(youtube_vos: Path, tmp_path: Path) -> N
     (root / "valid/meta.json").unlink()
     with pytest.raises(InputError, match="valid_all_frames/JPEGImages/v1"):
         load_youtube_vos(root)
+    shutil.copytree(youtube_vos, root, dirs_exist_ok=True)
+    (root / f"valid/JPEGImages/v1/{ENTRY:05d}.jpg").unlink()
+    with pytest.raises(InputError, match=f"lacks {ENTRY:05d}, which has an annotation"):
+        load_youtube_vos(root)
 
 
 def test_predictions_are_read_or_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
+from collections import deque
 
 import cv2
 import numpy as np
@@ -40,9 +41,23 @@ def painter(video, tmp_path):
     return Quiet(Session(video, Counted(), SETTINGS), tmp_path / "out")
 
 
-def painted(frame, ids, ended=()):
-    """What the browser sends after a stroke."""
-    return {"kind": "paint", "frame": frame, "ended": ended}, [zlib.compress(ids.tobytes())]
+def painted(frame, ids, ended=(), before=None):
+    """What the browser sends after a stroke; by default, every pixel has changed."""
+    masks = (~ids if before is None else before, ids)
+    head = {"kind": "paint", "frame": frame, "ended": ended}
+    return head, [zlib.compress(mask.tobytes()) for mask in masks]
+
+
+def test_a_stroke_on_an_older_mask_changes_its_own_pixels_only(painter):
+    """The mask of the frame was found while the user painted on the empty frame."""
+    painter.receive(*painted(0, block(1)))
+    deque(painter.carry(), maxlen=0)
+    found, blank = painter.session.labels(4), np.zeros(SIZE, np.uint8)
+    painter.receive(*painted(4, block(2, 60), before=blank))
+    merged = np.where(block(2, 60) > 0, 2, found)
+    assert np.array_equal(painter.session.labels(4), merged) and 1 in merged and not painter.session.ended
+    content, (packed,) = painter.sent[-1]
+    assert content["from"] == -1 and zlib.decompress(packed) == merged.tobytes()  # for all views
 
 
 def test_a_stroke_reaches_the_session_and_masks_are_found_shown_and_saved(painter):

@@ -146,9 +146,10 @@ def test_table3_sets_only_the_papers_settings_beside_the_paper(write_row, study)
     write_row("train", "trained", "t1", peak_memory_mb=11000.4, seconds=7200.0, device="cuda", gpu="A100")
     write_row("train", "lam0", "t2", data="OxUvA", settings={"lam": 0.0}, threads=3, gpu="A100")
     write_row("train", "small", "t3", data="Kinetics-400", settings={"crop": 128})
+    write_row("train", "part", "t44", miscounted=True)
     table = paper.table3(all_rows(study.results))
     run = table[table["our iterations"] != NOT_RUN].set_index("method")
-    assert list(run.index) == [METHOD, "lam0 (study study)", "small (study study)"]
+    assert list(run.index) == [METHOD, "lam0 (study study)", "part (study study)", "small (study study)"]
     assert run.loc[METHOD].tolist() == [
         "YouTube-VOS", 100_000, "6 h", 12, 108_469, "2.0 h", 11000, "A100", "run"]
     lam0 = run.loc["lam0 (study study)", ["paper iterations", "our time", "device"]]

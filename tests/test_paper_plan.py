@@ -135,6 +135,8 @@ def test_the_rows_cover_the_papers_tables(study, write_row):
             assert any(text.startswith(line) for text in words)
     write_row("evaluate", "random", "e", data="DAVIS-2016", study="paper")
     assert "| `random` | DAVIS-2017 | not run |" in rows_table(all_rows(study.results))
+    write_row("evaluate", "random", "e1", study="paper", settings={"shorter_side": 64})
+    assert "| `random` | DAVIS-2017 | not run |" in rows_table(all_rows(study.results))
     write_row("evaluate", "random", "e2", study="paper")
     assert "| `random` | DAVIS-2017 | run |" in rows_table(all_rows(study.results))
     assert all(f"`{name}`" in table for name in ROWS) and table.count("not run") == len(ROWS)

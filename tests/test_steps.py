@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from dulvos.errors import InputError
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import ROOT
 from dulvos.study.runner import Workers, run_steps
@@ -64,6 +65,7 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
                   train_step(study, "other", str(tiny), TINY, 1),
                   train_step(study, "trained", "absent", TINY, 1),
                   evaluate_step(study, "trained", str(tiny), "trained", 1, topk=3),
+                  evaluate_step(study, "trained", str(tiny), "trained@1", 1),
                   evaluate_step(study, "trained", str(tiny), "random", 1)):
         known = other.parameters["data"] != "absent"  # data that are not here cannot be compared
         assert (find_state(other)[0] == "missing") == known
@@ -78,6 +80,10 @@ def test_a_row_makes_its_step_done_while_its_data_settings_and_training_stand(ti
     changed = train_step(study, "trained", str(tiny), {**TINY, "iterations": 1}, 1, device="cpu")
     assert run_steps([changed, evaluate], Workers(threads=1)) == 0
     assert words([changed, evaluate]) == ["done", "done"], "evaluated again, with the new features"
+    with pytest.raises(InputError, match="newer training of this name had other settings"):
+        find_state(train)
+    next(study.folder.glob(f"masks/*{find_state(evaluate)[1]['key']}/*.json")).unlink()
+    assert words([evaluate]) == ["missing"], "stopped before the last video"
 
 
 @pytest.mark.parametrize("key", ["t", "earlier"])

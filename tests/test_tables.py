@@ -68,6 +68,13 @@ def test_evaluations_of_the_curve_are_no_method_of_a_table(study, write_row):
     assert not table["method"].str.startswith("curve").any() and set(table["state"]) == {NOT_RUN}
 
 
+def test_a_name_alone_makes_no_method(study, write_row):
+    write_row("evaluate", "copy", "c", features="trained")
+    table = tables.study_table(study.rows()).set_index("method")
+    assert table.loc["first mask copied", "state"] == NOT_RUN
+    assert table.loc["copy with features trained", "state"] == "run"
+
+
 def test_without_rows_everything_says_not_run(study):
     made = tables.write_tables(study)
     assert set(made["table1"]["ours J&F_m"]) == set(made["study"]["state"]) == {NOT_RUN}

@@ -90,6 +90,8 @@ def test_scores_are_means_over_the_objects_of_seen_and_of_unseen_classes(youtube
     assert scores["unseen J_m"] == pytest.approx(table["J mean"][new].mean())
     assert scores["seen F_m"] == pytest.approx(table["F mean"][np.invert(new)].mean())
     assert scores["mean"] == pytest.approx(np.mean(list(scores.values())[:4]))
+    with pytest.raises(InputError, match=f"lacks the object {table['sequence'][0]}: 99"):
+        class_scores(table.assign(object=[99, *table["object"][1:]]), youtube_vos)
 
 
 # submissions

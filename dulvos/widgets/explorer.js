@@ -195,6 +195,7 @@ class Page {
       this.colours = new Uint32Array(viridis.buffer);
       this.anchorColours = Array.from({length: 17}, (_, n) => grids.subarray(start(n), start(n + 1)));
       this.frames = await Promise.all(jpegs.map((jpeg) => createImageBitmap(new Blob([jpeg]))));
+      if (this.clip) return; // another view asked, too, and its answer came meanwhile
       this.clip = head;
       this.build();
     }
@@ -331,9 +332,8 @@ class Page {
         (clips === "all" ? `, ${kept} of the cells go to an anchor of this clip (grey: the others)` : ""));
     }
     const [a, b] = each.map(({own}) => own.label), agree = (label, i) => label === b[i];
-    if (a.length === b?.length) {
+    if (a.length === b?.length)
       notes.push(`both choose the same anchor of this clip in ${percent(a, agree)} of the cells`);
-    }
     this.contest = {key, each, notes};
     this.schedule();
   }

@@ -60,7 +60,6 @@ export function fill(ids, width, height, x, y, id) {
 const pipe = async (data, stream) =>
   new Uint8Array(await new Response(new Blob([data]).stream().pipeThrough(stream)).arrayBuffer());
 export const inflate = (data) => pipe(data, new DecompressionStream("deflate"));
-const deflate = (data) => pipe(data, new CompressionStream("deflate"));
 
 const HTML = `<div><span class="tools"></span><span class="soft" title="Diameter of the brush: [ and ]">size
   <input class="size" type="range" max="1" step="any" aria-label="size"><output></output></span>
@@ -89,11 +88,10 @@ function render({ model, el }) {
   const ends = frames.map((_, frame) => new Set(model.get("state").ended[frame])); // objects that end there
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
   let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [];
-  let fit = 0; // the scale at which the whole picture just fitted, before the last change of size
-  let view = { scale: 0, x: 0, y: 0 }, action = null, playing = false, follow = false;
-  let typed = 0, number = 0, chips = "", waiting = 0; // digits, the objects' buttons, pictures asked for
+  let view = { scale: 0, x: 0, y: 0 }, fit = 0; // the scale at which the whole picture fitted last
+  let action = null, playing = false, follow = false, chips = "", typed = 0, number = 0; // typed: digits
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
-  let awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
+  let waiting = 0, awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 
   // frames, masks and the kernel
   const send = (content, buffers) => model.send(content, undefined, buffers);
@@ -131,15 +129,16 @@ function render({ model, el }) {
     } else if (from ? from !== me : !(painted.get(frame)?.run >= run)) { // another view's, or newer
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
+      if (from) [past, future] = [past, future].map((edits) => edits.filter((edit) => edit[0] !== frame));
       if (!action && (follow || frame === t)) show(frame);
     }
   }
-  function publish() { // to the kernel
-    const frame = t, copy = ids.slice();
+  function publish(before) { // to the kernel, which may know a newer mask: so it gets the difference
+    const frame = t, masks = [before.slice(), ids.slice()];
     painted.set(frame, { ids, run: state.run });
     sending = sending.then(async () => {
-      const packed = await deflate(copy);
-      send({ kind: "paint", view: me, frame, ended: [...ends[frame]] }, [packed.buffer]);
+      const packed = await Promise.all(masks.map((mask) => pipe(mask, new CompressionStream("deflate"))));
+      send({ kind: "paint", view: me, frame, ended: [...ends[frame]] }, packed.map(({ buffer }) => buffer));
     });
     refresh();
   }
@@ -151,7 +150,7 @@ function render({ model, el }) {
     future = [];
     if (past.length > 1 && past.length * ids.length > 2 ** 28) past.shift();
     colour(box);
-    publish();
+    publish(before);
   }
   function change(edit, ended) {
     const before = ids;
@@ -167,7 +166,7 @@ function render({ model, el }) {
     ids = mask;
     if (ended) ends[t][to === future ? "delete" : "add"](ended);
     colour(everything);
-    publish();
+    publish(to.at(-1)[1]);
   }
   function end() { // also if no pixel of the object is left
     ends[t].add(object);
@@ -276,10 +275,7 @@ function render({ model, el }) {
   }
   const later = (content) => (sending = sending.then(() => send(content))); // after all strokes are sent
   const save = () => later({ kind: "save", frame: t });
-  const run = (kind = state.running ? "stop" : "run") => {
-    follow = kind === "run";
-    later({ kind });
-  };
+  const run = (kind = state.running ? "stop" : "run") => { follow = kind === "run"; later({ kind }); };
   function load() {
     const input = make("input", { type: "file", accept: "image/png" }), frame = t;
     input.onchange = async ({ target: { files: [file] } }) =>
@@ -312,7 +308,8 @@ function render({ model, el }) {
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const name = event.ctrlKey || event.metaKey ? `Ctrl+${event.shiftKey ? "Shift+" : ""}${key}` : key;
     const act = commands.find((command) => command[0] === name)?.[1];
-    if (!act || event.altKey || (key === "Enter" && !corners.length)) return;
+    const used = { INPUT: /^Arrow/, BUTTON: /^(Enter| )$/ }[event.target.tagName]?.test(key);
+    if (!act || used || event.altKey || (key === "Enter" && !corners.length)) return;
     event.preventDefault();
     event.stopPropagation();
     act();
@@ -354,16 +351,19 @@ function render({ model, el }) {
     pointers.set(event.pointerId, offset(event));
     if (pointers.size === 2) { // what the first finger began to paint is taken back
       if (action?.before) { ids.set(action.before); colour(everything); }
+      if (action?.corner) corners.pop();
       action = { pinch: fingers(), view };
     } else if (event.button === 1 || tool === "Move") {
       action = { pan: offset(event), view };
     } else if (tool === "Polygon") {
       const [first] = corners;
       if (corners.length > 2 && Math.hypot(at[0] - first[0], at[1] - first[1]) * view.scale < 10) close();
-      else corners.push(at);
+      else action = { corner: corners.push(at) };
       draw();
     } else if (tool === "Fill") {
-      change((mask) => fill(mask, width, height, ...at.map(Math.round), object));
+      action = { before: ids.slice() };
+      fill(ids, width, height, ...at.map(Math.round), object);
+      colour(everything);
     } else {
       const erase = tool === "Eraser" || event.button === 5; // a pen's other end
       action = { before: ids.slice(), box: null, last: at, id: erase ? 0 : object };
@@ -373,8 +373,8 @@ function render({ model, el }) {
   canvas.addEventListener("pointermove", (event) => {
     cursor = pixel(event);
     if (pointers.has(event.pointerId)) pointers.set(event.pointerId, offset(event));
-    const { before, pan, pinch } = action ?? {}, [span, middle] = pointers.size > 1 ? fingers() : [];
-    if (before) dab([...(event.getCoalescedEvents?.() ?? []), event].map(pixel));
+    const { pan, pinch } = action ?? {}, [span, middle] = pointers.size > 1 ? fingers() : [];
+    if (action?.last) dab([...(event.getCoalescedEvents?.() ?? []), event].map(pixel));
     else if (pan) zoom(1, pan, offset(event), action.view);
     else if (pinch && span) zoom(span / pinch[0], pinch[1], middle, action.view);
     else draw();
@@ -391,7 +391,7 @@ function render({ model, el }) {
     if (used && zoom(1.0015 ** -event.deltaY, offset(event))) event.preventDefault();
   }, { passive: false });
   function restate() {
-    const before = state, valid = ([frame]) => frame <= state.start; // later masks are new
+    const before = state, valid = ([frame]) => frame <= state.start && frame < (before.found || 1);
     state = model.get("state");
     if (state.run !== before.run) [past, future] = [past.filter(valid), future.filter(valid)];
     refresh();

@@ -116,7 +116,7 @@ class Painter(anywidget.AnyWidget):
             content: "kind" is "hello" (from a new view), "frame" (wants the picture), "paint" (sends a mask),
                 "load" (sends a mask file), "save" (wants one), "run" or "stop"; "frame" is a number, "ended"
                 the objects that end in a painted frame, "name" the file's.
-            buffers: the painted ids, compressed by zlib, or the file's bytes.
+            buffers: the ids before and after painting, compressed by zlib, or the file's bytes.
         """
         t, video = content.get("frame", 0), self.session.video
         try:
@@ -131,9 +131,12 @@ class Painter(anywidget.AnyWidget):
                     self.send({"kind": "frame", "frame": t}, [jpeg])
                 case "paint":
                     self._stop.set()
-                    ids = np.frombuffer(zlib.decompress(buffers[0]), np.uint8).reshape(self.size)
+                    before, after = (np.frombuffer(zlib.decompress(part), np.uint8).reshape(self.size)
+                                     for part in buffers)
+                    ids = np.where(before != after, after, self.session.labels(t))  # may be newer than before
                     self.session.paint(t, ids, content["ended"])
-                    self._send_mask(t, buffers[0], content.get("view"))  # to other views of this painter
+                    view = content.get("view") if np.array_equal(ids, after) else -1  # -1: to all views
+                    self._send_mask(t, zlib.compress(ids.tobytes(), 1), view)
                     self._tell()
                 case "load":
                     self._load(t, content["name"], buffers[0])
