@@ -29,7 +29,7 @@ VERDICTS = {  # of SCORES
     "lam0": "agrees",  # -5.5, beyond 4.97
     "lam1": "too small to tell",  # -4: three deviations, but of three seeds
     "N4": "opposite",  # +6, the paper's -8.2
-    "T15": "agrees",  # neither the paper nor we see a difference
+    "T15": "no effect seen",  # neither the paper nor we see a difference
     "no-jitter": "agrees"}
 CSV = Path(ablation.__file__).with_suffix(".csv")
 DEVIATION = math.sqrt(1 + 1 / 3)  # of one seed minus the mean of three, if a seed deviates by 1
@@ -161,15 +161,15 @@ def test_a_claim_has_the_verdicts_of_all_its_points_that_were_run(study: Study) 
     table = claims(effects(study, TINY)).set_index("where")
     assert table.loc["Sec. 3.5", "verdict"].tolist() == ["agrees", "agrees", "differs"]
     assert "-20.0 ± 1.2" in table.loc["Sec. 3.5", "we see (J&F)"].iloc[0]
-    assert table.loc["Sec. 4", "verdict"] == "agrees"
+    assert table.loc["Sec. 4", "verdict"] == "no effect seen"
     assert "80 % of the baseline" in table.loc["App. D, Table 1", "we see (J&F)"]
     write_scores(study, {"tau0.025": [40], "no-branch": [54]})
     table = claims(effects(study, TINY)).set_index("where")
-    assert table.loc["Sec. 4", "verdict"] == "differs, agrees"
+    assert table.loc["Sec. 4", "verdict"] == "differs, no effect seen"
     assert table.loc["Sec. 3.5", "verdict"].iloc[0] == "too small to tell, agrees"
     found = effects(study, TINY)
     unclaimed = found.assign(claim=found["claim"].mask(found["name"] == "tau0.1", None))
-    assert claims(unclaimed).set_index("claim").loc["τ=0.1 in training", "verdict"] == "agrees"
+    assert claims(unclaimed).set_index("claim").loc["τ=0.1 in training", "verdict"] == "no effect seen"
 
 
 def test_rows_of_earlier_code_are_marked_and_count_only_without_others(study: Study) -> None:

@@ -250,7 +250,7 @@ def _verdict(scale: Scale, line: dict) -> str:
     if visible is None:
         return "deviation unknown"
     if abs(ours) <= visible:
-        return "agrees" if line["expected"] == "equal" else "too small to tell"
+        return "no effect seen" if line["expected"] == "equal" else "too small to tell"
     if line["expected"] == "equal":
         return "differs"
     return "agrees" if ours < 0 else "opposite"
