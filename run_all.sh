@@ -41,8 +41,8 @@ make_venv() {
   local base=${DULVOS_PYTHON:-python3} cpu=()
   "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null ||
     { echo "run_all.sh: $base is not Python 3.11 to 3.14; set DULVOS_PYTHON=/path/to/python" >&2; exit 1; }
-  [[ -x $venv/bin/pip ]] || "$base" -m venv --clear "$venv" --upgrade-deps || # old pips take ten minutes more
-    { echo "run_all.sh: no venv; install python3-venv, look at the network, or use conda" >&2; exit 1; }
+  [[ -x $venv/bin/pip ]] || "$base" -m venv --clear "$venv" ||
+    { echo "run_all.sh: no venv module; install python3-venv, or use conda (see --help)" >&2; exit 1; }
   # Without an NVIDIA driver, PyTorch's CPU build will do: 200 MB instead of 3 GB, if it can be reached.
   if [[ $(uname -s) == Linux && ! -e /proc/driver/nvidia ]] && "$venv/bin/python" -c \
     "import urllib.request; urllib.request.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; then
