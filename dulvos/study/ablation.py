@@ -139,7 +139,7 @@ def _point(scale: Scale, line: dict) -> Point:
         raise InputError("a point needs a name and a label")
     changes, base = pairs(line["settings"]), TrainSettings.from_dict(scale.training)
     if free := sorted(changes.keys() & set(FREE)):
-        raise InputError(f"{free[0]} cannot be varied: rows count whatever it is")
+        raise InputError(f"{free[0]} cannot be varied: rows with any {free[0]} count alike")
     if line["varied"] == "B, T":  # T at a fixed B·T
         if changes.get("frames", 0) < 1:
             raise InputError("a point of B, T needs frames >= 1")

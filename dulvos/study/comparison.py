@@ -96,10 +96,9 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
                 evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
     for seed in range(seeds):
         for key, layer in FULL_SIZE.items():  # each takes about five times as long as 240p
-            if key not in {method["key"] for method in trained}:
-                continue
-            evaluate(f"{key}-{seed}-{layer}-480p", f"trained:{key}-{seed}", minutes=5 * MINUTES["evaluate"],
-                     layer=layer, shorter_side=0)
+            if any(method["key"] == key for method in trained):
+                evaluate(f"{key}-{seed}-{layer}-480p", f"trained:{key}-{seed}",
+                         minutes=5 * MINUTES["evaluate"], layer=layer, shorter_side=0)
     for layer in [layer for layer in LAYERS if layer not in FIRST]:
         for seed in range(seeds):
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
@@ -124,23 +123,21 @@ def comparison_table(study: Study) -> pd.DataFrame:
     found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*(?:-480p)?)$")
     found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
     for method in methods():
-        line = {"method": method["name"], "paper's J&F_m (other data)": PAPERS.get(method["paper"]),
-                "J&F_m at 480p": NOT_RUN if method["key"] in FULL_SIZE else None,
-                "differs from the original": method["differs"], "state": NOT_RUN}
         own = _comparable(found[found["method"] == method["key"]], trained)
-        means = own.groupby("layer")[[*SCORES]].mean().round(1)
-        for layer in means.index[means.index.str.endswith("-480p")]:
-            line["J&F_m at 480p"] = means["J&F_m"][layer]
+        means, full = own.groupby("layer")[[*SCORES]].mean().round(1), FULL_SIZE.get(method["key"])
+        line = {"method": method["name"], "paper's J&F_m (other data)": PAPERS.get(method["paper"]),
+                "J&F_m at 480p": means["J&F_m"].get(f"{full}-480p", NOT_RUN if full else None),
+                "differs from the original": method["differs"], "state": NOT_RUN}
         means = means.reindex(LAYERS).dropna()
         if len(means):
-            best, told = means["J&F_m"].idxmax(), max(state(row, rows) for _, row in own.iterrows())
+            told = max(state(row, rows) for _, row in own.iterrows())  # † sorts last
+            best = means["J&F_m"].idxmax()
             own = own[own["layer"] == best]
             layers = [MAIN] if method["key"] == "colour" else LAYERS
             missing = [layer for layer in layers if layer not in means.index]
             line |= {**means.loc[best], "±": round(own["J&F_m"].std(), 1), "layer": best, "seeds": len(own),
                      f"J&F_m at {MAIN}": means["J&F_m"].get(MAIN),
-                     "state": told  # † sorts last
-                     + f"; layer {', '.join(missing)}: {NOT_RUN}" * bool(missing)}
+                     "state": told + f"; layer {', '.join(missing)}: {NOT_RUN}" * bool(missing)}
             made = trained[trained["key"].isin(own["trained_key"])]
             if len(made):
                 seen = made["iterations"] * made["parameters.batch"] * made["parameters.frames"]

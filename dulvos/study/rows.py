@@ -121,9 +121,8 @@ def once(study: Study, kind: str, name: str, wanted: dict, compute: Callable[[di
     make_folder(study.folder)  # an error comes now, not after hours
     key = run_key(kind, wanted) if row is None else row["key"]
     row = {"kind": kind, "study": study.name, "name": name, "key": key, **wanted}
-    origin = provenance(kind, row)
-    code = {name: origin[name] for name in ("commit", "dirty")}  # that runs, whatever is committed meanwhile
-    row = flat({**row, **compute(row), **provenance(kind, row), **code})
+    made = provenance(kind, row)  # before the run, during which somebody may commit other code
+    row = flat({**row, **compute(row), **made, "date": _now()})
     if write:
         study.write(row)
     return row
@@ -148,8 +147,12 @@ def provenance(kind: str, row: dict) -> dict:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": _now(),
     }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def flat(row: dict, prefix: str = "") -> dict:

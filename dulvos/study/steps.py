@@ -124,10 +124,12 @@ def find_state(step: Step) -> tuple[str, dict | None]:
     row = _find_row(step) if step.row else None
     done = row is not None if step.row else _is_shown(step)
     if row and step.files:
-        masks = step.study.path(row, "masks")
-        done = (is_whole(step.study.folder / row["encoder"]) if step.row == "train" else
-                len([*masks.glob("*.json")]) == row["sequences"]  # a video's is written last
-                and (step.study.folder / (row.get("submission") or masks)).exists())
+        if step.row == "train":
+            done = is_whole(step.study.folder / row["encoder"])
+        else:
+            carried = [*step.study.path(row, "masks").glob("*.json")]  # written when a video is finished
+            product = step.study.folder / row.get("submission", "")
+            done = len(carried) == row["sequences"] and product.exists()
     return "done" if done else "failed" if step.failure.is_file() else "missing", row
 
 

@@ -175,15 +175,19 @@ def summary(study: Study) -> str:
     return f"study {study.name!r}: {TITLES['study']}\n{table.to_string(index=False)}"
 
 
+def _label(row: pd.Series) -> str:
+    """As `label`; a row that was only named like one of the `METHODS` is not called so."""
+    wrong = row["name"] in METHODS and row["name"] not in row["features"]
+    return f"{row['name']} with features {row['features']}" if wrong else label(row)
+
+
 def _by_benchmark(rows: pd.DataFrame) -> Iterator[tuple[str | None, dict[str, pd.Series | None]]]:
     """Each benchmark, the latest first, with the row that counts for each method.
 
     The `METHODS` come first (None if one was not run), then the others by label.
     """
     found = rows[(rows["kind"] == "evaluate") & ~rows["name"].str.startswith(CURVE).astype(bool)]
-    found = found.assign(label=[
-        label(row) if row["name"] not in METHODS or row["name"] in row["features"] else
-        f"{row['name']} with features {row['features']}" for _, row in found.iterrows()])
+    found = found.assign(label=[_label(row) for _, row in found.iterrows()])
     for data, split in benchmarks(found) or [("", "")]:
         own = counting(found[(found["data"] == data) & (found["split"] == split)], "label")
         made = {row["label"]: row for _, row in own.sort_values("label").iterrows()}

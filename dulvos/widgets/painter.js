@@ -89,7 +89,7 @@ function render({ model, el }) {
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
   let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [];
   let view = { scale: 0, x: 0, y: 0 }, fit = 0; // the scale at which the whole picture fitted last
-  let action = null, playing = false, follow = false, chips = "", typed = 0, number = 0; // typed: digits
+  let action = null, playing = false, follow = false, chips = "", typed = 0, number = 0; // number: digits typed
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
   let waiting = 0, awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 

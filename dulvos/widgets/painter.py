@@ -135,8 +135,7 @@ class Painter(anywidget.AnyWidget):
                                      for part in buffers)
                     ids = np.where(before != after, after, self.session.labels(t))  # may be newer than before
                     self.session.paint(t, ids, content["ended"])
-                    view = content.get("view") if np.array_equal(ids, after) else -1  # -1: to all views
-                    self._send_mask(t, zlib.compress(ids.tobytes(), 1), view)
+                    self._show(t, content.get("view") if np.array_equal(ids, after) else -1)
                     self._tell()
                 case "load":
                     self._load(t, content["name"], buffers[0])
@@ -164,11 +163,10 @@ class Painter(anywidget.AnyWidget):
                 said = str(error)
         self._tell(said.replace(f"{folder}/", ""))
 
-    def _show(self, t: int) -> None:
-        self._send_mask(t, zlib.compress(self.session.labels(t).tobytes(), 1))
-
-    def _send_mask(self, t: int, ids: bytes, view: float | None = None) -> None:
-        self.send({"kind": "mask", "frame": t, "run": self._searches, "from": view}, [ids])
+    def _show(self, t: int, view: float | None = None) -> None:
+        """Send a mask that was found, or painted: then not to the `view` that has it already (-1: none)."""
+        packed = zlib.compress(self.session.labels(t).tobytes(), 1)
+        self.send({"kind": "mask", "frame": t, "run": self._searches, "from": view}, [packed])
 
     def _state(self, message: str = "") -> dict[str, Any]:
         session, given, ended = self.session, dict(self.session.given), dict(self.session.ended)
