@@ -85,7 +85,7 @@ class _Train(TrainSettings):
 
 
 class _Segment(SegmentSettings):
-    """Settings of inference; the defaults are the paper's for DAVIS-2017."""
+    """Settings of inference; the defaults are the release's for DAVIS-2017."""
 
     def __post_init__(self) -> None:
         """Check nothing: the command checks, and says in one line what is wrong."""
@@ -103,8 +103,8 @@ def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"]
     Args:
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         setting: cpu trains for about two hours on two cores; paper is the paper's setting, for a GPU.
-        grid: afterwards, run what is missing of the ablation grid on DAVIS: four hours on two cores.
-        compare: only compare the method with its rivals at CPU scale: fourteen hours on two cores.
+        grid: afterwards, run what is missing of the ablation grid on DAVIS: three hours on two cores.
+        compare: only compare the method with its rivals at CPU scale: ten hours on two cores.
     """
     if compare and (grid or setting != "cpu"):
         raise InputError("--compare runs nothing else; leave out --grid and --setting")
@@ -128,7 +128,8 @@ def grid_command(*, study: Literal["demo", "davis", "davis-long", "paper"] = "de
     """List what is done of the ablation grid of Fig. 3; with --run, run what is missing.
 
     Args:
-        study: scale of the grid; davis-long trains a few points four times as long.
+        study: scale of the grid; davis-long trains a few points four times as long; paper
+            also needs DULVOS_DATA_DIR, which holds youtube-vos.
         run: run what is missing, then draw Fig. 3.
         davis: folder that holds JPEGImages, Annotations and ImageSets (or set DULVOS_DAVIS).
         only: names of evaluations in the list, such as N4-0; all by default.
@@ -180,6 +181,8 @@ def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], a
                   study: str, name: str = "trained", device: str | None = None,
                   settings: OmitArgPrefixes[_Train] = _Train()) -> int:
     """Train one encoder and write its row, as notebook 01_train does. After a stop, repeat the command.
+
+    The defaults are for a GPU; on a CPU, choose fewer --iterations and a smaller --batch and --crop.
 
     On several GPUs: torchrun --nproc_per_node 4 -m dulvos train DATA --study NAME. The processes share each
     batch, and each process sees the anchors of all.

@@ -63,6 +63,8 @@ def walk_loss(nodes: Tensor, *, tau: float = 0.05, dropout: float = 0.0,
     With A_t = q_tᵀ q_{t+1}, steps forwards and back are A⁺_t = softmax(A_t / τ) and A⁻_t = softmax(A_tᵀ / τ);
     each row sums to 1. Walk i = 1 … T - 2 is A⁺_0 … A⁺_i A⁻_i … A⁻_0; its loss is the mean of -log(diagonal).
 
+    Differs from the original: the way back may use edges that were dropped on the way out.
+
     Arguments:
         nodes: (B, K, T, N) float q, L2-normalised over K, frames in temporal order, T >= 3.
         tau: temperature τ > 0 (the original's default is 0.07).
@@ -194,7 +196,7 @@ def _class_loss(copied: Tensor, classes: Tensor) -> Tensor:
 def mast_loss(features: Tensor, channel: Tensor) -> ColourOutput:
     """MAST: copy the colour channel that the input lacks from each frame to the next; smooth L1.
 
-    Differs from the original: each frame has one reference, and the encoder's stride may be 8 instead of 4.
+    Differs from the original: the encoder's stride may be 8 instead of 4. One reference, as in its release.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.

@@ -25,7 +25,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Features:
-    """Dense features of n images, of the layers asked for; each cell has the L2 norm 1 over its channels."""
+    """Dense features of n images, of the layers asked for; by default, each cell has the L2 norm 1."""
 
     res3: Tensor | None = None  # (n, 256, h, w), output of `layer3`
     res4: Tensor | None = None  # (n, 512, h, w), output of `layer4`, which label propagation uses
@@ -44,6 +44,9 @@ class Encoder(nn.Module):
         colour: what the network turns its RGB images into first: "rgb" leaves them (the method), "lab" is
             scaled Lab (MAST and ContrastCorr), "grey" the same channel three times (Colorize).
         padding: of the 3x3 and 7x7 convolutions, "zeros" (the method) or "reflect" (CRW).
+
+    Raises:
+        InputError: dim out of range, or another option unknown.
     """
 
     def __init__(self, dim: int = 128, norm: str = "batch", stride: int = STRIDE, colour: str = "rgb",

@@ -32,7 +32,7 @@ _FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}  # added 
 
 @dataclass(frozen=True)
 class SegmentSettings(Protocol):
-    """Settings of inference; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C).
+    """Settings of inference; the defaults are the release's for DAVIS-2017 (Sec. 4, App. C).
 
     `SegmentSettings.of("dino")` gives those of DINO's evaluation, for comparisons of image encoders.
 

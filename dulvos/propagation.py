@@ -22,7 +22,13 @@ Masks = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of label propagation; the defaults are the paper's for DAVIS-2017 (Sec. 4, App. C)."""
+    """The rules of label propagation; the defaults are the release's for DAVIS-2017 (Sec. 4, App. C).
+
+    The paper's P = 25 would be a box of 25x25 cells, in the reference too.
+
+    Raises:
+        InputError: a value out of range or unknown.
+    """
 
     context: int = 20  # recent frames to copy from, besides the reference
     radius: float = 12.0  # of the neighbourhood in recent frames, in cells
@@ -102,7 +108,7 @@ def most_similar(similarity: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor
         similarity: (Q, n) float.
 
     Returns:
-        Weights (Q, k) float and indices (Q, k) int64; k exceeds topk only with `protocol.ties`.
+        Weights (Q, k) float and indices (Q, k) int64; k = min(topk, n), or more with `protocol.ties`.
     """
     value, index = similarity.topk(min(protocol.topk, similarity.shape[1]), 1, sorted=False)
     if protocol.ties:

@@ -57,7 +57,7 @@ def main(slow: bool) -> int:
     status = pytest.main(["-q", "-rf", *options, *(str(FOLDER / f"test_{name}.py") for name in MODULES)],
                          plugins=[counts])
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.outcomes.items()))
-    told = [f"Tests: {outcomes}."]
+    told = [f"Tests of these files: {outcomes}."]
     told += [f"Skipped ({count}): {reason}." for reason, count in sorted(counts.skipped.items())]
     tables = [table(counts.faults, "fault", "injected", "survived"), "\n".join(told),
               table(counts.inputs, "input", "tried", "right results", "one clear line")]

@@ -46,7 +46,7 @@ class Step:
         notebook: stem of a file in `notebooks/`.
         name: of the executed copy, `<notebook>-<name>.ipynb`; "" takes the notebook's.
         parameters: for the notebook's `parameters` cell; `study` is added.
-        minutes: about how long it takes on two cores.
+        minutes: about how long it takes with its share of two cores.
         needs: the steps of this study, by their `full_name`, that must succeed first.
         row: kind of the row that it leaves; "" for none.
         files: whether it is done only while the checkpoint or masks of its row are on this machine.
