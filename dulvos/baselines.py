@@ -4,8 +4,6 @@ CRW: Jabri et al., NeurIPS 2020. Colorize: Vondrick et al., ECCV 2018. CorrFlow:
 Lai et al., CVPR 2020. ContrastCorr: Wang et al., AAAI 2021. Each docstring says how ours differs.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Save and load encoders: weights as safetensors, and a JSON sidecar with the network's options."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import nn
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, expand, read_json, replacing
+from dulvos.files import AnyPath, expand, read_json, write_file
 from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_weights
 
 __all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
@@ -35,11 +33,8 @@ def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
     """
     path = Path(path)
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    with replacing(path.with_suffix(".json")) as stream:
-        stream.write((json.dumps({**encoder.config, **notes}, indent=1) + "\n").encode())
-    with replacing(path) as stream:  # last, so that weights never lack their sidecar
-        stream.write(safetensors.torch.save(weights))
-    return path
+    write_file(path.with_suffix(".json"), json.dumps({**encoder.config, **notes}, indent=1) + "\n")
+    return write_file(path, safetensors.torch.save(weights))  # last, so that weights never lack their sidecar
 
 
 def is_whole(path: Path) -> bool:

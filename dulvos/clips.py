@@ -1,7 +1,5 @@
 """Training clips: their frames, crops and order; all follow from the seed and the clip's number."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Features are (T, K, h, w) float, L2-normalised over K. Positions are [y, x] int6
 temperature out of range raises an InputError.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, NamedTuple
 

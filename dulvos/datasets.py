@@ -1,7 +1,5 @@
 """Read DAVIS and YouTube-VOS; nothing else knows their layouts."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -202,10 +200,10 @@ def _read_list(listed: Path) -> Counter[str]:
         lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{listed}: not a list of sequences; expected a name in each line") from error
-    names = Counter(_plain(Path(line).parent.name or line, listed) for line in lines if line)
+    names = [Path(line).parent.name or line if line.startswith("/") else line for line in lines if line]
     if not names:
         raise InputError(f"{listed}: an empty list; expected a name, or '/image /mask', in each line")
-    return names
+    return Counter(_plain(name, listed) for name in names)
 
 
 def _plain(name: str, source: Path) -> str:

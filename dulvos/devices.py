@@ -1,7 +1,5 @@
 """Devices: choose one, join several processes, choose a precision, measure memory."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

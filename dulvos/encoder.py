@@ -1,7 +1,5 @@
 """The encoder: a ResNet-18 at stride 8 with a projection head (Sec. 4, App. B)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The error for whatever users can correct, such as a path, a file or a setting, and checks of settings."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Paths, locks, and files that are written whole or not at all, even if the program is killed."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -15,7 +13,7 @@ from filelock import FileLock, Timeout
 from dulvos.errors import InputError
 
 __all__ = ["SIGNATURE", "AnyPath", "cannot_write", "expand", "locked", "make_folder", "read_json",
-           "replacing"]
+           "replacing", "write_file"]
 
 AnyPath = str | os.PathLike[str]
 SIGNATURE = "written by dulvos"  # in masks and movies: the next run may replace them
@@ -56,6 +54,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # the folder may be missing or read-only
             temporary.unlink()
+
+
+def write_file(path: Path, content: str | bytes | memoryview) -> Path:
+    """Write a file, text as UTF-8, whole or not at all; raises what `replacing` raises."""
+    with replacing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 def make_folder(path: Path) -> Path:

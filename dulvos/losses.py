@@ -1,7 +1,5 @@
 """Anchors, the space-time self-training loss and the cross-view loss (Sec. 3.3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Mask files: read, write and draw them; check a user's own masks, and write results beside them."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -16,7 +14,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dulvos.errors import InputError
-from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, read_json, replacing
+from dulvos.files import SIGNATURE, AnyPath, expand, make_folder, read_json, write_file
 from dulvos.videos import Video, given_file
 
 __all__ = ["MOVIE", "OBJECT_COLOURS", "PALETTE", "as_png", "check_folder", "given_masks", "mask_files",
@@ -102,8 +100,7 @@ def write_mask(path: AnyPath, ids: np.ndarray) -> None:
     if ids.ndim != 2 or ids.dtype != np.uint8 or (ids == 255).any():
         raise InputError(f"{path}: ids must be (H, W) uint8 in 0..254, not {ids.shape} {ids.dtype}"
                          f" up to {ids.max(initial=0)}")
-    with replacing(path) as stream:
-        stream.write(as_png(ids))
+    write_file(path, as_png(ids))
 
 
 def as_png(ids: np.ndarray, texts: PngInfo | None = None) -> bytes:
@@ -273,8 +270,7 @@ def save_masks(masks: Iterable[tuple[int, np.ndarray]], video: Video,
         if count == 0:
             for name in names[t:]:
                 (out / name).unlink(missing_ok=True)
-        with replacing(out / names[t]) as stream:
-            stream.write(as_png(ids, _SIGNED))
+        write_file(out / names[t], as_png(ids, _SIGNED))
         yield t, ids
 
 
@@ -301,10 +297,7 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     if found and found != files:
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
         folder.rename(next(path for path in numbered if not path.exists()))
-    for name, content in files.items():
-        with replacing(folder / name) as stream:
-            stream.write(content)
-    new = {folder / name for name in files}
+    new = {write_file(folder / name, content) for name, content in files.items()}
     for path in {*own} - new:
         path.unlink(missing_ok=True)
     return new

@@ -3,8 +3,6 @@
 Protocol: Pont-Tuset et al., arXiv:1704.00675. Measures: Perazzi et al., CVPR 2016 (there 𝒥 and ℱ).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Write frames as an mp4 that every browser plays."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Label propagation: masks carried through a video by its features (Eqs. 7, 8; App. C)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Weights that others released: the authors' four snapshots, and the contrastive random walk (CRW)."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from dataclasses import dataclass

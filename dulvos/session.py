@@ -1,7 +1,5 @@
 """Work on your own video: give masks, find the others, correct them; nothing is computed twice."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import zlib

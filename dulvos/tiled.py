@@ -1,7 +1,5 @@
 """A faster comparison of cells for CPUs: a coarse product, then an exact one of the cells that it keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cache
 from math import ceil

@@ -1,7 +1,5 @@
 """Networks of timm (PyTorch Image Models) as encoders."""
 
-from __future__ import annotations
-
 import difflib
 import sys
 from pathlib import Path

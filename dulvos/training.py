@@ -1,7 +1,5 @@
 """Training: a step, and the loop that reads clips, takes steps, saves and resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from dulvos import clips, devices, encoder
 from dulvos.checkpoints import save_encoder
 from dulvos.errors import InputError
-from dulvos.files import make_folder, replacing
+from dulvos.files import make_folder, write_file
 from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings
 from dulvos.videos import Video, fingerprint
 
@@ -247,10 +245,8 @@ class _Run:
                   "history": torch.tensor(self.history, dtype=torch.float64)}
         content = io.BytesIO()  # because torch would not say that a disk is full
         torch.save(state, content)
-        with replacing(self.path) as stream:
-            stream.write(content.getbuffer())
-        with replacing(self.folder / "history.csv") as stream:
-            self.table().to_csv(stream, index=False, float_format="%.7g")
+        write_file(self.path, content.getbuffer())
+        write_file(self.folder / "history.csv", self.table().to_csv(index=False, float_format="%.7g"))
 
     def load(self) -> None:
         """Load the checkpoint; InputError if it is damaged or belongs to another run."""

@@ -66,6 +66,9 @@ def test_the_name_says_which_benchmark_it_is(tmp_path: Path) -> None:
     (own / "ImageSets/2016").mkdir()
     (own / "ImageSets/2016/val.txt").write_text("new\n")
     merged = load_davis(own, year=2016)
+    (own / "ImageSets/2016/val.txt").write_text("new/clip\n")
+    with pytest.raises(InputError, match="'new/clip' cannot name a sequence"):
+        load_davis(own, year=2016)
     assert merged.name == "DAVIS-2016" and np.array_equal(merged.sequences[0].mask(0), blocks(1, 1))
     (own / "benchmark.json").write_text('{"name": "cutouts", "seed": 0}')
     write_mask(own / "Annotations/480p/new/00000.png", blocks(1))

@@ -154,6 +154,13 @@ def test_weights_are_known_by_their_bytes(study, tmp_path):
     assert len(set(marks)) == 5 and not any(str(tmp_path) in mark for mark in marks)
 
 
+def test_a_file_called_like_features_is_not_taken_for_them(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("random", "copy", "colour", "imagenet"):
+        Path(name).touch()
+        assert find_features(study, name)[1]["weights"] == name
+
+
 def test_encoders_are_compared_in_one_table_the_best_first(tiny, youtube_vos, study):
     encoders = ("copy", "timm:resnet10t@layer2=random", "random", "timm:resnet10t@layer1=random", "colour")
     table = evaluate_encoders(study, encoders, str(tiny), SETTINGS, device="cpu")
@@ -258,12 +265,13 @@ def add_training(study: Study, key: str = KEY, date: str = "2026-01-01",
 
 def test_trained_features_are_found_by_name_key_and_iteration(study):
     first = add_training(study)
-    second = add_training(study, "ba9876543210", "2026-01-02", (5,))
+    second = add_training(study, "ba9876543210", "2026-01-02", (3, 5))
     assert trained_encoder(study) == second / "encoder.safetensors"
     source, told = find_features(study, f"trained:{KEY}@9")
     assert source == str(first / "snapshots/encoder-9.safetensors")
     assert (told["trained_key"], told["snapshot"], told["training_iteration"]) == (KEY, 9, 9)
     assert find_features(study, f"trained:{KEY}")[1]["snapshot"] is None
+    assert find_features(study, "trained@3")[0] == str(second / "snapshots/encoder-3.safetensors")
     (first / "encoder.json").write_text("{")
     for features, message in ((f"trained:{KEY}@11", "encoder-11.safetensors"),
                               (f"trained:{KEY}", "encoder.json"),

@@ -123,15 +123,14 @@ M, IDS = "v1/00003.png", np.ones((64, 96), np.uint8)
 
 
 @pytest.mark.parametrize(("content", "fact"), [
-    (None, "missing"), (as_png(IDS)[:60], "damaged"), (as_png(IDS[:-1]), r"96, 63.*96, 64"),
-    (encoded(IDS), "L"), (encoded(IDS, "gif"), "GIF"), (encoded(PALETTE[IDS], "jpg"), "JPEG"),
-    (as_png(IDS * 2), "2.*0, 1, 5"),
-], ids="missing cut size grey gif jpeg id".split())
+    (None, "missing"), (as_png(IDS)[:60], "unreadable"), (as_png(IDS[:-1]), "96x63.*96x64"),
+    (encoded(IDS, "gif"), "GIF"), (encoded(PALETTE[IDS], "jpg"), "JPEG"),
+], ids="missing cut size gif jpeg".split())
 def test_what_the_server_rejects_is_named_and_no_zip_is_written(valid, masks, tmp_path, content, fact):
     shutil.copytree(masks, tmp_path / "masks")
     (tmp_path / "masks" / M).unlink()
     if content is not None:
         (tmp_path / "masks" / M).write_bytes(content)
-    with pytest.raises(InputError, match=f"{M}: .*{fact}"):
+    with pytest.raises(InputError, match=f"{M}.*{fact}"):
         write_submission(valid, tmp_path / "masks", tmp_path / "own.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]

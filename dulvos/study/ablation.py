@@ -12,8 +12,6 @@ Each line of `ablation.csv` is a point, the baseline with one thing changed. Its
     expected  the difference that we expect: lower, equal, or empty
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses

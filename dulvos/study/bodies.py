@@ -4,8 +4,6 @@ We did not have these data sets. The readers follow the published layouts, and t
 literature on label propagation; the tests use small drawn videos.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple

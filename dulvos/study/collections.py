@@ -4,8 +4,6 @@
 call reads only what changed.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from dulvos import datasets
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, expand, replacing
+from dulvos.files import AnyPath, expand, write_file
 from dulvos.training import TrainSettings
 from dulvos.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES, Video, frame_files, open_video
 
@@ -121,9 +119,9 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
         cache: folder for index files.
 
     Raises:
-        InputError: the name is unknown, or there is no video; says what is expected and where to get it.
+        InputError: there is no video; says what is expected and where to get it.
     """
-    root, source = expand(folder), _source(name) if name else None
+    root, source = expand(folder), SOURCES.get(name)
     own = root.resolve()
     index = Path(cache) / f"{name or own.name}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:8]}.json.gz"
     kept = _read(index)
@@ -142,8 +140,7 @@ def open_collection(name: str, folder: AnyPath, cache: AnyPath) -> Collection:
         raise InputError(f"{root}: no such folder, or no video in it ({left[0] if left else 'it is empty'}); "
                          f"expected {expected}" + datasets.below(root, *(source.places if source else ())))
     if entries != kept:
-        with replacing(index) as stream:
-            stream.write(gzip.compress(json.dumps(entries).encode(), mtime=0))
+        write_file(index, gzip.compress(json.dumps(entries).encode(), mtime=0))
     videos = [Video(path, root / path, entry.length, (entry.height, entry.width),
                     _Names(root / path, entry.length) if entry.names else ())
               for path, entry in entries.items()]
@@ -167,11 +164,8 @@ def paper_settings(name: str, videos: int, *, released: bool = False, **changes:
         videos: number of videos that are at least as long as a clip.
         released: train as long as for the weights that the authors released, not for the whole schedule.
         changes: fields of `TrainSettings` with other values.
-
-    Raises:
-        InputError: the name is unknown, or a setting is wrong.
     """
-    source = _source(name)
+    source = SOURCES[name]
     settings = {**source.settings, **changes}
     if source.epochs:
         batch = TrainSettings.from_dict(settings).batch
@@ -179,12 +173,6 @@ def paper_settings(name: str, videos: int, *, released: bool = False, **changes:
                    "lr_every": source.decay_epochs}
         settings = {k: max(1, math.ceil(epochs * videos / batch)) for k, epochs in lengths.items()} | settings
     return TrainSettings.from_dict(settings)
-
-
-def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise InputError(f"{name!r}: no such training collection; choose one of {', '.join(SOURCES)}")
-    return SOURCES[name]
 
 
 def _miscounted(source: Source, videos: list[Video]) -> list[str]:

@@ -11,8 +11,6 @@ is called "CRW objective", never "CRW". A line of `comparison.csv` is a method:
     differs   how the objective differs from the original method
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Download the data sets that need no registration: DAVIS-2016 and DAVIS-2017."""
 
-from __future__ import annotations
-
 import shutil
 import tomllib
 import zipfile

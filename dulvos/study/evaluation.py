@@ -1,7 +1,5 @@
 """Evaluation: carry the first masks through every video, write and score the masks, leave a row."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import shutil
@@ -25,7 +23,7 @@ from dulvos import devices
 from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, Sequence, read_predictions
 from dulvos.errors import InputError
-from dulvos.files import read_json, replacing
+from dulvos.files import read_json, write_file
 from dulvos.inference import MakeFeatures, SegmentSettings, colour_features, encode, segment
 from dulvos.masks import write_mask
 from dulvos.metrics import STATS_COLUMNS, SequenceScores, score_sequence, summarise
@@ -173,23 +171,15 @@ def _carry(source: object, folder: Path, settings: SegmentSettings, device: str,
 
 
 def score_masks(folder: Path, sequence: Sequence) -> SequenceScores:
-    """Scores of the masks that `evaluate` wrote; empty if every object enters too late to be scored."""
-    if (entry := _entries(sequence)) == {}:
-        return UNSCORED
+    """Scores of the masks that `evaluate` wrote, without objects that enter in the last two frames."""
+    entry = None  # the first frame shows all objects
+    if sequence.objects is not None:
+        places = {t: place for place, t in enumerate(sequence.handed_in[:-2])}
+        entry = {i: places[t] for t, mask in sequence.first_masks().items() if t in places
+                 for i in np.setdiff1d(mask, 0).tolist()}
+        if not entry:
+            return UNSCORED
     return score_sequence(sequence.truth(), read_predictions(folder, sequence), first_frame=entry)
-
-
-def _entries(sequence: Sequence) -> dict[int, int] | None:
-    """Object id -> index of its first mask in `handed_in`; None if the first frame shows all objects.
-
-    An object that enters in the last two frames is left out, because none of its frames is scored.
-    """
-    if sequence.objects is None:
-        return None
-    frames = sequence.handed_in
-    entry = {i: frames.index(t) for t, mask in sequence.first_masks().items()
-             for i in np.unique(mask).tolist()}
-    return {i: place for i, place in entry.items() if i > 0 and place < len(frames) - 2}
 
 
 def object_table(dataset: Dataset, scores: list[SequenceScores]) -> pd.DataFrame:
@@ -210,13 +200,9 @@ def write_official(dataset: Dataset, scores: list[SequenceScores], folder: Path)
     number = table.groupby("sequence").cumcount() + 1
     table = pd.DataFrame({"Sequence": table["sequence"] + "_" + number.astype(str), "J-Mean": table["J mean"],
                           "F-Mean": table["F mean"]})
-    _write_csv(folder / f"global_results-{dataset.split}.csv", pd.DataFrame([summarise(scores)]), 3)
-    _write_csv(folder / f"per-sequence_results-{dataset.split}.csv", table, 3)
-
-
-def _write_csv(path: Path, table: pd.DataFrame, decimals: int) -> None:
-    with replacing(path) as stream:
-        table.to_csv(stream, index=False, float_format=f"%.{decimals}f")
+    for name, lines in (("global", pd.DataFrame([summarise(scores)])), ("per-sequence", table)):
+        text = lines.to_csv(index=False, float_format="%.3f")
+        write_file(folder / f"{name}_results-{dataset.split}.csv", text)
 
 
 def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
@@ -275,7 +261,7 @@ def evaluation_run(study: Study, name: str, data: str | Dataset, features: str,
         if dataset.split == "valid":
             youtube_vos.write_submission(dataset, masks, masks / SUBMISSION)
             return made | {"submission": str((masks / SUBMISSION).relative_to(study.folder))}
-        _write_csv(scored, table, 6)
+        write_file(scored, table.to_csv(index=False, float_format="%.6f"))
         if kind == "youtube-vos":
             made["unseen_classes"] = list(youtube_vos.local_split(dataset.root).unseen)
             return made | {"scores": youtube_vos.class_scores(table, dataset.root)}

@@ -1,7 +1,5 @@
 """The set-up of every notebook, and the figures that several notebooks draw, in one style."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

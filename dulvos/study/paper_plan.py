@@ -1,7 +1,5 @@
 """The rows of the paper's Tables 1 and 2 as commands: what each needs, what is missing, and its steps."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -1,7 +1,5 @@
 """What a command runs: the steps of the demo, of the study on DAVIS, and of the ablation grid."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import replace

@@ -1,14 +1,12 @@
 """The tables in the README files: `python -m dulvos.study.readme` makes them again from the rows."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from dulvos.files import replacing
+from dulvos.files import write_file
 from dulvos.study import ablation, paper
 from dulvos.study.comparison import comparison_table
 from dulvos.study.paper_plan import rows_table
@@ -60,10 +58,7 @@ def _benchmarks(path: Path) -> pd.DataFrame:
 def main() -> None:
     """Make the tables in `FILES` again."""
     for name in FILES:
-        path = ROOT / name
-        text = fill(path.read_text())
-        with replacing(path) as stream:
-            stream.write(text.encode())
+        write_file(ROOT / name, fill((ROOT / name).read_text()))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 Scores in a row lie in [0, 1]; tables show percentages. A field that does not apply is missing or None.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib
@@ -21,7 +19,7 @@ import pandas as pd
 import torch
 
 from dulvos.errors import InputError
-from dulvos.files import expand, make_folder, read_json, replacing
+from dulvos.files import expand, make_folder, read_json, write_file
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
@@ -166,8 +164,7 @@ def flat(row: dict, prefix: str = "") -> dict:
 def write_json(path: Path, content: dict) -> None:
     """Write JSON whole or not at all; numpy's numbers and arrays are converted, other types to text."""
     text = json.dumps(content, indent=1, default=lambda value: getattr(value, "tolist", value.__str__)())
-    with replacing(path) as stream:
-        stream.write(text.encode() + b"\n")
+    write_file(path, text + "\n")
 
 
 def all_rows(results: Path | None = None) -> pd.DataFrame:
@@ -193,7 +190,7 @@ def state(row: pd.Series | None, rows: pd.DataFrame) -> str:
         return NOT_RUN
     for made, what in ((row, "made"), (training(row, rows), "trained")):
         if made is not None and not made.current:
-            return f"† {what} by earlier code, commit {str(made.get('commit', 'unknown'))[:7]}"
+            return f"† {what} by earlier code, commit {str(lookup(made, 'commit') or 'unknown')[:7]}"
     return "run"
 
 

@@ -6,8 +6,6 @@ find this folder, the data and the results under the same paths. If a worker die
 and continues from the last checkpoint. If everything dies, the same command continues.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Trainings of a study, and the data and features that its runs read."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os
@@ -10,7 +8,7 @@ from pathlib import Path
 from dulvos.checkpoints import encoder_file, is_whole
 from dulvos.datasets import Dataset, below, load_davis
 from dulvos.errors import InputError
-from dulvos.files import expand, read_json, replacing
+from dulvos.files import expand, read_json, write_file
 from dulvos.study import youtube_vos
 from dulvos.study.collections import SOURCES, Collection, open_collection
 from dulvos.study.rows import ROOT, Study, find_training, once
@@ -117,8 +115,7 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
         folder = study.path(row, "runs")
         outcome = train(settings, videos, folder, device=device, data=mark)
         if rank == 0:
-            with replacing(study.path(row, "history", ".csv")) as stream:
-                stream.write((folder / "history.csv").read_bytes())
+            write_file(study.path(row, "history", ".csv"), (folder / "history.csv").read_bytes())
         encoder = str(outcome["encoder"].relative_to(study.folder))
         return {"parameters": dataclasses.asdict(settings), **outcome, "encoder": encoder,
                 "seed": settings.seed, "data": dataset.name, "split": "train",
@@ -165,10 +162,12 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     Raises:
         InputError: they are not there.
     """
-    trained, iteration = features.partition(":")[0] == "trained", features.partition("@")[2]
+    name, _, iteration = features.partition("@")
+    trained = name.partition(":")[0] == "trained"
     path = trained_encoder(study, features.rpartition(":")[2]) if trained else encoder_file(features)
-    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else features
-    if features.startswith("timm:") and path.is_file():  # one file may serve several layers
+    of_a_file = path.is_file() and features not in ("random", "imagenet", "copy", "colour")
+    weights = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if of_a_file else features
+    if features.startswith("timm:") and of_a_file:  # one file may serve several layers
         weights = f"{features.partition('=')[0]}={weights}"
     said = {"features": features, "weights": weights, "trained_key": "", "snapshot": None}
     if not trained:

@@ -1,14 +1,12 @@
 """A page for a browser that shows a study, without a server: `results/<study>/index.html`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
 
-from dulvos.files import replacing
+from dulvos.files import write_file
 from dulvos.study.comparison import comparison_table
 from dulvos.study.rows import Study
 from dulvos.study.tables import study_table, to_text
@@ -33,9 +31,9 @@ def write_site(study: Study) -> Path:
     for copy in copies:
         page = study.folder / "pages" / f"{copy.stem}.html"
         if not page.is_file() or page.stat().st_mtime < copy.stat().st_mtime:
-            _write(page, exporter.from_notebook_node(nbformat.read(copy, as_version=4))[0])
+            write_file(page, exporter.from_notebook_node(nbformat.read(copy, as_version=4))[0])
     template = exporter.environment.from_string(Path(__file__).with_name("site.html").read_text("utf-8"))
-    return _write(study.folder / "index.html", template.render(
+    return write_file(study.folder / "index.html", template.render(
         study=study, ablation=ablation, pages=[copy.stem for copy in copies],
         scores=_table(study_table(study.rows())[COLUMNS]), davis=_table(study_table(davis.rows())[COLUMNS]),
         comparison=_table(comparison_table(comparison))))
@@ -43,9 +41,3 @@ def write_site(study: Study) -> Path:
 
 def _table(table: pd.DataFrame) -> str:
     return to_text(table).to_html(index=False, border=0)
-
-
-def _write(path: Path, text: str) -> Path:
-    with replacing(path) as stream:
-        stream.write(text.encode())
-    return path

@@ -4,8 +4,6 @@ A step that leaves a row is done if its row is there, of today's version and on 
 is done if its executed copy was made from today's notebook, parameters and rows.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import hashlib
@@ -29,7 +27,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from dulvos.checkpoints import is_whole
 from dulvos.errors import InputError, check_type
-from dulvos.files import replacing
+from dulvos.files import write_file
 from dulvos.inference import SegmentSettings
 from dulvos.study import runs
 from dulvos.study.rows import ROOT, Study, find_training
@@ -257,7 +255,5 @@ def _publish(running: Path, final: Path, key: str) -> None:
     private = {folder: word for folder, word in private.items() if os.path.isabs(folder) and len(folder) > 1}
     # a path begins a word, or follows a colour code (\x1b[0m) or a line break as JSON writes it
     path = re.compile(rf"(?:(?<![\w.])|(?<=\dm)|(?<=\\n))({'|'.join(map(re.escape, private))})(?![\w+-])")
-    text = path.sub(lambda found: private[found[1]], nbformat.writes(notebook))
-    with replacing(final) as stream:
-        stream.write(text.encode())
+    write_file(final, path.sub(lambda found: private[found[1]], nbformat.writes(notebook)))
     running.unlink()

@@ -4,8 +4,6 @@ Scores are percentages, differences are points. None means that a number does no
 run" that the run is missing, and † that the row was made by earlier code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dulvos.errors import InputError
-from dulvos.files import replacing
+from dulvos.files import write_file
 from dulvos.study.paper import PROTOCOL, table1, table2, table3
 from dulvos.study.rows import (
     CURVE,
@@ -155,8 +153,7 @@ def write(tables: dict[str, pd.DataFrame], folder: Path, about: str = "") -> dic
         title = f"**{TITLES[name]}.** {about}" if about else f"**{TITLES[name]}**"
         texts = {"csv": table.to_csv(index=False), "md": f"{title}\n\n{to_markdown(table)}"}
         for suffix, content in texts.items():
-            with replacing(folder / f"{name}.{suffix}") as stream:
-                stream.write(content.encode())
+            write_file(folder / f"{name}.{suffix}", content)
     return tables
 
 

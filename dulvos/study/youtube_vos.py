@@ -1,7 +1,5 @@
 """YouTube-VOS 2018 (Xu et al., arXiv:1809.03327): its splits, our local split, submissions to its server."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from pathlib import Path
@@ -9,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from dulvos.datasets import Dataset, load_youtube_vos
+from dulvos.datasets import Dataset, load_youtube_vos, read_predictions
 from dulvos.errors import InputError
 from dulvos.files import expand, read_json, replacing
+from dulvos.masks import as_png
 from dulvos.study.collections import SOURCES
 
 __all__ = ["CLASS_COLUMNS", "LOCAL", "SPLITS", "LocalSplit", "class_scores", "local_split",
@@ -110,30 +108,14 @@ def class_scores(table: pd.DataFrame, root: Path) -> dict[str, float]:
 
 
 def write_submission(dataset: Dataset, folder: Path, path: Path) -> None:
-    """Check the masks `folder/<video>/<frame>.png` and pack them into a zip for the server.
+    """Pack the masks `folder/<video>/<frame>.png` that `evaluate` wrote into a zip for the server.
 
     Raises:
-        InputError: names the first mask that the server would reject: it is missing, damaged or no palette
-            PNG, its size differs from its frame's, or its video has no object of an id. No zip is written.
+        InputError: names the first mask that is missing, damaged or of another size. No zip is written.
     """
     # uncompressed, because PNGs do not shrink further; without dates, so that two zips can be compared
     with replacing(Path(path)) as stream, zipfile.ZipFile(stream, "w") as archive:
         for sequence in dataset.sequences:
-            objects = {0, *(sequence.objects or ())}.union(*map(np.unique, sequence.first_masks().values()))
-            for name in map(sequence.video.frame_name, sequence.handed_in):
-                file = Path(folder) / sequence.name / f"{name}.png"
-                _check(file, sequence.video.size, objects)
-                entry = zipfile.ZipInfo(f"Annotations/{sequence.name}/{name}.png")
-                archive.writestr(entry, file.read_bytes())
-
-
-def _check(file: Path, size: tuple[int, int], objects: set[int]) -> None:
-    expected = ("PNG", "P", size[::-1])
-    try:
-        with Image.open(file) as image:
-            found, ids = (image.format, image.mode, image.size), {*np.unique(image).tolist()}
-    except Exception as error:  # Pillow raises many kinds
-        raise InputError(f"{file}: missing or damaged ({type(error).__name__}); expected a mask") from None
-    if found != expected or not ids <= objects:
-        raise InputError(f"{file}: format, mode, (width, height) and ids are {found} and {sorted(ids)}; "
-                         f"expected {expected} and only the ids {', '.join(map(str, sorted(objects)))}")
+            for index, ids in zip(sequence.handed_in, read_predictions(folder, sequence)):
+                name = f"Annotations/{sequence.name}/{sequence.video.frame_name(index)}.png"
+                archive.writestr(zipfile.ZipInfo(name), as_png(ids))

@@ -1,7 +1,5 @@
 """The explorer: point at a cell of a clip and see in the browser where else its features are found."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import html
@@ -23,7 +21,7 @@ from dulvos.checkpoints import load_encoder
 from dulvos.devices import find_device
 from dulvos.encoder import LAYERS, Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath, expand, replacing
+from dulvos.files import AnyPath, expand, write_file
 from dulvos.inference import SegmentSettings, encode
 from dulvos.study.figures import anchor_colours
 from dulvos.videos import Video, open_video, shrink, shrunk_size
@@ -33,22 +31,7 @@ __all__ = ["Explorer", "Packed", "clip_indices", "pack"]
 GREATEST_N = 16
 SCRIPT = Path(__file__).with_name("explorer.js")
 STYLE = SCRIPT.with_suffix(".css")
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>:root {{color-scheme: light dark}}
-body {{margin: 8px auto; padding: 0 8px; max-width: 1240px; font: 13px/1.45 system-ui, sans-serif}}
-{style}</style>
-<p><b>{title}</b> Move the mouse over any picture: bright cells have features like those of the cell under it.
-Rings mark the ten best matches of a frame, the best one in orange.</p>
-<main id="explorer"></main>
-<script type="text/plain" id="saved">{data}</script>
-<script type="module">
-{script}
-openSaved(document.getElementById("explorer"), document.getElementById("saved").textContent);
-</script>
-</html>
-"""
+PAGE = SCRIPT.with_suffix(".html")  # for `str.format`
 
 
 class Packed(NamedTuple):
@@ -218,11 +201,9 @@ class Explorer(anywidget.AnyWidget):
         parts = [header.encode(), *(part for _, buffers in messages for part in buffers)]
         text = base64.b64encode(gzip.compress(b"".join(parts), mtime=0)).decode()
         title = html.escape(f"{self.video.name}: where are features found again?")
-        page = PAGE.format(title=title, style=STYLE.read_text(), data=text, script=SCRIPT.read_text())
-        path = expand(path)
-        with replacing(path) as stream:
-            stream.write(page.encode())
-        return path
+        page = PAGE.read_text().format(title=title, style=STYLE.read_text(), data=text,
+                                       script=SCRIPT.read_text())
+        return write_file(expand(path), page)
 
     def _answer(self, want: str) -> None:
         try:

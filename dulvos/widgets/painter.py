@@ -1,7 +1,5 @@
 """The painter of notebook 06: paint objects in the browser; see, correct and play their masks there."""
 
-from __future__ import annotations
-
 import tempfile
 import threading
 import warnings
