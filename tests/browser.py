@@ -35,9 +35,6 @@ from papermill.parameterize import parameterize_notebook
 
 from dulvos.study.rows import ROOT
 
-__all__ = ["LIMIT", "MARKS", "SIZE", "Chromium", "Lab", "Notebook", "lacking", "limited", "of_cells", "serve",
-           "start"]
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")

@@ -1,7 +1,5 @@
 """Fixtures of several tests; those that need golden cases or real data skip with a reason without them."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import tempfile
@@ -12,10 +10,13 @@ from pathlib import Path
 import hypothesis
 import nbformat
 import pytest
+import torch
 from hypothesis import HealthCheck
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from dulvos.checkpoints import load_encoder
 from dulvos.datasets import Dataset, load_davis
+from dulvos.encoder import Encoder
 from dulvos.inference import SegmentSettings
 from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.study.rows import Study, flat, version
@@ -58,6 +59,16 @@ def _find(variable: str, sibling: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: set {variable} to the folder of {sibling}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has results and indexes of its own, and none of the variables that a user or a call sets."""
+    for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
+        monkeypatch.setenv(name, "")  # so that it is put back, also if a call sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
 
 
 @pytest.fixture
@@ -119,6 +130,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(tiny: Path) -> Dataset:
     """The val split of `tiny`."""
     return load_davis(tiny, "val")
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """An untrained encoder; do not change it."""
+    return load_encoder("random", seed=1)
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 `tests/test_bad_input.py` tries them, and files with random damage; `python -m tests.trust` counts both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io
@@ -15,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dulvos.errors import InputError
-
-__all__ = ["CASES", "TARGETS", "Case", "Expected", "Target", "add", "check", "collect", "damages", "put"]
 
 Expected = str | Callable[[Any], bool]  # words of an error's one line (a regular expression), or a check
 

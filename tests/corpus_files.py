@@ -1,7 +1,5 @@
 """Encoders, released weights and rows whose files are cut, changed, or written by something else."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -24,8 +22,6 @@ from dulvos.study.rows import Study
 from dulvos.study.tables import summary
 from tests.corpus import TARGETS, Expected, Target, add, put
 from tests.corpus_masks import write_davis
-
-__all__ = ["put_encoder", "put_row", "rows_of"]
 
 ROW = {"kind": "evaluate", "study": "s", "name": "n", "key": "k" * 12, "version": 1,
        "date": "2026-01-01T00:00:00+00:00", "data": "x", "split": "val", "features": "f", "sequences": 1,
@@ -127,7 +123,7 @@ for name, content, words in (
     add("released weights", name, rf"x\.pth: .*{words}", released, content)
 
 
-# rows (test_rows.py tries more of them), and the finished sequences of an evaluation
+# rows, and the finished sequences of an evaluation
 def rows_of(folder: Path) -> str:
     """The rows of study s read, and their summary."""
     study = Study("s", folder)
@@ -150,8 +146,15 @@ def row(name: str, content: Any, expect: Expected) -> None:
 
 row("as it should be", ROW, lambda said: "50.0" in said)
 row("with a byte-order mark", b"\xef\xbb\xbf" + as_bytes(ROW), lambda said: "50.0" in said)
-for field, value in (("key", None), ("scores", "x"), ("scores", {}), ("scores", {"J&F-Mean": []})):
-    row(f"{field}: {value!r}", ROW | {field: value}, r"evaluate-n-\w+\.json.*delete it to run again")
+NAMED = r"evaluate-n-\w+\.json.*delete it to run again"
+for field, value in (("key", None), ("scores", "x"), ("scores", {}), ("scores", {"J&F-Mean": []}),
+                     ("kind", "z"), ("kind", []), ("date", 5), ("name", None), ("version", "1"), ("data", []),
+                     ("trained_key", 5)):
+    row(f"{field}: {value!r}", ROW | {field: value}, NAMED)
+for field in ("kind", "version", "name", "date"):
+    row(f"without {field}", {name: value for name, value in ROW.items() if name != field}, NAMED)
+for content in (b"", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe\0", DEEP):
+    row(f"content {content[:9]!r}", content, NAMED)
 for name, content in (("a list", b"[]"), ("null", b"null"), ("no text", b"\xff\xfe"), ("cut", b'{"ids": [1'),
                       ("without fields", b"{}"), ("nested 10^5 deep", DEEP)):
     add("rows", f"a finished sequence: {name}", r"a\.json: .*delete this file", finish_again, content)

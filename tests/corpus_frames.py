@@ -1,7 +1,5 @@
 """Broken and odd folders of frames, for `open_video`."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -19,8 +17,6 @@ from PIL import Image, ImageOps
 
 from dulvos.videos import Video, open_video
 from tests.corpus import TARGETS, Expected, Target, add, put
-
-__all__ = ["encoded", "forbidden", "frames_of", "like", "picture", "read_all"]
 
 
 def picture(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
@@ -127,6 +123,7 @@ for name, files, expected, error in (
         ("gif called png", {"0.png": encoded(IMAGE.quantize(200), "gif")}, COLOUR, 4),
         ("an orientation in XMP", plain(COLOUR, "jpg", quality=97, xmp=XMP, exif=MAKER), COLOUR, 3),
         ("broken EXIF data", plain(COLOUR, "jpg", quality=97, exif=EXIF), COLOUR, 3),
+        ("bytes after a jpeg", {"0.jpg": encoded(COLOUR, "jpg", quality=97) + b"a note"}, COLOUR, 3),
         ("1 x 1", plain(COLOUR[:1, :1]), COLOUR[:1, :1], 0), ("one frame", plain(COLOUR), COLOUR, 0),
         ("hidden and other files, a folder called 1.png",
          {"0.png": PNG, "._0.png": b"x", "Thumbs.db": b"x", "1.png/x": b"x"}, COLOUR, 0)):

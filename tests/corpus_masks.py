@@ -1,7 +1,5 @@
 """Broken and odd masks, folders in the layouts of DAVIS and YouTube-VOS, and words of the segment command."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -29,8 +27,6 @@ from dulvos.widgets import Painter
 from tests import miniature
 from tests.corpus import TARGETS, Expected, Target, add, put
 from tests.corpus_frames import encoded, picture
-
-__all__ = ["command", "make_clip", "write_davis"]
 
 SIZE, LENGTH = (48, 64), 4
 
@@ -148,9 +144,15 @@ mask("EXIF rotation", np.rot90(three), three, exif=turned)
 mask("text of 3 MB", three, three, pnginfo=text)
 mask("a colour profile of 3 MB", three, three, icc_profile=profile)
 for name, data, threshold, expect in (("soft edges", soft, 127, one), ("grey 200", soft200, 100, one),
-                                      ("no such grey", soft200, 201, blocks())):
+                                      ("no such grey", soft200, 201, blocks()),
+                                      ("white", blocks() + 255, 128, blocks() + 1)):
     add("masks", f"a threshold: {name}", "no object" if not expect.any() else
         lambda found, expect=expect: np.array_equal(found[0], expect), give, encoded(data), "png", threshold)
+for name, data, threshold, words in (
+        ("16 bits", (many * 20).astype(np.uint16), 128, "61420"),
+        ("alpha", np.dstack([blocks() + 255] * 3 + [blocks(255)]), 128, "alpha"),
+        *((repr(threshold), one, threshold, "threshold") for threshold in (-1, 256, 1.5, "a"))):
+    add("masks", f"a threshold: {name}", words, give, encoded(data), "png", threshold)
 WHITE, BLACK, RED = b"\xff\xff\xff", b"\0\0\0", b"\xff\0\0"
 for name, data, expect, note in (
         ("black, white, red", paletted(blocks(1, 1, 2), BLACK + WHITE + RED), blocks(1, 1, 2), ""),

@@ -3,8 +3,6 @@
 An error must name the setting, so a case expects its name.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

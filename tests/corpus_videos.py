@@ -1,7 +1,5 @@
 """Broken and odd video files, for `open_video` and the segment command."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

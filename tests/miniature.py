@@ -1,7 +1,5 @@
 """Small drawn videos in the layouts of DAVIS and YouTube-VOS."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

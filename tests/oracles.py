@@ -1,7 +1,5 @@
 """Slow, plain versions of the method, written from its description, and inputs to compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

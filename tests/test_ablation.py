@@ -1,7 +1,5 @@
 """The ablation grid: its points from the CSV file, and effects and verdicts from invented rows."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path
@@ -14,7 +12,6 @@ from dulvos.inference import SegmentSettings
 from dulvos.study import ablation
 from dulvos.study.ablation import EDGES, SCALES, Scale, claims, effects, points
 from dulvos.study.rows import NOT_RUN, Study, flat, version
-from dulvos.training import TrainSettings
 
 PAPER = SCALES["paper"]
 TINY = dataclasses.replace(
@@ -94,11 +91,6 @@ def test_epochs_stay_where_lengths_are_epochs() -> None:
     assert {point.settings.iterations for point in points(SCALES["davis"])} == {400}
 
 
-def test_a_scale_of_another_name_is_refused() -> None:
-    with pytest.raises(InputError, match="demo, davis, davis-long, paper"):
-        ablation.find_scale("tiny")
-
-
 def test_a_scale_may_plan_some_points_only() -> None:
     scale = SCALES["davis-long"]
     assert {point.name for point in points(scale) if point.seeds} == {*scale.only}
@@ -117,15 +109,6 @@ def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: s
     path.write_text(CSV.read_text() + added + "\n")
     with pytest.raises(InputError, match=rf"ablation\.csv, line 29: .*{message}"):
         points(TINY, path)
-
-
-def test_a_new_point_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "ablation.csv"
-    line = "slow{lam:g},claim,λ={lam:g} and no flip,lam=0.5 view_flip=False,,,c,w,s,equal\n"
-    path.write_text(CSV.read_text() + line)
-    point = points(TINY, path)[-1]
-    assert (point.name, point.label, point.trained) == ("slow0.5", "λ=0.5 and no flip", "slow0.5")
-    assert point.settings == TrainSettings.from_dict({**TINY.training, "lam": 0.5, "view_flip": False})
 
 
 def test_effects_are_differences_of_means_over_seeds(study: Study) -> None:

@@ -3,8 +3,6 @@
 --slow tries the longest cases too, and more damage; `python -m tests.trust` counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +28,7 @@ from dulvos.masks import write_mask
 from dulvos.study.rows import ROOT
 from dulvos.study.steps import check_parameters
 from dulvos.training import TrainSettings
-from tests.corpus import CASES, TARGETS, Case, Target, check, collect, damages, put
+from tests.corpus import CASES, TARGETS, Case, check, collect, damages, put
 from tests.corpus_files import put_encoder, put_row, rows_of
 from tests.corpus_frames import picture
 from tests.corpus_masks import command, make_clip, write_davis
@@ -47,8 +45,7 @@ def test_the_corpus(case: Case, tmp_path: Path, record_property) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.part)
-def test_damage_gives_a_result_or_one_line(target: Target, tmp_path: Path, slow: bool,
-                                           record_property) -> None:
+def test_damage_gives_a_result_or_one_line(target, tmp_path, slow, record_property):
     source = random.Random(None if slow else 0)
     outcomes = dict(Counter(damages(target, tmp_path, 500 if slow else 20, source)))  # as xdist can send it
     record_property("inputs", [f"random damage: {target.part}", outcomes])

@@ -1,7 +1,5 @@
 """The baselines' losses: golden values of the released code, a slow oracle, and properties."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """Joints and body parts: small videos in the layouts of JHMDB and VIP, and their measures on known cases."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The browser tests' own tools, and the formulas of all notebooks in JupyterLab."""
 
-from __future__ import annotations
-
 import re
 
 import nbformat

@@ -1,7 +1,5 @@
 """Training clips: their frames, crops and order."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

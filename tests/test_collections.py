@@ -1,7 +1,5 @@
 """The paper's training collections: indexes, layouts, counts and settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pickle
@@ -11,7 +9,6 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import pytest
 
 from dulvos.__main__ import main
@@ -21,16 +18,7 @@ from dulvos.study.collections import SOURCES, Collection, open_collection, paper
 from dulvos.study.rows import Study
 from dulvos.training import TrainSettings
 from dulvos.videos import open_video
-from tests.corpus_frames import picture
-from tests.test_videos import make_file
-
-
-def write_frames(folder: Path, names: list[str], size: tuple[int, int] = (24, 32)) -> Path:
-    """A folder of frames, all with one texture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        assert cv2.imwrite(str(folder / name), picture(0, *size))
-    return folder
+from tests.test_videos import make_file, make_folder
 
 
 def write_video(path: Path, length: int) -> Path:
@@ -45,12 +33,12 @@ def numbered(count: int, step: int = 1) -> list[str]:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
-    write_frames(root / "a" / "one", numbered(7))
-    write_frames(root / "a" / "two", numbered(6, step=5), size=(32, 24))
-    write_frames(root / "b", [f"{i}.jpg" for i in range(8, 13)])
+    make_folder(root / "a" / "one", numbered(7))
+    make_folder(root / "a" / "two", numbered(6, step=5), size=(32, 24))
+    make_folder(root / "b", [f"{i}.jpg" for i in range(8, 13)])
     write_video(root / "c" / "film.mp4", 30)
     (root / "readme.txt").write_text("no video")
-    write_frames(root / ".hidden", numbered(3))
+    make_folder(root / ".hidden", numbered(3))
     return root
 
 
@@ -76,7 +64,7 @@ def test_an_index_agrees_with_the_reader(tree, index):
 
 
 def test_workers_get_no_names_and_notice_a_folder_that_changed(tmp_path, index):
-    folder = write_frames(tmp_path / "long" / "a", numbered(300))
+    folder = make_folder(tmp_path / "long" / "a", numbered(300))
     sent = pickle.dumps(index(folder.parent).videos)
     assert len(sent) < 600
     for change in ((folder / "00000.jpg").unlink, lambda: shutil.rmtree(folder)):
@@ -114,26 +102,26 @@ def test_what_did_not_change_is_not_read_again(tree, tmp_path, index):
         path.write_bytes(bytes(state.st_size))
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert index(tree) == first and cache.stat().st_mtime_ns == written
-    write_frames(tree / "a/one", ["00007.jpg"])
+    make_folder(tree / "a/one", ["00007.jpg"])
     longer = index(tree)
     assert lengths(longer)["a/one"] == 8 and longer.fingerprint != first.fingerprint
     stamp = film.stat().st_mtime_ns
     os.utime(write_video(film, 20), ns=(stamp, stamp))
     shutil.rmtree(tree / "a/two")
-    write_frames(tree / "d", numbered(3))
+    make_folder(tree / "d", numbered(3))
     assert lengths(index(tree)) == {"a/one": 8, "b": 5, "c/film.mp4": 18, "d": 3}
     assert [*(tmp_path / "cache").iterdir()] == [cache]
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place_or_the_day(tree, tmp_path, index):
-    write_frames(tree / "bitmaps", ["0.bmp", "1.bmp"], size=(24, 32))
+    make_folder(tree / "bitmaps", ["0.bmp", "1.bmp"], size=(24, 32))
     mark = index(tree).fingerprint
     copy = shutil.copytree(tree, tmp_path / "copy")
     os.utime(copy / "b", (0, 0))
     assert index(copy).fingerprint == mark
     for change in (lambda: (copy / "b").rename(copy / "e"), lambda: (copy / "a/one/00006.jpg").unlink(),
-                   lambda: write_frames(copy / "a" / "two", numbered(6, step=5), size=(40, 24)),
-                   lambda: write_frames(copy / "bitmaps", ["0.bmp", "1.bmp"], size=(32, 24)),  # as many bytes
+                   lambda: make_folder(copy / "a" / "two", numbered(6, step=5), size=(40, 24)),
+                   lambda: make_folder(copy / "bitmaps", ["0.bmp", "1.bmp"], size=(32, 24)),  # as many bytes
                    lambda: (copy / "a/one/00000.jpg").rename(copy / "a/one/00006.jpg")):
         change()
         for folder in ("a/two", "bitmaps"):
@@ -147,12 +135,12 @@ def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
     before = lengths(index(tree))
     (tree / "c" / "broken.mp4").write_bytes(b"no video")
     (tree / "c" / "zero.avi").touch()
-    write_frames(tree / "cut", ["00001.jpg"])
+    make_folder(tree / "cut", ["00001.jpg"])
     (tree / "cut" / "00000.jpg").touch()
     found = index(tree)
     assert lengths(found) == before and index(tree).notes == found.notes
     assert len(found.notes) == 1 and found.notes[0].startswith("4 ") and "broken.mp4" in found.notes[0]
-    write_frames(tree / "a", ["poster.jpg"])
+    make_folder(tree / "a", ["poster.jpg"])
     assert index(tree).notes[0].startswith("6 "), "folders of frames beside a picture"
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent", "tree/b"):  # the last one holds the frames itself
@@ -161,8 +149,8 @@ def test_what_is_broken_is_left_out_and_said(tree, tmp_path, index):
 
 
 def test_deep_trees_are_not_followed_for_ever(tmp_path, index):
-    write_frames(tmp_path / "t/1/2/3/4", numbered(5))
-    write_frames(tmp_path / "t/1/2/3/x/5", numbered(5))
+    make_folder(tmp_path / "t/1/2/3/4", numbered(5))
+    make_folder(tmp_path / "t/1/2/3/x/5", numbered(5))
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
     found = lengths(index(tmp_path / "t"))
     assert "1/2/3/4" in found and all(name.count("/") < 4 for name in found)
@@ -182,7 +170,7 @@ def make_layout(name: str, root: Path) -> list[str]:
     """A miniature of a collection and of what lies beside it; returns the names of its training videos."""
     videos, others = LAYOUTS[name]
     for path in videos + others:
-        write_video(root / path, 20) if path.endswith("mp4") else write_frames(root / path, numbered(12))
+        write_video(root / path, 20) if path.endswith("mp4") else make_folder(root / path, numbered(12))
     if name == "davis-2017":
         (root / "ImageSets/2017").mkdir(parents=True)
         (root / "ImageSets/2017/train.txt").write_text("boat\nbear\n")
@@ -210,7 +198,7 @@ def test_each_layout_gives_its_training_videos_and_no_others(name, tmp_path):
 
 def test_a_folder_that_is_named_like_a_collection_is_not_it(tmp_path):
     for folder, own in (("YouTube-VOS", False), ("mine", True)):
-        write_frames(tmp_path / folder / "a", numbered(6))
+        make_folder(tmp_path / folder / "a", numbered(6))
         assert (open_collection("", tmp_path / folder, tmp_path / "cache").name == folder) == own
 
 
@@ -265,10 +253,9 @@ def test_a_list_of_training_videos_is_needed_and_holds(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where DULVOS_DATA_DIR points; indexes and results stay in the test's folder."""
-    for variable in ("DULVOS_DATA_DIR", "DULVOS_CACHE", "DULVOS_RESULTS"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    return tmp_path / "DULVOS_DATA_DIR"
+    """Where DULVOS_DATA_DIR points."""
+    monkeypatch.setenv("DULVOS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 def test_the_train_command_keeps_the_papers_settings_and_epochs(folder):

@@ -1,7 +1,5 @@
 """The comparison: a line of the CSV file is a method; its table is made from rows."""
 
-from __future__ import annotations
-
 import pytest
 
 from dulvos.errors import InputError
@@ -81,9 +79,8 @@ def test_a_line_mixes_no_settings_and_is_as_old_as_its_oldest_number(study, writ
 
 
 @pytest.mark.slow
-def test_a_miniature_of_the_comparison_runs(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
+def test_a_miniature_of_the_comparison_runs(tiny):
     steps = comparison_steps("small", str(tiny), training=TINY, inference={"context": 2}, seeds=1,
                              snapshots=())
     assert run_steps(steps, Workers(threads=1)) == 0
-    assert set(comparison_table(Study("small", tmp_path))["state"]) == {"run"}
+    assert set(comparison_table(Study("small"))["state"]) == {"run"}

@@ -1,7 +1,5 @@
 """Correspondence: matches against a plain search, sources against what propagation copies."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

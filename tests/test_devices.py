@@ -1,7 +1,5 @@
 """Devices, their precision, and their memory."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +18,7 @@ def forgetful() -> None:
 
 
 @pytest.mark.parametrize("able", [False, True])
-def test_bfloat16_is_computed_if_it_is_fast_and_said_once_if_not(
-    able: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_bfloat16_is_computed_if_it_is_fast_and_said_once_if_not(able, monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)

@@ -5,8 +5,6 @@ set. A failure means that a change moved the numbers: undo it, or raise the vers
 write the file again (`python -m tests.test_digests > tests/digests.json`).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from functools import partial

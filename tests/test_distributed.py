@@ -1,7 +1,5 @@
 """Several processes take the same step as one; a run started by torchrun writes once and resumes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -122,8 +120,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(seen: list[dict], objec
 
 @pytest.mark.parametrize(("started", "device", "named"), [(1, "abacus", "abacus"), (2, "cpu", "WORLD_SIZE=2"),
                                                           (2, "abacus", "abacus")])
-def test_processes_that_cannot_be_joined_are_refused(started: int, device: str, named: str,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_be_joined_are_refused(started, device, named, monkeypatch):
     """torchrun's other variables are missing, so the processes cannot find each other."""
     monkeypatch.setenv("WORLD_SIZE", str(started))
     for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -155,11 +152,12 @@ def test_a_run_shared_by_two_processes_leaves_one_row(tmp_path: Path) -> None:
     """The command for several GPUs; its second call finds the run done."""
     write_textures(tmp_path / "videos", "abcd")
     options = "--study shared --device cpu --iterations 1 --batch 2 --frames 2 --crop 64 --scale-min 64 " \
-              "--scale-max 72 --jitter none --precision fp32"
+              "--scale-max=72 --jitter none --precision fp32 --no-view-flip"
     for _ in range(2):
         torchrun("dulvos", "train", tmp_path / "videos", *options.split(), DULVOS_RESULTS=str(tmp_path))
     row, = (json.loads(path.read_text()) for path in (tmp_path / "shared" / "rows").glob("*.json"))
     assert row["processes"] == PROCESSES and row["parameters.jitter"] == "none" and row["iterations"] == 1
+    assert (row["parameters.view_flip"], row["parameters.lr"], row["name"]) == (False, 1e-4, "trained")
     assert (tmp_path / "shared" / row["encoder"]).is_file()
 
 

@@ -1,7 +1,5 @@
 """Downloads from a local server that hangs up, refuses or sends something else; damaged archives."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import threading
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 
 from dulvos.__main__ import main
-from dulvos.datasets import Dataset
 from dulvos.errors import InputError
 from dulvos.study.download import ARCHIVES, Archive, check, download, unpack
 from dulvos.study.paper import DAVIS_2017_VAL
@@ -22,37 +19,22 @@ from dulvos.study.paper import DAVIS_2017_VAL
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `content` with `status`; a connection is cut after `end` bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.end, self.status, self.asked = CONTENT, None, 200, 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/data.zip"
-
-
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server = self.server
-        server.asked += 1
-        if server.status != 200:
-            self.send_error(server.status)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(server.content)))
-        self.end_headers()
-        self.wfile.write(server.content[: server.end])
+    """Sends the server's `content` with its `status`; the connection is cut after `end` bytes."""
 
-    def log_message(self, *arguments: object) -> None:
-        pass
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content[: self.server.end])
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.url = f"http://127.0.0.1:{server.server_port}/data.zip"
+        server.content, server.end, server.status, server.asked = CONTENT, None, 200, 0
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
@@ -78,7 +60,7 @@ def test_a_damaged_archive_is_noticed(tmp_path, kind):
 
 
 @pytest.fixture
-def archive(dataset: Dataset, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+def archive(dataset, server, tmp_path, monkeypatch) -> Archive:
     """A miniature of DAVIS-2017, served in place of it."""
     with zipfile.ZipFile(tmp_path / "made", "w") as file:
         for path in sorted(dataset.root.rglob("*")):

@@ -1,7 +1,5 @@
 """The encoder: its shape and what it returns."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,19 +7,8 @@ import torchvision
 from torch import nn
 
 from dulvos.baselines import rgb_to_lab, scale_lab
-from dulvos.checkpoints import load_encoder
 from dulvos.encoder import COLOURS, LAYERS, PADDING, Encoder, prepare_frames, restore_rgb
 from dulvos.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("random", seed=1)
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("norm", "stride", "size", "cells"), [

@@ -1,7 +1,5 @@
 """Evaluation: masks, scores, official files and rows; done once, continued after a kill, bad input named."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The explorer in a real browser: as a saved page by file://, and in JupyterLab (notebook 05)."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os
@@ -16,11 +14,11 @@ from PIL import Image
 
 from dulvos.correspondence import anchor_grid, best_matches
 from dulvos.study.rows import ROOT
+from dulvos.widgets import explorer as explorers
 from tests import browser
 from tests.oracles import write_textures
 from tests.test_explorer import Patches
 
-explorers = pytest.importorskip("dulvos.widgets.explorer", exc_type=ImportError)
 SCREENSHOTS = os.environ.get("DULVOS_SCREENSHOTS")
 ELEMENT = "document.querySelector('.dulvos-explorer')?.parentElement"
 COMMITTED = ROOT / "results/explorer.html"

@@ -5,8 +5,6 @@ numbers are those of an undisturbed run. Each test records its fault by `record_
 `python -m tests.trust`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Figures: what is drawn where, what is written, and the set-up of a notebook."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 
@@ -74,8 +72,7 @@ def test_a_montage_names_rows_and_columns() -> None:
     assert short.get_xlabel() == "one" and short.images[0].get_array().shape == (32, 80, 3)
 
 
-def test_figures_are_written_drawings_also_as_pdf_and_photographs_with_their_credit(
-        book: figures.Notebook) -> None:
+def test_figures_are_written_drawings_also_as_pdf_and_photographs_with_their_credit(book):
     figure, book.credit = MAKERS["maps"](), "whose"
     assert book.show(figure, "lam-0.1", vector=True) is figure and not figure.texts
     assert sorted(file.name for file in book.figures.iterdir()) == ["lam-0.1.pdf", "lam-0.1.png"]
@@ -87,18 +84,16 @@ def test_figures_are_written_drawings_also_as_pdf_and_photographs_with_their_cre
     assert len(list(book.figures.iterdir())) == 3
 
 
-def test_a_notebook_checks_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
+def test_a_notebook_checks_its_parameters(tmp_path: Path) -> None:
     given = {"study": "mine", "frame": 3, "other": object(), "count": 7}
     book = figures.Notebook("00_the_method", given)
-    assert book.study.folder == tmp_path / "mine" and book.figures == tmp_path / "mine" / "figures"
+    assert book.study.folder == tmp_path / "results/mine" and book.figures == book.study.folder / "figures"
     assert figures.Notebook("00_the_method", {**given, "out": str(tmp_path / "x")}).tables == tmp_path / "x"
     with pytest.raises(InputError, match="frame"):
         figures.Notebook("00_the_method", {**given, "frame": "three"})
 
 
-def test_a_notebook_takes_a_sequence_or_a_video_of_ones_own(book: figures.Notebook, tiny: Path,
-                                                            tmp_path: Path) -> None:
+def test_a_notebook_takes_a_sequence_or_a_video_of_ones_own(book, tiny, tmp_path):
     middle = book.sequence(str(tiny))
     assert middle.masks and book.sequence(str(tiny), middle.name).name == middle.name and book.credit == ""
     for t in range(3):

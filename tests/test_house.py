@@ -1,7 +1,5 @@
 """The house stays in order: lint and types are clean, imports go down the shelves only and form no circle."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

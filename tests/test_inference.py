@@ -1,7 +1,5 @@
 """Features of frames, and the masks that they carry."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import cv2
@@ -9,39 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from dulvos.checkpoints import load_encoder
 from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings, colour_features, encode, seen_size, segment
+from tests.miniature import draw_video
+
+FRAMES, MASKS = draw_video([(28, 20, 0, 8, 0)], size=(61, 83), frames=5)  # a disc moves by a cell a frame
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return load_encoder("random")
-
-
-@pytest.fixture(scope="module")
-def frames():
-    """A textured square on a textured ground, moving by one cell a frame."""
-    generator = np.random.default_rng(0)
-    ground = np.kron(generator.integers(0, 120, (8, 11, 3)), np.ones((8, 8, 1)))[:61, :83]
-    video, masks = np.stack([ground] * 5), np.zeros((5, 61, 83), np.uint8)
-    for t in range(5):
-        video[t, 16:40, 8 + 8 * t: 32 + 8 * t] = 250, 200, 160
-        masks[t, 16:40, 8 + 8 * t: 32 + 8 * t] = 1
-    return list(video.astype(np.uint8)), masks
-
-
-def test_encode_gives_a_map_for_each_frame_whatever_the_batch(encoder, frames):
+def test_encode_gives_a_map_for_each_frame_whatever_the_batch(encoder):
     settings = SegmentSettings(precision="fp32")
-    together, single = (list(encode(encoder, frames[0], settings, batch=batch)) for batch in (4, 1))
+    together, single = (list(encode(encoder, FRAMES, settings, batch=batch)) for batch in (4, 1))
     assert len(together) == 5 and together[0].shape == (512, 8, 11)  # ⌈61 / 8⌉, ⌈83 / 8⌉
     for a, b in zip(together, single):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_encode_reads_no_further_than_its_batch(encoder, frames):
+def test_encode_reads_no_further_than_its_batch(encoder):
     read = []
-    stream = encode(encoder, (read.append(1) or frame for frame in frames[0]), batch=2)
+    stream = encode(encoder, (read.append(1) or frame for frame in FRAMES), batch=2)
     next(stream)
     assert len(read) == 2
 
@@ -49,31 +32,20 @@ def test_encode_reads_no_further_than_its_batch(encoder, frames):
 @pytest.mark.parametrize("wrong", [
     lambda images: images[:1], lambda images: images[0], lambda images: (images,),
     lambda images: images.numpy(), lambda images: images.flatten(2)])
-def test_an_encoder_that_makes_no_maps_is_refused(frames, wrong):
-    with pytest.raises(InputError, match=r"the encoder makes a .* of images \(4, 3, 61, 83\)"):
-        next(encode(wrong, frames[0]))
+def test_an_encoder_that_makes_no_maps_is_refused(wrong):
+    with pytest.raises(InputError, match=r"\(4, 3, 61, 83\)"):
+        next(encode(wrong, FRAMES))
 
 
-def test_a_module_may_lack_parameters(frames):
-    assert next(encode(torch.nn.AvgPool2d(8), frames[0])).shape == (3, 7, 10)
+def test_a_module_may_lack_parameters():
+    assert next(encode(torch.nn.AvgPool2d(8), FRAMES)).shape == (3, 7, 10)
 
 
-def test_colour_tells_a_bright_object_from_a_dark_ground(frames):
-    masks = list(segment(frames[0], frames[1][0], colour_features))
-    for mask, truth in zip(masks, frames[1]):
+def test_colour_tells_an_object_from_its_ground():
+    masks = list(segment(FRAMES, MASKS[0], colour_features))
+    for mask, truth in zip(masks, MASKS):
         assert mask.dtype == np.uint8
         assert (mask & truth).sum() / (mask | truth).sum() > 0.6  # a map of 8x11 cells is coarse
-
-
-def test_given_masks_come_back_exactly_and_ids_keep_their_gaps(frames):
-    first = np.where(frames[1][0] > 0, 4, 0).astype(np.uint8)
-    later = np.zeros_like(first)
-    later[3, 5] = 9  # smaller than a cell: would be lost by propagation
-    masks = list(segment(frames[0], {0: first, 2: later}, colour_features))
-    np.testing.assert_array_equal(masks[0], first)
-    assert masks[2][3, 5] == 9 and (masks[2] == 9).sum() == 1
-    assert set(np.unique(masks[1])) <= {0, 4}
-    assert set(np.unique(masks[4])) <= {0, 4, 9}
 
 
 def test_a_protocol_sets_its_values_and_each_can_be_changed():
@@ -101,7 +73,7 @@ def test_the_size_that_an_encoder_sees(size, dino, crw, patches):
     assert seen_size(size, SegmentSettings(shorter_side=240), 14) == patches
 
 
-def test_frames_of_dinos_protocol_have_its_filter_and_deviation(frames):
+def test_frames_of_dinos_protocol_have_its_filter_and_deviation():
     seen = []
 
     def encoder(images):
@@ -109,12 +81,12 @@ def test_frames_of_dinos_protocol_have_its_filter_and_deviation(frames):
         return images
 
     settings = SegmentSettings.of("dino", shorter_side=64, precision="fp32")
-    next(encode(encoder, frames[0], settings))
-    expected = cv2.resize(frames[0][0], (64, 64), interpolation=cv2.INTER_LINEAR) / 255
+    next(encode(encoder, FRAMES, settings))
+    expected = cv2.resize(FRAMES[0], (64, 64), interpolation=cv2.INTER_LINEAR) / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.228, 0.224, 0.225]
     np.testing.assert_allclose(seen[0].permute(1, 2, 0), expected, atol=1e-5)
     encoder.std = (0.5, 0.5, 0.5)  # an encoder's own deviation has priority
-    next(encode(encoder, frames[0], settings))
+    next(encode(encoder, FRAMES, settings))
     np.testing.assert_allclose(seen[1][2] * 0.5, seen[0][2] * 0.225, atol=1e-5)
 
 

@@ -1,7 +1,5 @@
 """Installing: in place, from a wheel, and with the lowest versions that pyproject.toml allows."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

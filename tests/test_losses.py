@@ -1,7 +1,5 @@
 """The losses: the release's numbers, a dense oracle, and a test for each mistake that nobody would notice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The command line: what each command does; bad input ends it with one line before any work."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal
@@ -21,7 +19,6 @@ from dulvos.checkpoints import save_encoder
 from dulvos.masks import read_mask, write_mask
 from dulvos.study.rows import ROOT, Study
 from dulvos.study.runs import open_data
-from tests.oracles import write_textures
 
 SIZE, LENGTH = (49, 80), 5
 
@@ -65,6 +62,7 @@ def test_a_video_file_keeps_its_rate_and_later_masks_are_taken(clip):
     assert videos.open_video(clip / "out" / masks.MOVIE).rate == 12
     assert segment("clip.mp4", "even.png", "plain", "--no-mp4") == 0
     assert len(list((clip / "plain").glob("[!.]*"))) == LENGTH
+    assert (read_mask("plain/00001.png") != read_mask("out/00001.png")).any()  # --shorter-side has an effect
 
 
 def test_ends_of_objects_are_taken_from_the_painters_folder(clip):
@@ -72,13 +70,6 @@ def test_ends_of_objects_are_taken_from_the_painters_folder(clip):
     masks.save_given(clip / "given", video, {0: read_mask("mask.png")}, {2: [3]})
     assert segment("clip", "given", "ended", "--no-mp4") == 0
     assert [3 in read_mask(f"ended/{t:05d}.png") for t in range(4)] == [True, True, False, False]
-
-
-def test_settings_reach_the_propagation(clip):
-    other = ("--layer", "res3", "--topk", 1, "--context", 1, "--radius", 2.5, "--precision", "fp32")
-    for name, options in (("a", ()), ("b", other)):
-        assert segment("clip", "mask.png", name, "--no-mp4", *options) == 0
-    assert not np.array_equal(read_mask("a/00004.png"), read_mask("b/00004.png"))
 
 
 @pytest.mark.parametrize(("wrong", "match"), [
@@ -116,17 +107,13 @@ def test_bad_input_is_one_line_and_status_2_before_any_work(clip, capsys, wrong,
     ["evaluate", "--encoder", "--davis", "clip"],
     ["evaluate", "--encoder", "random", "--davis", "clip", "--youtube-vos", "clip"],
     ["evaluate", "--encoder", "random", "--davis", "clip", "--study", "../s"]])
-def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, monkeypatch, arguments):
-    for variable in ("DULVOS_DAVIS", "DULVOS_DATA_DIR"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("DULVOS_RESULTS", str(clip / "results"))
+def test_other_commands_refuse_bad_input_in_one_line(clip, capsys, arguments):
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and not said.out and not (clip / "results").exists()
 
 
-def test_a_comparison_that_would_ignore_other_options_is_refused(capsys, monkeypatch):
-    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
+def test_a_comparison_that_would_ignore_other_options_is_refused(capsys):
     for more in (["--grid"], ["--setting", "paper"]):
         assert main(["davis", "--compare", *more]) == 2 and more[0] in capsys.readouterr().err
 
@@ -163,16 +150,14 @@ def test_a_tilde_is_the_users_folder(clip, tiny, monkeypatch):
 
 
 def test_encoders_are_compared_on_the_command_line(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
     assert main(["evaluate", "--encoder", "copy", "colour", "--davis", str(tiny), "--protocol", "dino",
                  "--shorter-side", "64"]) == 0
     said = capsys.readouterr().out
     assert set(Study("encoders").rows()["parameters.context"]) == {7}
     assert all(word in said for word in ("copy", "colour", "J&F-Mean", "seconds a frame"))
-    assert len(list((tmp_path / "encoders/rows").glob("evaluate-*.json"))) == 2
+    assert len(list((tmp_path / "results/encoders/rows").glob("evaluate-*.json"))) == 2
     (tmp_path / "davis").symlink_to(tiny)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DULVOS_DAVIS", raising=False)
     assert main(["evaluate", "--encoder", "copy", "--davis", "davis"]) == 0, "a folder of that name"
     assert main(["evaluate", "--encoder", "copy", "--davis", "davis", "--split", "local"]) == 2
 
@@ -196,16 +181,6 @@ def test_help_names_options_and_defaults(command, words, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and all(word in text for word in words.split())
-
-
-def test_train_takes_settings_and_leaves_a_row(tmp_path, monkeypatch):
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
-    write_textures(tmp_path / "videos", "ab")
-    small = "--iterations 1 --batch 2 --frames 2 --crop 64 --scale-min 64 --scale-max=72 --no-view-flip"
-    assert main(["train", str(tmp_path / "videos"), "--study", "s", "--device", "cpu", *small.split()]) == 0
-    row = Study("s").rows().iloc[0]
-    assert (row["parameters.view_flip"], row["parameters.lr"], row["name"]) == (False, 1e-4, "trained")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])

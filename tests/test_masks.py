@@ -3,8 +3,6 @@
 Other kinds of masks, and broken ones, are in the corpus.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +14,9 @@ from dulvos.errors import InputError
 from dulvos.masks import OBJECT_COLOURS, PALETTE, overlay, read_mask, write_mask
 from dulvos.movies import write_mp4
 from dulvos.videos import Video, open_video
+from tests.corpus_masks import SIZE, blocks
 
-H, W, LENGTH = 12, 16, 6
-
-
-def blocks(*ids: int, height: int = H, width: int = W) -> np.ndarray:
-    """(height, width) uint8: a column of background, then one for each id."""
-    mask = np.zeros((height, width), np.uint8)
-    for place, i in enumerate(ids, 1):
-        mask[:, 3 * place : 3 * place + 3] = i
-    return mask
+LENGTH = 6
 
 
 def save(path: Path, picture: np.ndarray) -> Path:
@@ -80,7 +71,7 @@ def test_overlay_is_the_mixture_of_every_pixel(dtype: type) -> None:
 def video(tmp_path: Path) -> Video:
     """Frames called 10 to 15."""
     for index in range(LENGTH):
-        save(tmp_path / "clip" / f"{index + 10}.png", np.full((H, W, 3), 9 * index, np.uint8))
+        save(tmp_path / "clip" / f"{index + 10}.png", np.full((*SIZE, 3), 9 * index, np.uint8))
     return open_video(tmp_path / "clip")
 
 
@@ -98,25 +89,6 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
     (tmp_path / "link").symlink_to(video.path)
     for item in (among, f"4={among}", tmp_path / "link" / among.name):
         assert len(open_video(video.path, [item])) == len(open_video(tmp_path / "link", [item])) == LENGTH
-
-
-@pytest.mark.parametrize("threshold", [-1, 256, 1.5, "a"])
-def test_a_threshold_is_a_grey_level(tmp_path: Path, threshold) -> None:
-    with pytest.raises(InputError, match="threshold"):
-        read_mask(save(tmp_path / "a.png", blocks(1)), threshold)
-
-
-def test_a_threshold_needs_greys_of_8_bits_that_differ(tmp_path: Path) -> None:
-    soft = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
-    seen = np.full((48, 64, 4), 255, np.uint8)
-    seen[:9, :, 3] = 0
-    for name, pixels, words in (("deep", soft.astype(np.uint16), "65535"), ("seen", seen, "alpha")):
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        with pytest.raises(InputError, match=f"{name}.png.*{words}"):
-            read_mask(tmp_path / f"{name}.png", 128)
-    Image.fromarray(seen[..., 0]).save(tmp_path / "full.png")
-    with pytest.warns(UserWarning, match="no pixel is background"):
-        assert read_mask(tmp_path / "full.png", 128).all()
 
 
 def test_masks_of_another_video_are_named(video: Video, tmp_path: Path) -> None:
@@ -150,8 +122,7 @@ def numbers(folder: Path) -> list[int]:
     return sorted(int(file.stem) - 10 for file in folder.glob("[0-9]*.png"))
 
 
-def test_masks_are_written_as_they_come_and_those_of_an_earlier_run_go_first(video: Video,
-                                                                             tmp_path: Path) -> None:
+def test_masks_are_written_as_they_come_and_those_of_an_earlier_run_go_first(video, tmp_path):
     out = masks.check_folder(tmp_path / "out", video)
     save(out / "15.png", blocks(3)), save(out / "notes.png", blocks(3)), (out / masks.MOVIE).touch()
     found = [(t, blocks(1, t)) for t in range(LENGTH)]

@@ -1,7 +1,5 @@
 """Metrics against official values, a plain implementation, and cases that follow from the protocol."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

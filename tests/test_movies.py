@@ -1,7 +1,5 @@
 """Movies can be read again, by browsers too, and a movie that fails leaves nothing behind."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import av
@@ -52,7 +50,7 @@ def test_rates_are_kept_and_those_that_no_player_has_are_changed_with_a_note(tmp
 def test_what_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = movies.write_mp4(tmp_path / "movie.mp4", flat(), 10)
     before = path.read_bytes()
-    with pytest.raises(InputError, match="frame 1 is .*one size"):
+    with pytest.raises(InputError, match="frame 1"):
         movies.write_mp4(path, [*flat()[:1], *flat((50, 64))], 10)
     with pytest.raises(InputError, match="no frames"):
         movies.write_mp4(path, [], 10)

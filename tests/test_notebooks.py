@@ -1,7 +1,5 @@
 """Each notebook is clean in the repository, and runs from top to bottom at its own small setting."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
@@ -57,8 +55,7 @@ def test_notebooks_run_from_top_to_bottom(path: Path, folder: Path, monkeypatch:
     assert once == again
 
 
-def test_results_are_shown_with_masks_and_the_frame_where_they_are_lost(
-        tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_shown_with_masks_and_the_frame_where_they_are_lost(tiny, folder, monkeypatch):
     monkeypatch.setenv("DULVOS_RESULTS", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     study = Study("tiny", folder)

@@ -1,7 +1,5 @@
 """Objectives: their settings, the method's two forwards, and each one's loss in an iteration."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The painter without a browser: how the kernel answers its messages."""
 
-from __future__ import annotations
-
 import threading
 import time
 import zlib

@@ -1,7 +1,5 @@
 """The painter in a real browser and JupyterLab: what the mouse paints reaches the kernel exactly."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The paper's tables: its numbers, and which of our rows may stand beside them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """The README files: their tables agree with the rows, their links exist, their code runs."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 

@@ -1,7 +1,5 @@
 """Released weights: files with the same names and shapes give back the encoder that they were made from."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -29,11 +27,6 @@ def encoder() -> Encoder:
             module.running_var.uniform_(0.5, 1.5, generator=generator)
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
     return encoder
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
 def snapshot(encoder: Encoder, head: tuple[str, str, str] = HEADS["named"], module: str = "") -> dict:
@@ -128,7 +121,6 @@ def test_what_is_missing_is_named(encoder, tmp_path, spoil, message):
 
 
 def test_releases_are_found_by_name(encoder, tmp_path, monkeypatch):
-    monkeypatch.delenv(released.FOLDER, raising=False)
     with pytest.raises(InputError, match=r"DULVOS_WEIGHTS.*ytvos_e060_res4\.pth.*visinf"):
         load_encoder("araslanov-youtube-vos")
     monkeypatch.setenv(released.FOLDER, str(tmp_path))

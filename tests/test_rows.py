@@ -1,45 +1,25 @@
 """Rows: flat, with provenance, found by what determines them, and marked if earlier code made them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dulvos.errors import InputError
-from dulvos.study.rows import (
-    CURVE,
-    EVALUATION_VERSION,
-    NOT_RUN,
-    ROOT,
-    TRAINING_VERSION,
-    Study,
-    all_rows,
-    benchmarks,
-    flat,
-    label,
-    newest,
-    once,
-    provenance,
-    remark,
-    run_key,
-    state,
-    version,
-)  # fmt: skip
+from dulvos.study import rows
+from dulvos.study.rows import ROOT, TRAINING_VERSION, Study, all_rows, newest, once, run_key, state
 
 WANTED = {"parameters.lr": 1e-4, "fingerprint": "f"}
 
 
 def row(name="trained", key="0123456789ab", kind="train", **more):
-    return {"kind": kind, "name": name, "key": key, "study": "study", **provenance(kind, more), **more}
+    return {"kind": kind, "name": name, "key": key, "study": "study", **rows.provenance(kind, more), **more}
 
 
 def test_a_row_is_written_flat_with_its_provenance(study):
     path = study.write(row(loss=np.float32(1.5), parameters={"lr": 1e-4}, folder=ROOT, array=np.arange(3)))
     written = json.loads(path.read_text())
-    assert flat(written) == written and written["array"] == [0, 1, 2]
+    assert rows.flat(written) == written and written["array"] == [0, 1, 2]
     table = study.rows("train")
     assert table.loss[0] == 1.5 and table["parameters.lr"][0] == 1e-4 and table.current.all()
     assert {"commit", "dirty", "version", "versions.torch", "threads", "cores", "gpu", "date",
@@ -54,12 +34,6 @@ def test_rows_of_another_version_are_neither_current_nor_found(study):
         study.write(row("new", key, date=date, **WANTED))
     assert study.find("train", WANTED)["key"] == "1" * 12
     assert dict(study.rows().groupby("name").current.all()) == {"old": False, "new": True}
-
-
-def test_clips_of_one_frame_have_a_version_of_their_own():
-    one, two = ({"parameters.frames": frames} for frames in (1, 2))
-    assert version("train", one) != version("train", two) == version("train", {}) == TRAINING_VERSION
-    assert version("evaluate", one) == version("youtube-vos", {}) == EVALUATION_VERSION
 
 
 @pytest.mark.parametrize(("wanted", "found"), [
@@ -100,24 +74,8 @@ def test_the_key_depends_on_what_determines_a_run_and_on_nothing_else():
     assert len({key, run_key("evaluate", WANTED), *keys}) == 5
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe\0", b"[" * 100_000, "kind", "version", "name", "date",
-    {"kind": "z"}, {"kind": []}, {"date": 5}, {"name": None}, {"version": "1"}, {"data": []},
-    {"trained_key": 5}])
-def test_a_file_that_is_no_row_is_named(study, content):
-    path = study.write(row())
-    if not isinstance(content, bytes):
-        good = json.loads(path.read_text())
-        lacking = {name: value for name, value in good.items() if name != content}
-        content = json.dumps(lacking if isinstance(content, str) else good | content).encode()
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=path.name):
-        study.rows()
-
-
 def test_the_environment_moves_the_results(monkeypatch, tmp_path):
-    monkeypatch.setenv("DULVOS_RESULTS", str(tmp_path))
-    assert Study("s").folder == tmp_path / "s"
+    assert Study("s").folder == tmp_path / "results/s"
     monkeypatch.delenv("DULVOS_RESULTS")
     assert Study("s").folder == ROOT / "results" / "s"
 
@@ -127,37 +85,30 @@ def test_an_evaluation_is_as_old_as_its_training(study, write_row):
     write_row("evaluate", "random", "e1")
     write_row("evaluate", "trained", "e2", trained_key="t1")
     table = study.rows()
-    assert state(None, table) == NOT_RUN and newest(table[:0]) is None
-    rows = {one["name"]: one for _, one in table[table["kind"] == "evaluate"].iterrows()}
-    assert state(rows["random"], table) == "run"
-    assert state(rows["trained"], table).startswith("†") and "1234567" in state(rows["trained"], table)
+    assert state(None, table) == rows.NOT_RUN and newest(table[:0]) is None
+    made = {one["name"]: one for _, one in table[table["kind"] == "evaluate"].iterrows()}
+    assert state(made["random"], table) == "run"
+    assert state(made["trained"], table).startswith("†") and "1234567" in state(made["trained"], table)
     write_row("train", "trained", "t1")
-    assert state(rows["trained"], study.rows()) == "run"
+    assert state(made["trained"], study.rows()) == "run"
 
 
 def test_the_newest_current_row_counts(study, write_row):
     for key, stale, counts in (("a", False, "a"), ("bbb", True, "a"), ("bb", False, "bb")):
         write_row("evaluate", "trained", key, stale=stale)
-        assert newest(study.rows())["key"] == counts
+        assert newest(study.rows())["key"] == rows.counting(study.rows(), "name")["key"].item() == counts
 
 
 def test_labels_say_how_a_checkpoint_was_chosen():
     plain = pd.Series({"name": "trained", "snapshot": None})
-    assert (remark(plain), label(plain)) == ("", "trained")
-    assert "1,000" in label(pd.Series({"name": "trained", "snapshot": 1000.0, "selected": ""}))
+    assert (rows.remark(plain), rows.label(plain)) == ("", "trained")
+    assert "1,000" in rows.label(pd.Series({"name": "trained", "snapshot": 1000.0, "selected": ""}))
     chosen = pd.Series({"name": "trained-selected", "snapshot": 5.0, "selected": "selected on 5"})
-    assert label(chosen) == "trained, selected on 5"
+    assert rows.label(chosen) == "trained, selected on 5"
 
 
 def test_all_rows_leave_the_ablation_grids_out(study, write_row):
     write_row("evaluate", "a", "k", date="2026")
-    write_row("evaluate", f"{CURVE}0", "k", study="ablation-x")
+    write_row("evaluate", f"{rows.CURVE}0", "k", study="ablation-x")
     assert list(all_rows(study.results)["name"]) == ["a"] and all_rows(study.results / "absent").empty
-    assert benchmarks(all_rows(study.results)) == [("DAVIS-2017", "val")]
-
-
-def test_rows_that_are_committed_are_current():
-    """Except for those of an old selection."""
-    for folder in sorted((ROOT / "results").glob("*/rows")):
-        table = Study(folder.parent.name, ROOT / "results").rows()
-        assert folder.parent.name == "selection" or table["current"].all()
+    assert rows.benchmarks(all_rows(study.results)) == [("DAVIS-2017", "val")]

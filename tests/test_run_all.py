@@ -1,7 +1,5 @@
 """run_all.sh with a fake Python: which Python it takes, what it installs, what it runs and where."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

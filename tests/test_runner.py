@@ -1,7 +1,5 @@
 """The runner: steps in the order of their needs, several at a time, and the time left."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A session: after corrections, ends, stops and undoing, its masks are those of a run from the start."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The page of a study: everything that it links to exists, whether much or nothing was made."""
 
-from __future__ import annotations
-
 import re
 import shutil
 

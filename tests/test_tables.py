@@ -1,7 +1,5 @@
 """The tables of a study: what is compared with what, and how it is printed and written."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Untrusted files and neighbours: no file that is read runs code, no archive writes outside its folder."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -10,7 +8,6 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,8 +47,7 @@ class Harmful:
 @pytest.mark.parametrize(("name", "place"), [
     ("checkpoint.pt", "settings"), ("checkpoint.pt", "net"), ("checkpoint.pt", ""), ("own.pth", "model"),
     ("own.pth", ""), ("own.safetensors", "model")])
-def test_files_that_hold_code_run_none_of_it(tmp_path: Path, name: str, place: str,
-                                             record_property: Callable) -> None:
+def test_files_that_hold_code_run_none_of_it(tmp_path, name, place, record_property):
     record_property("fault", f"malicious: {name}")
     harmful = Harmful(tmp_path / "made")
     content = {"settings": {}, "data": "", "iteration": 1, "net": {}, "optimiser": {}, "scheduler": {}}
@@ -76,8 +72,7 @@ def link(name: str) -> zipfile.ZipInfo:
     {"../out.txt": "x"}, {"a/../../out.txt": "x"}, {"/tmp/dulvos-out.txt": "x"}, {"..\\out.txt": "x"},
     {"C:\\out.txt": "x"}, {"good.txt": "x", "../../out.txt": "x"},
     {link("door"): "..", "door/out.txt": "x"}, {link("door"): "/etc", "door/out.txt": "x"}], ids=str)
-def test_no_archive_writes_outside_of_its_folder(tmp_path: Path, entries: dict,
-                                                 record_property: Callable) -> None:
+def test_no_archive_writes_outside_of_its_folder(tmp_path, entries, record_property):
     record_property("fault", "malicious: archive")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for entry, content in entries.items():

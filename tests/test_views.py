@@ -1,7 +1,5 @@
 """𝒯 and the second view, both against explicit pixel positions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """YouTube-VOS: seen and unseen classes are scored apart; masks that the server would reject are named."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import zipfile
@@ -17,16 +15,9 @@ from dulvos.errors import InputError
 from dulvos.inference import SegmentSettings
 from dulvos.masks import PALETTE, as_png
 from dulvos.study import runs
+from dulvos.study import youtube_vos as vos
 from dulvos.study.evaluation import evaluate
-from dulvos.study.youtube_vos import (
-    CLASS_COLUMNS,
-    LOCAL,
-    class_scores,
-    local_split,
-    object_categories,
-    open_split,
-    write_submission,
-)
+from dulvos.study.youtube_vos import class_scores, local_split, object_categories, open_split
 from tests.corpus_frames import encoded
 from tests.miniature import FRAMES, STEP
 
@@ -45,14 +36,13 @@ def test_the_local_split_hides_classes_from_training(youtube_vos):
 
 
 def test_training_on_the_split_reads_its_training_videos_only(youtube_vos, tmp_path, monkeypatch):
-    monkeypatch.setenv("DULVOS_CACHE", str(tmp_path))
     monkeypatch.setenv("DULVOS_DATA_DIR", str(tmp_path))
     (tmp_path / "youtube-vos").symlink_to(youtube_vos)
     whole, part = (runs.open_data(name, "train") for name in ("youtube-vos", "youtube-vos-local"))
     split = local_split(youtube_vos)
     names = [{video.path.name for video in data.videos} for data in (part, whole)]
     assert names[0] == set(split.train) < names[1]
-    assert part.name == LOCAL and part.fingerprint != whole.fingerprint
+    assert part.name == vos.LOCAL and part.fingerprint != whole.fingerprint
     assert {s.name for s in open_split("youtube-vos", "local").sequences} == set(split.val)
 
 
@@ -72,8 +62,7 @@ def test_a_set_that_cannot_be_divided_is_named(tmp_path, meta, fact):
 @pytest.mark.parametrize(("data", "split", "named"), [
     ("youtube-vos", "valid", "DULVOS_DATA_DIR"), ("nowhere", "local", "nowhere"),
     ("nowhere", "test", "'test'")])
-def test_what_cannot_be_opened_is_said(data, split, named, monkeypatch):
-    monkeypatch.delenv("DULVOS_DATA_DIR", raising=False)
+def test_what_cannot_be_opened_is_said(data, split, named):
     with pytest.raises(InputError, match=named):
         open_split(data, split)
 
@@ -86,7 +75,7 @@ def test_scores_are_means_over_the_objects_of_seen_and_of_unseen_classes(youtube
                          columns=["sequence", "object", "J mean", "F mean"])
     scores = class_scores(table, youtube_vos)
     new = [categories[line.sequence][line.object] in unseen for line in table.itertuples()]
-    assert tuple(scores) == CLASS_COLUMNS
+    assert tuple(scores) == vos.CLASS_COLUMNS
     assert scores["unseen J_m"] == pytest.approx(table["J mean"][new].mean())
     assert scores["seen F_m"] == pytest.approx(table["F mean"][np.invert(new)].mean())
     assert scores["mean"] == pytest.approx(np.mean(list(scores.values())[:4]))
@@ -110,7 +99,7 @@ def masks(valid, tmp_path_factory) -> Path:
 
 def test_the_submission_is_what_the_server_takes(valid, masks, tmp_path):
     path = tmp_path / "submission.zip"
-    write_submission(valid, masks, path)
+    vos.write_submission(valid, masks, path)
     with zipfile.ZipFile(path) as archive:
         assert sorted(archive.namelist()) == sorted(NAMES)
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -132,5 +121,5 @@ def test_what_the_server_rejects_is_named_and_no_zip_is_written(valid, masks, tm
     if content is not None:
         (tmp_path / "masks" / M).write_bytes(content)
     with pytest.raises(InputError, match=f"{M}.*{fact}"):
-        write_submission(valid, tmp_path / "masks", tmp_path / "own.zip")
+        vos.write_submission(valid, tmp_path / "masks", tmp_path / "own.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]

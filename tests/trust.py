@@ -4,16 +4,12 @@ The tests report what they tried by pytest's `record_property`: "fault" is "<kin
 test passed; "inputs" is a part of the corpus and how many of its inputs gave results and errors.
 """
 
-from __future__ import annotations
-
 import datetime
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-
-__all__ = ["main"]
 
 FOLDER = Path(__file__).parent
 MODULES = ("bad_input", "faults", "untrusted", "run_all")

@@ -4,7 +4,7 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,7 +163,7 @@ class Explorer(anywidget.AnyWidget):
         self._layers = LAYERS if choice else (self.layer,)  # other encoders have one, whatever its name
         self._side, self._channels, self._packed = shorter_side, channels, {}
         self.packed()  # raises here, not when the browser asks
-        self.on_msg(lambda _, content, __: self._answer(content["want"]))
+        self.on_msg(lambda _, content, __: self.receive(content))
 
     def packed(self, layer: str = "") -> dict[str, tuple[dict, Packed]]:
         """Each encoder's features of a layer ("": the one shown), computed when they are first asked for.
@@ -205,12 +205,13 @@ class Explorer(anywidget.AnyWidget):
                                        script=SCRIPT.read_text())
         return write_file(expand(path), page)
 
-    def _answer(self, want: str) -> None:
+    def receive(self, content: Mapping[str, str]) -> None:
+        """Send what the browser wants ("want": "clip" or a layer), or what is wrong."""
         try:
-            for head, buffers in self._messages(want):
+            for head, buffers in self._messages(content["want"]):
                 self.send(head, buffers)
         except (InputError, RuntimeError, OSError) as error:
-            self.send({"kind": "error", "text": str(error).splitlines()[0]})
+            self.send({"kind": "error", "text": str(error).partition("\n")[0]})
 
     def _messages(self, want: str) -> list[tuple[dict, list[bytes]]]:
         """What the browser wants, "clip" or a layer: descriptions, each with its bytes."""
