@@ -253,7 +253,8 @@ def _publish(running: Path, final: Path, key: str) -> None:
     given = {value: f"${name}" for name, value in os.environ.items() if name.startswith("DULVOS_")}
     private = {str(ROOT): ".", **given, os.path.expanduser("~"): "~"}
     private = {folder: word for folder, word in private.items() if os.path.isabs(folder) and len(folder) > 1}
+    folders = "|".join(map(re.escape, sorted(private, key=len, reverse=True)))  # the innermost first
     # a path begins a word, or follows a colour code (\x1b[0m) or a line break as JSON writes it
-    path = re.compile(rf"(?:(?<![\w.])|(?<=\dm)|(?<=\\n))({'|'.join(map(re.escape, private))})(?![\w+-])")
+    path = re.compile(rf"(?:(?<![\w.])|(?<=\dm)|(?<=\\n))({folders})(?![\w+-])")
     write_file(final, path.sub(lambda found: private[found[1]], nbformat.writes(notebook)))
     running.unlink()
