@@ -66,9 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
         status, told = 1, str(error)
     except torch.OutOfMemoryError as error:
         status, told = 1, f"{str(error).splitlines()[0]} Use a smaller batch, crop or --shorter-side"
-    except BrokenPipeError:  # the reader has gone, as in `dulvos segment --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
-        return 1
     except OSError as error:  # a full disk, a missing permission, a name that is too long
         status, told = 2, str(InputError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     print(f"error: {told}", file=sys.stderr)

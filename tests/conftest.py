@@ -62,7 +62,7 @@ def _find(variable: str, sibling: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has results and indexes of its own, and none of the variables that a user or a call sets."""
     for name in ("DULVOS_DATA_DIR", "DULVOS_DAVIS", "DULVOS_WEIGHTS"):
         monkeypatch.setenv(name, "")  # so that it is put back, also if a call sets it

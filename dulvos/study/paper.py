@@ -15,7 +15,19 @@ from dulvos.inference import SegmentSettings
 from dulvos.released import RELEASES
 from dulvos.study.collections import SOURCES, paper_settings
 from dulvos.study.download import ARCHIVES
-from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, lookup, newest, remark, state, training
+from dulvos.study.rows import (
+    NOT_RUN,
+    Study,
+    counting,
+    frame,
+    has,
+    lookup,
+    newest,
+    percent,
+    remark,
+    state,
+    training,
+)
 from dulvos.training import NO_NUMBERS, TrainSettings
 
 __all__ = ["DAVIS_2017_VAL", "IMAGENET", "OURS", "PROTOCOL", "RANDOM", "SEED_DEVIATION", "SELECTED_LAYERS",
@@ -74,7 +86,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     trainings, incomplete data, selected snapshots, and ImageNet features.
     """
     found = _by_line(rows, 1)
-    ours = frame([{**dict(zip(KEYS, line)), "ours J&F_m": round(100 * float(row["scores.J&F-Mean"]), 1),
+    ours = frame([{**dict(zip(KEYS, line)), "ours J&F_m": percent(row["scores.J&F-Mean"]),
                    "state": f"{state(row, rows)} (study {row['study']})"} for line, row in found.items()],
                  [*KEYS, "ours J&F_m", "state"])
     # CRW's line is compared with its released weights; lines of ours that match none of the paper's follow
