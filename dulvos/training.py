@@ -6,7 +6,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +154,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
                disable=rank > 0)
     saved = time.monotonic()
     try:
-        for batch in bar:
+        for batch in _received(bar):
             values = training_step(model, run.parts, batch.to(place), settings, len(run.history), rank=rank,
                                    processes=processes)
             run.add(values)
@@ -269,6 +269,15 @@ class _Run:
         if other:
             raise InputError(f"{self.path}: belongs to a run with other settings or data "
                              f"({'; '.join(other)}); give another folder, or delete it")
+
+
+def _received(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches. A broken connection waits for the signal of a killed worker, which may come later."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError):
+        time.sleep(1)  # the signal's handler raises RuntimeError
+        raise
 
 
 def _cpu_seconds() -> float:

@@ -146,6 +146,26 @@ def test_a_killed_reader_of_clips(tmp_path, record_property):
     assert train(settings, videos, tmp_path / "run", device="cpu")["encoder"].read_bytes() == whole
 
 
+def test_a_reader_whose_death_is_signalled_after_its_connection_broke(tmp_path, monkeypatch):
+    """The signal's handler, which raises, does not replace the line by another error."""
+    def late(*_):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def batches(*_, **__):
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        raise ConnectionResetError
+        yield
+
+    monkeypatch.setattr("dulvos.training.DataLoader", batches)
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        with pytest.raises(ChildProcessError, match="checkpoint.pt"):
+            train(SETTINGS, open_videos(write_textures(tmp_path / "videos", "ab")), tmp_path, device="cpu")
+        time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize(("target", "most"), [(training, 10**7), (evaluation, 300)])
 def test_a_full_disk(target, most, tiny, tmp_path, undisturbed, record_property):
     """With more room the same call continues. A limit on the size of files (bytes) replaces a small disk."""
