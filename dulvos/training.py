@@ -272,11 +272,11 @@ class _Run:
 
 
 def _received(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The batches. A broken connection waits for the signal of a killed worker, which may come later."""
+    """The batches; when a worker's connection breaks, wait for the signal that it was killed."""
     try:
         yield from batches
     except (ConnectionError, EOFError):
-        time.sleep(1)  # the signal's handler raises RuntimeError
+        time.sleep(1)  # PyTorch's handler of the signal raises RuntimeError
         raise
 
 

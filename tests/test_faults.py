@@ -154,7 +154,7 @@ def test_a_reader_whose_death_is_signalled_after_its_connection_broke(tmp_path, 
     def batches(*_, **__):
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         raise ConnectionResetError
-        yield
+        yield  # makes this a generator, as a loader is read
 
     monkeypatch.setattr("dulvos.training.DataLoader", batches)
     before = signal.signal(signal.SIGALRM, late)
