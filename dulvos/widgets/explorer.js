@@ -85,7 +85,7 @@ function grid(height, width, n) {
  * How anchors q compete for each cell k: `sum` of exp((k·q − 1) / τ) (Eq. 1's denominator times a constant),
  * `label` of the dominant one (Eq. 2), its cosine `best`; `own` has sum and label among this clip's n² alone.
  */
-export async function compete(features, n, all, tau, stop = () => false) {
+async function compete(features, n, all, tau, stop) {
   const cells = features.own, anchors = features.anchors(n, all), label = new Int32Array(cells);
   const sum = new Float64Array(cells), best = new Float32Array(cells).fill(-Infinity);
   let own = null;
@@ -102,11 +102,7 @@ export async function compete(features, n, all, tau, stop = () => false) {
 }
 
 /** Shares of an anchor in all cells (Eq. 1), from its cosines and the competition's sum. */
-export function shares(cosines, sum, tau) {
-  const found = new Float32Array(cosines.length);
-  for (let i = 0; i < found.length; i++) found[i] = Math.exp((cosines[i] - 1) / tau) / sum[i];
-  return found;
-}
+const shares = (cosines, sum, tau) => cosines.map((cosine, i) => Math.exp((cosine - 1) / tau) / sum[i]);
 
 /** The k greatest values of each frame, the greatest first, as cells of the frame. */
 export function bestMatches(values, area, k) {
@@ -142,8 +138,8 @@ const KEYS = {ArrowLeft: ["x", -1], ArrowRight: ["x", 1], ArrowUp: ["y", -1], Ar
   PageUp: ["frame", -1], PageDown: ["frame", 1], ",": ["time", -1], ".": ["time", 1], Enter: ["pinned", 1],
   s: ["show", 1], l: ["layer", 1], c: ["clips", 1], "-": ["n", -1], "+": ["n", 1], "[": ["tau", -1],
   "]": ["tau", 1], " ": ["playing"]};
-const HELP = "Keys: arrows move the cell, page up and down its frame, Enter pins or releases it · comma " +
-  "and full stop change the time, space plays · S what is shown, L layer, C clips, + − N, [ ] τ";
+const HELP = "Keys, after a click: arrows move the cell, page up and down its frame, Enter pins or frees " +
+  "it · comma and full stop change the time, space plays · S what is shown, L layer, C clips, + − N, [ ] τ";
 
 const css = (abgr) => `rgb(${abgr & 255} ${(abgr >> 8) & 255} ${(abgr >> 16) & 255})`;
 const frameOf = ({shows}, {frame, time}) => ({query: frame, time})[shows] ?? shows;
@@ -189,8 +185,7 @@ class Page {
       const of = (this.layers[head.layer] ??= {}), [codes, bias] = bytes.map(({buffer}) => buffer);
       of[head.encoder] ??= new Features(head, new Int8Array(codes), new Float32Array(bias));
     } else if (head.kind === "clip" && !this.clip) {
-      const [viridis, anchors, ...jpegs] = bytes;
-      const grids = new Uint32Array(anchors.buffer);
+      const [viridis, anchors, ...jpegs] = bytes, grids = new Uint32Array(anchors.buffer);
       const start = (n) => ((n - 1) * n * (2 * n - 1)) / 6; // Σ i², i < n
       this.colours = new Uint32Array(viridis.buffer);
       this.anchorColours = Array.from({length: 17}, (_, n) => grids.subarray(start(n), start(n + 1)));
@@ -211,7 +206,6 @@ class Page {
   build() {
     const {encoders, layers, numbers, size: [height, width]} = this.clip, count = numbers.length;
     this.root.style = `--aspect: ${width / height}; --count: ${count}`;
-    const taus = [...new Set([...TAUS, this.view.tau])].sort((a, b) => a - b);
     Object.assign(this, {lists: {pinned: [false, true]}, controls: {}});
     const choose = (field, label, list) => {
       const options = list.map((value) => node("option", {value}, TEXTS[value] ?? value));
@@ -222,7 +216,7 @@ class Page {
     };
     const layer = choose("layer", "layer", layers);
     this.contenders = [choose("clips", "anchors of", ["own", "all"]),
-      choose("n", "grid N", Array.from({length: 16}, (_, i) => i + 1)), choose("tau", "τ", taus)];
+      choose("n", "grid N", Array.from({length: 16}, (_, i) => i + 1)), choose("tau", "τ", [])];
     this.slider = node("input", {type: "range", min: 0, max: count - 1, ariaLabel: "time",
       oninput: () => this.set({time: Number(this.slider.value)})});
     this.button = node("button", {type: "button", onclick: () => this.play()}, "▶ play");
@@ -367,6 +361,10 @@ class Page {
 
   draw() {
     const {view, features} = this, started = performance.now(), plain = view.show === "affinity";
+    if (!this.lists.tau.includes(view.tau)) {
+      this.lists.tau.splice(0, Infinity, ...[...TAUS, view.tau].sort((a, b) => a - b));
+      this.controls.tau.replaceChildren(...this.lists.tau.map((value) => node("option", {value}, value)));
+    }
     for (const [field, input] of Object.entries(this.controls)) input.value = view[field];
     for (const label of this.contenders) label.classList.toggle("off", plain);
     this.slider.value = view.time;
@@ -384,8 +382,7 @@ class Page {
     this.maps.forEach((map, i) => this.heat(map, features[i]));
     for (const tile of [...this.large, ...this.strips.flat()]) this.paint(tile, here, anchor);
     this.write(notes, anchor);
-    this.ms = performance.now() - started;
-    this.drawn = true;
+    Object.assign(this, {ms: performance.now() - started, drawn: true});
   }
 
   /** A frame at a size, in colour or in dim grey. */

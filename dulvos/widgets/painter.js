@@ -59,7 +59,7 @@ export function fill(ids, width, height, x, y, id) {
 
 const pipe = async (data, stream) =>
   new Uint8Array(await new Response(new Blob([data]).stream().pipeThrough(stream)).arrayBuffer());
-export const inflate = (data) => pipe(data, new DecompressionStream("deflate"));
+const inflate = (data) => pipe(data, new DecompressionStream("deflate"));
 
 const HTML = `<div><span class="tools"></span><span class="soft" title="Diameter of the brush: [ and ]">size
   <input class="size" type="range" max="1" step="any" aria-label="size"><output></output></span>
@@ -89,7 +89,7 @@ function render({ model, el }) {
   let state = model.get("state"), t = 0, ids = new Uint8Array(width * height), bitmap = null, turn = 0;
   let tool = "Brush", object = 1, size = Math.ceil(largest / 10), cursor = null, corners = [];
   let view = { scale: 0, x: 0, y: 0 }, fit = 0; // the scale at which the whole picture fitted last
-  let action = null, playing = false, follow = false, chips = "", typed = 0, number = 0; // number: digits typed
+  let action, playing = null, follow = false, chips = "", typed = 0, number = 0; // number: digits typed
   let past = [], future = []; // edits: [frame, the mask before, an object that ended]
   let waiting = 0, awaited = false, stale = null, sending = Promise.resolve(), showing = Promise.resolve();
 
@@ -168,7 +168,8 @@ function render({ model, el }) {
     colour(everything);
     publish(to.at(-1)[1]);
   }
-  function end() { // also if no pixel of the object is left
+  function end() { // also if no pixel of the object is left here, but once, and of an object that exists
+    if (!ids.includes(object) && (ends[t].has(object) || !state.objects.includes(object))) return;
     ends[t].add(object);
     change((mask) => mask.set(mask.map((id) => id === object ? 0 : id)), object);
   }
@@ -255,7 +256,7 @@ function render({ model, el }) {
   // what the user does
   const choose = (id) => { object = limited(id, 1, 254); refresh(); };
   const resize = (next) => { size = Math.round(limited(next, 1, largest)); refresh(); draw(); };
-  const go = (frame) => { [follow, playing] = [false, false]; return show(frame); };
+  const go = (frame) => { [follow, playing] = [false, null]; return show(frame); };
   const take = (name) => { [tool, corners, typed] = [name, [], 0]; refresh(); draw(); };
   const type = (digit) => { // digits that follow each other quickly make one number
     number = performance.now() - typed < 700 && number < 26 ? 10 * number + digit : digit;
@@ -263,14 +264,15 @@ function render({ model, el }) {
     typed = performance.now();
   };
   async function play() {
-    [follow, playing] = [false, !playing];
-    if (playing && t === length - 1) await show(0);
-    while (playing && root.isConnected && t < length - 1) {
+    const mine = playing ? null : {}; // so that a loop that was stopped does not go on beside a new one
+    [follow, playing] = [false, mine];
+    if (mine && t === length - 1) await show(0);
+    while (mine && mine === playing && root.isConnected && t < length - 1) {
       const start = performance.now();
       await show(t + 1);
       await new Promise((resume) => setTimeout(resume, start + 1000 / model.get("fps") - performance.now()));
     }
-    playing = false;
+    if (mine === playing) playing = null;
     refresh();
   }
   const later = (content) => (sending = sending.then(() => send(content))); // after all strokes are sent
@@ -346,7 +348,7 @@ function render({ model, el }) {
     const at = pixel(event);
     event.preventDefault();
     root.focus({ preventScroll: true });
-    [follow, playing] = [false, false];
+    [follow, playing] = [false, null];
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, offset(event));
     if (pointers.size === 2) { // what the first finger began to paint is taken back

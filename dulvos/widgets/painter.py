@@ -50,6 +50,7 @@ class Painter(anywidget.AnyWidget):
         self._busy, self._stop, self._telling = threading.Lock(), threading.Event(), threading.Lock()
         self._searches = self._start = 0  # number of searches so far, first frame of the latest one
         self._kept: set[Path] = set()  # files in given/ that this painter wrote
+        self._loaded: np.ndarray | None = None  # the ids of the latest mask file
         super().__init__(size=list(session.video.size), length=len(session.video), fps=session.video.rate,
                          colours=OBJECT_COLOURS.tolist(), state=self._state())
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
@@ -113,7 +114,7 @@ class Painter(anywidget.AnyWidget):
         Arguments:
             content: "kind" is "hello" (from a new view), "frame" (wants the picture), "paint" (sends a mask),
                 "load" (sends a mask file), "save" (wants one), "run" or "stop"; "frame" is a number, "ended"
-                the objects that end in a painted frame, "name" the file's.
+                the objects that end in a painted frame, "view" the painting view's number, "name" the file's.
             buffers: the ids before and after painting, compressed by zlib, or the file's bytes.
         """
         t, video = content.get("frame", 0), self.session.video
@@ -134,7 +135,8 @@ class Painter(anywidget.AnyWidget):
                     ids = np.where(before != after, after, self.session.labels(t))  # may be newer than before
                     self.session.paint(t, ids, content["ended"])
                     self._show(t, content.get("view") if np.array_equal(ids, after) else -1)
-                    self._tell()
+                    # the browser paints what it loaded, and what was said about the file stays
+                    self._tell(self.state["message"] if np.array_equal(after, self._loaded) else "")
                 case "load":
                     self._load(t, content["name"], buffers[0])
                 case "save":
@@ -154,7 +156,7 @@ class Painter(anywidget.AnyWidget):
             path = Path(folder) / Path(name).name
             path.write_bytes(content)
             try:
-                ids = given_masks(self.session.video, [f"{t}={path}"])[t]
+                ids = self._loaded = given_masks(self.session.video, [f"{t}={path}"])[t]
                 self.send({"kind": "load", "frame": t}, [zlib.compress(ids.tobytes(), 1)])
                 said = " ".join(str(note.message) for note in notes)
             except InputError as error:
