@@ -17,13 +17,13 @@ usage: bash run_all.sh [COMMAND] [OPTIONS]
 Results go to results/<study>/. After Ctrl-C, the same command continues (segment and test start again).
 
 If the active Python has every package that pyproject.toml asks for, it is used. Otherwise .venv is made
-beside this script, once, with the versions in constraints.txt. DULVOS_PYTHON names another one. With conda:
-conda env create -f environment.yml && conda activate dulvos
+beside this script, once, with the versions in constraints.txt. Set DULVOS_PYTHON to use another Python, or to
+make .venv from it. With conda: conda env create -f environment.yml && conda activate dulvos
 EOF
 }
 
-# Succeeds if PYTHON has every package that pyproject.toml asks for, with EXTRA ("" for none).
-complete() { # PYTHON EXTRA
+# Succeeds if PYTHON has every package that pyproject.toml asks for, for the tests more than for the study.
+complete() { # PYTHON COMMAND
   "$1" - "$root/pyproject.toml" "$2" >/dev/null 2>&1 <<'EOF'
 import sys, tomllib
 from importlib.metadata import version
@@ -56,14 +56,13 @@ make_venv() {
 
 command=${1:-}
 case $command in -h | --help | help) usage; exit ;; esac
-extra=$([[ $command != test ]] || echo test)
 python=""
-for candidate in "${DULVOS_PYTHON:-python}" python3 "$venv/bin/python"; do
-  if complete "$candidate" "$extra"; then python=$candidate; break; fi
+for candidate in "${DULVOS_PYTHON:-python}" "${DULVOS_PYTHON:-python3}" "$venv/bin/python"; do
+  if complete "$candidate" "$command"; then python=$candidate; break; fi
 done
 if [[ -z $python ]]; then make_venv; python=$venv/bin/python; fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-if [[ $command == test ]]; then # two processes or more share the test files, one thread each
+if [[ $command == test ]]; then # up to four processes share the test files, one thread each
   cd "$root"
   OMP_NUM_THREADS=1 exec "$python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile "${@:2}"
 fi

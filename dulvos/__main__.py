@@ -48,15 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"dulvos {__version__}")
         return 0
-    given = tuple(arguments)  # tells which settings the user has chosen
+    # some commands take the arguments too: they tell which settings the user has chosen
     commands = {"demo": demo_command, "davis": davis_command, "grid": grid_command, "paper": paper_command,
-                "train": partial(train_command, given), "evaluate": partial(evaluate_command, given),
-                "segment": partial(segment_command, given), "index": index_command,
+                "train": partial(train_command, arguments), "evaluate": partial(evaluate_command, arguments),
+                "segment": partial(segment_command, arguments), "index": index_command,
                 "download": download_command}
     warnings.showwarning = lambda message, *_: print(f"note: {InputError(message)}", file=sys.stderr)
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            commands, args=arguments, prog="dulvos", description=__doc__, config=(DisallowNone,))
+            commands, args=arguments, prog="dulvos", description=__doc__,
+            config=(DisallowNone, OmitArgPrefixes))
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from here (segment starts again)", file=sys.stderr)
         return 130
@@ -72,9 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-Run = OmitArgPrefixes[Workers]
-
-
 class _Train(TrainSettings):
     """Settings of the training; with DATA such as youtube-vos, the paper's values replace these defaults."""
 
@@ -85,17 +83,16 @@ class _Train(TrainSettings):
 class _Segment(SegmentSettings):
     """Settings of inference; the defaults are the release's for DAVIS-2017."""
 
-    def __post_init__(self) -> None:
-        """Check nothing: the command checks, and says in one line what is wrong."""
+    __post_init__ = _Train.__post_init__
 
 
-def demo_command(*, run: Run = Workers()) -> int:
+def demo_command(*, run: Workers = Workers()) -> int:
     """Run the whole study on small rendered videos that come with dulvos: a few minutes on two cores."""
     return _study(plans.demo_steps(), run)
 
 
 def davis_command(*, davis: Path | None = None, setting: Literal["cpu", "paper"] = "cpu", grid: bool = False,
-                  compare: bool = False, run: Run = Workers()) -> int:
+                  compare: bool = False, run: Workers = Workers()) -> int:
     """Run the study on DAVIS: train on its training videos without masks, and evaluate on its val videos.
 
     Args:
@@ -122,7 +119,7 @@ def _study(steps: list[Step], run: Workers, grid: bool = False) -> int:
 
 def grid_command(*, study: Literal["demo", "davis", "davis-long", "paper"] = "demo",
                  run: bool = False, davis: Path | None = None, only: tuple[str, ...] = (),
-                 workers: Run = Workers()) -> int:
+                 workers: Workers = Workers()) -> int:
     """List what is done of the ablation grid of Fig. 3; with --run, run what is missing.
 
     Args:
@@ -145,7 +142,7 @@ def grid_command(*, study: Literal["demo", "davis", "davis-long", "paper"] = "de
 
 def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_run: bool = False,
                   device: str | None = None, released: bool = False, selected: bool = False,
-                  incomplete: bool = False, run: Run = Workers()) -> int:
+                  incomplete: bool = False, run: Workers = Workers()) -> int:
     """Run the rows of the paper's Tables 1 and 2 on a GPU, after checking data, weights and memory.
 
     Without --data, print what each row needs, and its state.
@@ -168,16 +165,16 @@ def paper_command(*, data: Path | None = None, rows: tuple[str, ...] = (), dry_r
     return paper_plan.run_paper(rows, here, run, dry=dry_run)
 
 
-def _chosen(arguments: tuple[str, ...], settings: TrainSettings | SegmentSettings) -> dict:
+def _chosen(arguments: list[str], settings: TrainSettings | SegmentSettings) -> dict:
     """The settings that the user chose; the collection or the protocol decides the others."""
     flags = {re.sub("^--(no-)?", "--", word.partition("=")[0]).replace("_", "-") for word in arguments}
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
             if "--" + field.name.replace("_", "-") in flags}
 
 
-def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], arg(metavar="DATA")], /, *,
+def train_command(arguments: list[str], data: Annotated[Positional[str], arg(metavar="DATA")], /, *,
                   study: str, name: str = "trained", device: str | None = None,
-                  settings: OmitArgPrefixes[_Train] = _Train()) -> int:
+                  settings: _Train = _Train()) -> int:
     """Train one encoder and write its row, as notebook 01_train does. After a stop, repeat the command.
 
     The defaults are for a GPU; on a CPU, choose fewer --iterations and a smaller --batch and --crop.
@@ -203,16 +200,16 @@ def train_command(arguments: tuple[str, ...], data: Annotated[Positional[str], a
     else:
         settings = TrainSettings.from_dict(chosen)
     row = runs.training_run(Study(study), name, data, settings, device=device)
-    minutes = row["seconds"] / 60
-    print(f"{Study(study).folder / row['encoder']}: {row['iterations']} iterations in {minutes:.1f} min, "
-          f"L = {row['loss']:.3f}")
+    if not int(os.environ.get("RANK", 0)):
+        print(f"{Study(study).folder / row['encoder']}: {row['iterations']} iterations in "
+              f"{row['seconds'] / 60:.1f} min, L = {row['loss']:.3f}")
     return 0
 
 
-def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...], davis: Path | None = None,
+def evaluate_command(arguments: list[str], /, *, encoder: tuple[str, ...], davis: Path | None = None,
                      youtube_vos: Path | None = None, split: Literal["valid", "local"] | None = None,
                      study: str = "encoders", processes: int = 0, device: str | None = None,
-                     settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
+                     settings: _Segment = _Segment()) -> int:
     """Compare encoders by label propagation: dulvos evaluate --encoder davis2016 timm:MODEL --davis DIR.
 
     Prints one table, the best encoder first. results/STUDY gets a row, the masks and DAVIS's official csv
@@ -244,11 +241,11 @@ def evaluate_command(arguments: tuple[str, ...], /, *, encoder: tuple[str, ...],
     return 0
 
 
-def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path], arg(metavar="VIDEO")],
+def segment_command(arguments: list[str], video: Annotated[Positional[Path], arg(metavar="VIDEO")],
                     given: Annotated[Positional[tuple[str, ...]], arg(metavar="MASK [MASK ...] OUT")], /, *,
                     checkpoint: str = "davis2016", device: str | None = None, threshold: int = 0,
                     overwrite: bool = False, mp4: bool = True,
-                    settings: OmitArgPrefixes[_Segment] = _Segment()) -> int:
+                    settings: _Segment = _Segment()) -> int:
     """Carry the objects of a mask through a video: dulvos segment clip.mp4 first.png masks.
 
     OUT gets a palette PNG for each frame and overlay.mp4. Object ids are kept (1 to 254); a mask of 0 and 255
@@ -267,7 +264,7 @@ def segment_command(arguments: tuple[str, ...], video: Annotated[Positional[Path
         mp4: write overlay.mp4 at the video's rate, or at 24 frames a second for a folder.
     """
     if len(given) < 2 or videos.given_file(given[-1])[1].is_file():
-        raise InputError(f"{' '.join(given)}: give a MASK and the folder OUT: VIDEO MASK [MASK ...] OUT")
+        raise InputError(f"{' '.join([str(video), *given])}: give VIDEO MASK [MASK ...] OUT; OUT is a folder")
     *named, out = given
     chosen = SegmentSettings.of(**_chosen(arguments, settings))
     for item in named:

@@ -266,9 +266,9 @@ def contrast_loss(features: Tensor, lab: Tensor) -> ColourOutput:
     are the clips of all of them.
 
     Differs from the original, which copies features of a pretrained autoencoder and crops the target by
-    tracking: we copy Lab colours of whole frames. We leave out its warm-up without the last two terms, two
-    further terms, which copy a frame from itself and hold matches together, and its limit of 2.5, above which
-    the loss of a clip is ignored.
+    tracking: we copy Lab colours of whole frames. We leave out its warm-up, which has the first term only;
+    two further terms, one that copies a frame from itself and one that holds matches together; and its limit:
+    it ignores clips whose loss exceeds 2.5.
 
     Arguments:
         features: (B, T, K, h, w), not normalised.

@@ -18,8 +18,6 @@ from dulvos.released import FOLDER, RELEASES, load_weights, read_released, read_
 
 __all__ = ["encoder_file", "is_whole", "load_encoder", "save_encoder"]
 
-WEIGHTS = Path(__file__).parent / "weights"
-
 
 def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
     """Write an encoder's weights as safetensors, and a JSON sidecar of the same stem.
@@ -31,7 +29,7 @@ def save_encoder(encoder: Encoder, path: AnyPath, **notes: Any) -> Path:
     Raises:
         InputError: the files cannot be written.
     """
-    path = Path(path)
+    path = expand(path)
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_file(path.with_suffix(".json"), json.dumps({**encoder.config, **notes}, indent=1) + "\n")
     return write_file(path, safetensors.torch.save(weights))  # last, so that weights never lack their sidecar
@@ -47,9 +45,13 @@ def is_whole(path: Path) -> bool:
 
 
 def encoder_file(name: str) -> Path:
-    """The file behind a name for `load_encoder`, else the name; InputError if released weights are absent."""
+    """The file that a name for `load_encoder` stands for, else the name as a path.
+
+    Raises:
+        InputError: released weights are not there.
+    """
     if name == "davis2016":
-        return WEIGHTS / "davis2016.safetensors"
+        return Path(__file__).with_name("weights") / "davis2016.safetensors"
     if name not in RELEASES:
         file = name.partition("=")[2] if name.startswith("timm:") else name
         return expand(file or name)

@@ -94,7 +94,7 @@ class Clips(Dataset):
             y = x = 0.5
         frames = {index: video.read(index) for index in sorted(indices.tolist())}  # files are read forwards
         height, width = frames[indices[0]].shape[:2]
-        side = min(round(s.crop / shorter * min(height, width)), height, width)  # of the crop, unscaled
+        side = max(1, round(min(1, s.crop / shorter) * min(height, width)))  # of the crop, unscaled
         top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
         window = slice(top, top + side), slice(left, left + side)
         clip = np.stack([resize(frames[index][window], (s.crop, s.crop)) for index in indices])

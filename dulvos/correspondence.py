@@ -41,7 +41,7 @@ def best_matches(affinity: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Positions (T, k, 2) and their values (T, k).
     """
     values, index = affinity.flatten(1).topk(k, 1)
-    return _positions(index, affinity.shape[2]), values
+    return torch.stack(torch.unravel_index(index, affinity.shape[1:]), -1), values
 
 
 def anchor_grid(height: int, width: int, n: int) -> Tensor:
@@ -113,7 +113,7 @@ def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = P
     # a frame is listed as often as it counts
     shown = torch.tensor([*near, *everywhere], device=features.device)  # [n]
     cosine = affinity(features, frame, y, x)[shown].flatten(1)  # [n, h·w]
-    cells = _positions(torch.arange(cosine.shape[1], device=features.device), features.shape[3])
+    cells = torch.cartesian_prod(*(torch.arange(n, device=features.device) for n in features.shape[2:]))
     offset = cells - cells[y * features.shape[3] + x]
     box = protocol.neighbourhood == "box"
     far = (offset.abs() > protocol.radius).any(1) if box else offset.square().sum(1) >= protocol.radius**2
@@ -122,8 +122,3 @@ def sources(features: Tensor, frame: int, y: int, x: int, protocol: Protocol = P
     order = weight.argsort(descending=True)
     index = index[order]
     return Sources(shown[index // len(cells)], cells[index % len(cells)], weight[order])
-
-
-def _positions(index: Tensor, width: int) -> Tensor:
-    """Flat indices y·w + x (…) as positions (…, 2) [y, x]."""
-    return torch.stack([index // width, index % width], -1)

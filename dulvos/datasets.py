@@ -25,7 +25,8 @@ class Sequence:
         video: its frames.
         masks: {frame index: annotation file}, in increasing order.
         merged: all objects count as one (DAVIS-2016).
-        objects: ids that enter at some frame (YouTube-VOS); None if frame 0 holds them all (DAVIS).
+        objects: ids that enter at some frame (YouTube-VOS; () without meta.json); None if frame 0 holds them
+            all (DAVIS).
         saved: indices of the frames whose masks are handed in; None for all.
     """
 
@@ -58,8 +59,10 @@ class Sequence:
         For DAVIS, the annotation of frame 0; for YouTube-VOS, the new objects of each frame that has some.
 
         Raises:
-            InputError: an annotation is unreadable, or an object of meta.json is annotated nowhere.
+            InputError: no annotations, an unreadable one, or an object of meta.json is annotated nowhere.
         """
+        if not self.masks:
+            raise InputError(f"{self.video.path}: no masks; give data in the layout of DAVIS or YouTube-VOS")
         if self.objects is None:
             return {0: self.mask(0)}
         given, seen = {}, {0}
@@ -70,8 +73,8 @@ class Sequence:
                 seen |= new
         absent = {*self.objects} - seen
         if absent or not given:
-            raise InputError(f"{self.masks[min(self.masks)].parent}: no annotation holds object "
-                             f"{min(absent, default=1)}; expected every object of meta.json")
+            wanted = f"object {min(absent)} of meta.json" if absent else "an object; at least one is needed"
+            raise InputError(f"{self.masks[min(self.masks)].parent}: no annotation holds {wanted}")
         return given
 
     def read(self, path: Path) -> np.ndarray:
@@ -215,6 +218,4 @@ def _plain(name: str, source: Path) -> str:
 
 def _own_name(root: Path) -> str | None:
     file = root / "benchmark.json"
-    if not file.exists():
-        return None
-    return read_json(file, '{"name": "..."}', lambda content: str.strip(content["name"]))
+    return read_json(file, '{"name": "..."}', lambda made: str.strip(made["name"])) if file.exists() else None

@@ -95,7 +95,7 @@ def reading_processes(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory of the GPU, or of this process, in MB."""
+    """Peak memory since this process began, in MB: of the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
@@ -105,10 +105,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 def fitting_processes(wanted: int, size: int, shared: str = "/dev/shm") -> int:
-    """How many processes have shared memory for batches of `size` bytes; containers often have only 64 MB."""
-    fitting = wanted
+    """At most `wanted` processes: as many as have room in shared memory for batches of `size` bytes.
+
+    Containers often have only 64 MB, and the processes of torchrun share them.
+    """
+    fitting, sharing = wanted, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     with suppress(OSError):  # not every system has the folder
-        fitting = min(wanted, psutil.disk_usage(shared).free // (3 * size))  # two wait while one is read
+        # two batches wait while one is read
+        fitting = min(wanted, psutil.disk_usage(shared).free // (3 * size * sharing))
     if fitting < wanted:
         print(f"note: {shared} is small, so {fitting} processes read clips instead of {wanted} (docker run "
               "--shm-size=2g makes it larger)", flush=True)

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dulvos.baselines import rgb_to_lab, scale_lab
-from dulvos.errors import InputError
+from dulvos.errors import InputError, check_choices
 
 __all__ = ["COLOURS", "IMAGE_MEAN", "IMAGE_STD", "LAYERS", "PADDING", "STRIDE", "Encoder", "Features",
            "prepare_frames", "restore_rgb"]
@@ -52,11 +52,8 @@ class Encoder(nn.Module):
         super().__init__()
         if dim not in range(1, 2**16 + 1):
             raise InputError(f"dim must be a whole number from 1 to 65536, not {dim!r}")
-        for name, value, allowed in (("norm", norm, ("batch", "layer")), ("stride", stride, (4, 8)),
-                                     ("colour", colour, COLOURS), ("padding", padding, PADDING)):
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {allowed}, not {value!r}")
-        self.stride, self.colour = stride, colour
+        self.norm, self.stride, self.colour, self.padding = norm, stride, colour, padding
+        check_choices(self, norm=("batch", "layer"), stride=(4, 8), colour=COLOURS, padding=PADDING)
         self.config = {"architecture": f"resnet18-stride{stride}", "dim": dim, "norm": norm, "stride": stride,
                        "colour": colour, "padding": padding}
         backbone = torchvision.models.resnet18(weights=None)
@@ -88,11 +85,14 @@ class Encoder(nn.Module):
             normalise: False omits the L2 normalisation, for losses that compare plain dot products.
 
         Raises:
-            InputError: a layer outside `LAYERS`.
+            InputError: a layer outside `LAYERS`, or images too small to be padded by reflection.
         """
         unknown = set(layers) - set(LAYERS)
         if unknown or not layers:
             raise InputError(f"layers must be among {LAYERS}, not {tuple(layers)!r}")
+        if self.padding == "reflect" and min(images.shape[-2:]) <= self.stride:
+            raise InputError(f"images of {tuple(images.shape[-2:])} are too small for padding by reflection; "
+                             f"both sides must exceed {self.stride} pixels")
         net, images = self.backbone, _recoloured(images, self.colour)
         if factors is not None:
             images = images * factors.to(images)[:, None, None]
@@ -125,7 +125,7 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def _recoloured(images: Tensor, colour: str) -> Tensor:
-    """Normalised RGB images in a colour space of `COLOURS`."""
+    """Normalised RGB images (n, 3, H, W) in a colour space of `COLOURS`: (n, 3, H, W)."""
     if colour == "rgb":
         return images
     rgb = restore_rgb(images)

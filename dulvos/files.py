@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -65,11 +66,9 @@ def write_file(path: Path, content: str | bytes | memoryview) -> Path:
 
 def make_folder(path: Path) -> Path:
     """Make a folder and those above it; raises InputError if it cannot be made or written to."""
-    probe = path / f".probe.{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise cannot_write(path, error.errno) from None
     return path

@@ -27,7 +27,7 @@ __all__ = ["MakeFeatures", "SegmentSettings", "carry", "check_memory", "colour_f
 _BYTES_A_PIXEL = 120  # memory that the encoder takes for a frame, about
 # DINO's evaluation: the longer side is a multiple of this, and the deviation differs from ImageNet's
 _DINO_SIDES, _DINO_STD = 64, (0.228, 0.224, 0.225)
-_FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}  # added to `PROTOCOLS`
+_FRAMES = {"crw": {}, "dino": {"shorter_side": 480, "frames": "dino"}}  # beyond `PROTOCOLS`
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class SegmentSettings(Protocol):
 
 
 MakeFeatures = Callable[[Iterable[np.ndarray], SegmentSettings], Iterable[Tensor]]
+"""From (H, W, 3) uint8 frames and settings to (K, h, w) float features of each, L2-normalised over K."""
 
 
 def encode(encoder: Callable, frames: Iterable[np.ndarray], settings: SegmentSettings = SegmentSettings(), *,
@@ -126,7 +127,7 @@ def _features(encoder: Callable, frames: np.ndarray, settings: SegmentSettings,
               place: torch.device) -> Tensor:
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(place)  # [n, 3, H, W], channels last
     mean, std = getattr(encoder, "mean", IMAGE_MEAN), getattr(encoder, "std", IMAGE_STD)
-    std = _DINO_STD if settings.frames == "dino" and std == IMAGE_STD else std
+    std = _DINO_STD if settings.frames == "dino" and tuple(std) == IMAGE_STD else std
     images = prepare_frames(images, mean, std)
     with torch.inference_mode(), autocast(place, settings.precision):
         if isinstance(encoder, Encoder):
@@ -213,7 +214,11 @@ def carry(features: Iterable[Tensor | None], masks: Mapping[int, np.ndarray], se
 
 def check_memory(video: Video, masks: Mapping[int, np.ndarray], settings: SegmentSettings,
                  encoder: Callable) -> None:
-    """Raise an InputError if carrying these masks and one more needs more memory than is free."""
+    """Raise an InputError if carrying these masks, and one that is painted later, needs more than is free.
+
+    Arguments:
+        masks: frame number -> (H, W) ids.
+    """
     height, width = seen_size(tuple(video.size), settings)
     channels = getattr(encoder, "channels", 512)  # of res4, the layer with most
     cells, kept = height * width / getattr(encoder, "stride", STRIDE) ** 2, settings.context + 2 + len(masks)

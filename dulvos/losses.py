@@ -55,9 +55,7 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
                          f"{allowed}")
     stride_y, stride_x = height // n, width // n
     side = n if jitter == "independent" else 1
-    draw = torch.rand(2, batch, side, side, generator=generator, dtype=torch.float64)
-    if jitter == "none":
-        draw = torch.zeros_like(draw)
+    draw = torch.rand(2, batch, side, side, generator=generator, dtype=torch.float64) * (jitter != "none")
     y = torch.arange(n)[:, None] * stride_y + (draw[0] * stride_y).long()
     x = torch.arange(n)[None, :] * stride_x + (draw[1] * stride_x).long()
     return (y * width + x).expand(batch, n, n).contiguous()
@@ -65,9 +63,7 @@ def sample_grid(batch: int, height: int, width: int, n: int, generator: torch.Ge
 
 def gather_cells(features: Tensor, index: Tensor) -> Tensor:
     """The cells of feature maps (B, K, h, w) at flat indices (B, n, n): (B, n², K)."""
-    flat = features.flatten(2)  # [B, K, h·w]
-    index = index.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, index).transpose(1, 2)
+    return torch.take_along_dim(features.flatten(2), index.flatten(1)[:, None], 2).mT
 
 
 class _AnchorCrossEntropy(torch.autograd.Function):
@@ -107,10 +103,8 @@ class _AnchorCrossEntropy(torch.autograd.Function):
 
 def _pseudo_labels(features_view2: Tensor, anchors: Tensor) -> Tensor:
     """û of every view-2 cell (Eq. 2), b·N² + n: the anchor of its own clip that is most similar."""
-    labels = []
-    for b, queries in enumerate(features_view2.flatten(3)):  # [T, K, h·w]
-        affinity = anchors[b] @ queries  # [T, N², h·w]
-        labels.append(affinity.argmax(1) + b * anchors.shape[1])
+    affinities = (q @ queries for q, queries in zip(anchors, features_view2.flatten(3)))  # [T, N², h·w]
+    labels = [affinity.argmax(1) + b * anchors.shape[1] for b, affinity in enumerate(affinities)]
     return torch.stack(labels).unflatten(2, features_view2.shape[3:])
 
 

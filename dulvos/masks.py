@@ -45,15 +45,15 @@ def read_mask(path: AnyPath, threshold: int = 0) -> np.ndarray:
     If all values are 0 or 255, 255 is object 1. In any other mask, 255 means void and becomes 0. The ids of a
     palette image are its indices; if the palette has another colour than black at 0, black is the background.
     The ids of other images are found by their colours in `PALETTE`, or are the grey levels. Alpha is ignored.
-    Warns if a palette has black elsewhere than at 0, and if no pixel is background.
+    Warns if a palette's black is not at 0, and if no pixel is background.
 
     Arguments:
         threshold: in 1..255, pixels of at least this grey level are object 1, all others background; 0: none.
 
     Raises:
-        InputError: the file is missing, damaged or no PNG, has soft edges or its object in the alpha channel
-            only, holds colours or values that are not ids, or is grey and mostly 255 but holds other ids; or
-            the threshold is out of range.
+        InputError: the file is missing, damaged or not a PNG; its edges are soft; its object is in the alpha
+            channel only; its colours or values are not ids; it is grey, and its objects are mostly 255 but
+            also have other greys; or the threshold is out of range.
     """
     path = expand(path)
     if threshold not in range(256):
@@ -177,8 +177,7 @@ def overlay(frame: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def given_masks(video: Video, given: Sequence[AnyPath],
-                threshold: int = 0) -> dict[int, np.ndarray]:
+def given_masks(video: Video, given: Sequence[AnyPath], threshold: int = 0) -> dict[int, np.ndarray]:
     """Read the masks that a user gives for a video: {frame number: (H, W) uint8 ids}, in order.
 
     Arguments:
@@ -213,10 +212,13 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     """{frame number: mask} for the PNGs in a folder, which are named like the video's frames, in order.
 
     Raises:
-        InputError: there is none, or one belongs to no frame.
+        InputError: there is none, one belongs to no frame, or two belong to the same.
     """
     numbers = video.numbers()
-    files = {file.stem: file for file in folder.glob("[!.]*.[pP][nN][gG]")}
+    found = [*folder.glob("[!.]*.[pP][nN][gG]")]
+    files = {file.stem: file for file in found}
+    if twice := sorted({*found} - {*files.values()}):
+        raise InputError(f"{twice[0]}: another mask of this frame has its suffix in other case; remove one")
     if stray := sorted(files.keys() - numbers):
         raise InputError(f"{files[stray[0]]}: no frame of {video.path} has this name; expected names like "
                          f"{video.frame_name(0)}.png")
@@ -226,15 +228,15 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
 
 
 def check_folder(out: AnyPath, video: Video, overwrite: bool = False, given: Iterable[AnyPath] = ()) -> Path:
-    """Make the folder for the results.
+    """Make the folder for the results and return its path.
 
     Arguments:
         overwrite: results may replace files that no earlier run wrote.
         given: masks, as for `given_masks`, which results never replace.
 
     Raises:
-        InputError: it is no folder, cannot be written to, or results would replace the video in it, or a file
-            (such as a given mask) that no earlier run wrote.
+        InputError: it is not a folder or cannot be written to; or results would replace the video, a given
+            mask, or a file that no earlier run wrote.
     """
     out = expand(out)
     if video.path.resolve() in (out.resolve(), (out / MOVIE).resolve()):
@@ -292,8 +294,7 @@ def save_given(folder: Path, video: Video, given: Mapping[int, np.ndarray],
     if ended:
         ends = {video.frame_name(frame): list(ids) for frame, ids in sorted(ended.items())}
         files[_ENDED] = json.dumps(ends).encode()
-    found = {path.name: path.is_file() and path.read_bytes() for path in folder.glob("*")
-             if path not in own}
+    found = {path.name: path.is_file() and path.read_bytes() for path in {*folder.glob("[!.]*")} - {*own}}
     if found and found != files:
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
         folder.rename(next(path for path in numbered if not path.exists()))

@@ -3,7 +3,6 @@
 Protocol: Pont-Tuset et al., arXiv:1704.00675. Measures: Perazzi et al., CVPR 2016 (there 𝒥 and ℱ).
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ class SequenceScores:
 
     ids: tuple[int, ...]  # of the objects, ascending
     j: np.ndarray  # (objects, T - 2) float64 in [0, 1], frames 1 ... T-2; NaN up to the first annotation
-    f: np.ndarray
+    f: np.ndarray  # the same for F
 
     @property
     def stats(self) -> np.ndarray:
@@ -41,9 +40,8 @@ class SequenceScores:
         return summarise([self])["J&F-Mean"]
 
 
-def score_sequence(
-    truth: np.ndarray, prediction: np.ndarray, *, first_frame: Mapping[int, int] | None = None
-) -> SequenceScores:
+def score_sequence(truth: np.ndarray, prediction: np.ndarray, *,
+                   first_frame: Mapping[int, int] | None = None) -> SequenceScores:
     """J and F of each object in the frames between the first and the last.
 
     J = |A ∩ B| / |A ∪ B| compares the regions; it is 1 if both are empty. F = 2PR / (P + R) compares their
@@ -83,7 +81,7 @@ def score_sequence(
 
     scored = [(row, object_id, t) for row, (object_id, start) in enumerate(entry.items())
               for t in range(start + 1, length - 1)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV release the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # numpy and OpenCV release the interpreter's lock
         list(pool.map(score, scored))
     return SequenceScores(tuple(entry), j, f)
 

@@ -15,6 +15,8 @@ from dulvos.videos import RATE
 
 __all__ = ["write_mp4"]
 
+LARGEST = 16384  # pixels of a side, which libx264 can encode
+
 
 def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = RATE,
               aspect: Fraction = Fraction(1)) -> Path:
@@ -27,7 +29,7 @@ def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = RATE,
         aspect: width / height of a pixel when the movie is shown.
 
     Raises:
-        InputError: no frames, or frames of differing size.
+        InputError: no frames, frames of differing size, or a side of more than 16,384 pixels.
     """
     path = expand(path)
     rate = min(max(0.1, fps), 1000)  # 0.1 if fps is NaN
@@ -44,6 +46,9 @@ def write_mp4(path: AnyPath, frames: Iterable[np.ndarray], fps: float = RATE,
         for number, frame in enumerate(frames, 1):
             if number == 1:
                 shape = frame.shape
+                if max(shape[:2]) > LARGEST:
+                    raise InputError(f"{path}: frames of {shape[1]}x{shape[0]} pixels; H.264 allows "
+                                     f"{LARGEST} a side; leave out the movie (--no-mp4)")
                 track.height, track.width = (side + side % 2 for side in shape[:2])
                 track.codec_context.colorspace = 6  # SMPTE 170M (ITU-T H.264, Table E-5)
                 track.codec_context.sample_aspect_ratio = aspect

@@ -145,6 +145,7 @@ class Iteration:
         net: an Encoder, or DistributedDataParallel around one.
         frames: (B, T, 3, S, S) float, from `dulvos.encoder.prepare_frames`; with several processes, the
             B / processes clips of this one.
+        settings: of the training.
         generator: a CPU generator that all draws come from, in the same state in every process.
         number: of the iteration, for schedules.
         rank, processes: number of this process, and how many there are.
@@ -169,19 +170,20 @@ class Iteration:
 
     @property
     def own(self) -> slice:
+        """The clips of this process among all B."""
         return slice(self.rank * len(self.frames), (self.rank + 1) * len(self.frames))
 
     def encode(self, **options: object) -> Tensor:
-        """The "key" features (B, T, K, h, w) of all frames."""
+        """The "key" features of this process's frames, (B / processes, T, K, h, w) float32."""
         key = _key(self.net, self.frames.flatten(0, 1), self.settings.precision, **options)
         return key.unflatten(0, self.frames.shape[:2])
 
     def lab(self) -> Tensor:
-        """The frames' colours, (B, T, 3, S, S) Lab."""
+        """The frames' colours in Lab, (B / processes, T, 3, S, S); a and b in about [-100, 100]."""
         return baselines.rgb_to_lab(encoder.restore_rgb(self.frames))
 
     def classes(self, centres: tuple) -> tuple[Tensor, Tensor]:
-        """The frames' colour classes: shares in each cell (B, T, C, h, w), and of pixels (B, T, S, S)."""
+        """The frames' colour classes: shares in each cell (·, T, C, h, w), and of pixels (·, T, S, S)."""
         classes = baselines.colour_classes(self.lab(), centres)
         return baselines.one_hot_cells(classes, len(centres), self.settings.stride), classes
 

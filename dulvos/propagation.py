@@ -22,7 +22,7 @@ Masks = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
 class Protocol:
     """The rules of label propagation; the defaults are the release's for DAVIS-2017 (Sec. 4, App. C).
 
-    The paper's P = 25 would be a box of 25x25 cells, in the reference too.
+    By the paper's text (P = 25), a cell would look at a box of 25x25 cells only, in the reference too.
 
     Raises:
         InputError: a value out of range or unknown.
@@ -300,10 +300,10 @@ def _propagate(features: Iterable[Tensor | None], masks: dict[int, Tensor], ids:
 
 def _checked(frame: Tensor, t: int, shape: torch.Size, protocol: Protocol) -> Tensor:
     """A frame's features (h, w, K), in float32 or more: half precision would choose other cells."""
+    if frame.ndim != 3 or frame.shape != shape:
+        raise InputError(f"features of frame {t} have the shape {tuple(frame.shape)}, the first ones "
+                         f"{tuple(shape)}; all must have one shape (K, h, w)")
     height, width = frame.shape[1:]
-    if frame.shape != shape:
-        raise InputError(f"features of frame {t} have the shape {tuple(frame.shape)}, earlier ones "
-                         f"{tuple(shape)}; all must have one shape")
     if protocol.topk > height * width:
         raise InputError(f"topk={protocol.topk} exceeds the {height}x{width} cells of a frame; give at most "
                          f"{height * width}")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dulvos.encoder import Encoder
 from dulvos.errors import InputError
-from dulvos.files import AnyPath
 
 __all__ = ["FOLDER", "RELEASES", "Release", "load_weights", "read_released", "read_weights", "without_prefix"]
 
@@ -56,8 +55,8 @@ class _Absent(nn.Module):
         raise InputError(self.message)
 
 
-def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
-    """Read the weights in a .safetensors or torch file; of a torch file also return the whole content.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The weights in a .safetensors or torch file, by name; then a torch file's whole content, else {}.
 
     A torch file has them at the top level or under `model`, `state_dict` or `teacher` (DINO). The `module.`
     that parallel training adds to names is removed. Only tensors and plain values are unpickled.
@@ -66,7 +65,7 @@ def read_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict]:
         InputError: the file is damaged, or would run code.
     """
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), {}
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)

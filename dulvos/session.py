@@ -4,12 +4,14 @@ import os
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dulvos.errors import InputError
+from dulvos.files import cannot_write
 from dulvos.inference import MakeFeatures, SegmentSettings, carry
 from dulvos.propagation import object_ids
 from dulvos.videos import Video
@@ -112,7 +114,8 @@ class Session:
             number of a frame and its mask, (H, W) uint8 ids.
 
         Raises:
-            InputError: no object is marked; a given mask is wrong; what `dulvos.segment` raises.
+            InputError: no object is marked; a given mask is wrong; the folder for temporary files is full;
+                what `dulvos.segment` raises.
         """
         given, ended = made = {t: mask.copy() for t, mask in self.given.items()}, dict(self.ended)
         start = self.done  # after the copies, so that the next run finds what another thread paints meanwhile
@@ -123,9 +126,9 @@ class Session:
         ids = object_ids(given)
         needed = (self._feature(t) if t in given or t >= start - self.settings.context else None
                   for t in range(len(self.video)))
-        carried = carry(needed, given, self.settings,
-                        ended={t: [i for i in gone if i in ids] for t, gone in ended.items()},
-                        history=[_channels(soft, old, ids) for old, soft, _ in self._found[:start]])
+        history = [torch.stack([soft[old.index(i)] if i in old else torch.zeros_like(soft[0]) for i in ids])
+                   for old, soft, _ in self._found[:start]]  # a new object has zeros
+        carried = carry(needed, given, self.settings, history=history, ended=ended)
         self._valid, self._made = start, made
         for t, (soft, labels) in enumerate(carried, start):
             if t > start or t >= self.found:  # the next stroke is compared with the new mask
@@ -149,7 +152,10 @@ class Session:
             try:
                 features = next(self._stream)
                 place = self._file.seek(0, os.SEEK_END)
-                np.save(self._file, features.float().cpu().numpy())
+                try:
+                    np.save(self._file, features.float().cpu().numpy())
+                except OSError as error:
+                    raise cannot_write(Path(tempfile.gettempdir()), error.errno) from None
             except BaseException:  # also Ctrl-C: a generator that has raised cannot continue
                 self._stream = None
                 raise
@@ -157,8 +163,3 @@ class Session:
             self._places.append(place)
         self._file.seek(self._places[t])
         return torch.from_numpy(np.load(self._file)).to(self._device)
-
-
-def _channels(soft: Tensor, old: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:
-    """The channels `ids` of a soft mask (M, h, w) with channels `old`; a new object has zeros."""
-    return torch.stack([soft[old.index(i)] if i in old else torch.zeros_like(soft[0]) for i in ids])

@@ -58,10 +58,10 @@ class Preselected:
     """Compares cells as `dulvos.propagation.Plain` does, but leaves out most cells that no query can choose.
 
     First it compares coarsely, in bfloat16 if the processor multiplies that fast. To keep rounding errors
-    small, the mean μ is taken out of keys and queries: q·k = (q - μ)·(k - μ) + μ·(k - μ) + q·μ. The last term
-    is the same for all keys of a query. The second is a number for each key, kept in two more channels (one
-    for its rounding error). A bound on the error then shows which cells cannot be among the topk of any query
-    of the tile; the others are compared exactly.
+    small, the mean μ of the first frame's cells is taken out of keys and queries: q·k = (q - μ)·(k - μ) +
+    μ·(k - μ) + q·μ. The last term is the same for all keys of a query. The second is a number for each key,
+    kept in two more channels (one for its rounding error). A bound on the error then shows which cells cannot
+    be among the topk of any query of the tile; the others are compared exactly.
 
     Arguments:
         first: (h, w, K) float, the first frame to be remembered.
@@ -165,7 +165,10 @@ class Preselected:
 
 
 def _high(affinity: Tensor, far: Tensor, best: Tensor, topk: int) -> Tensor:
-    """Large similarities (n, Q) of (A, B, Q): all A at the topk b of `best` (B, Q), the maximum over A."""
+    """Large similarities (n, Q) of (A, B, Q): all A at each query's topk places b of `best` (B, Q).
+
+    `best` is the maximum over A.
+    """
     place = best.t().contiguous().topk(min(topk, len(best)), 1, sorted=False).indices.t()  # [k, Q]
     values = affinity.gather(1, place.expand(len(affinity), -1, -1))
     return values.masked_fill(far.gather(0, place), -torch.inf).flatten(0, 1)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dulvos import clips, devices, encoder
 from dulvos.checkpoints import save_encoder
 from dulvos.errors import InputError
-from dulvos.files import make_folder, write_file
+from dulvos.files import expand, make_folder, write_file
 from dulvos.objectives import OBJECTIVES, Iteration, TrainSettings
 from dulvos.videos import Video, fingerprint
 
@@ -128,7 +128,7 @@ def train(settings: TrainSettings, videos: Sequence[Video], folder: str | os.Pat
         FloatingPointError: the loss or a weight became NaN or infinite; the last checkpoint is kept.
         ChildProcessError: a worker was killed; the last checkpoint is kept.
     """
-    folder = make_folder(Path(folder))
+    folder = make_folder(expand(folder))
     rank, processes, place = devices.joined_processes(device)
     if settings.batch % processes:
         raise InputError(f"batch={settings.batch} cannot be shared by {processes} processes; choose a "
@@ -263,6 +263,8 @@ class _Run:
             if not other:
                 for name, part in self.parts.items():
                     part.load_state_dict(saved[name])
+        except (PermissionError, torch.OutOfMemoryError):
+            raise  # the checkpoint may be whole
         except Exception as error:  # the unpickler fails in many ways on random bytes
             raise InputError(f"{self.path}: truncated or not a checkpoint of this program; delete it to "
                              f"start anew ({type(error).__name__})") from None

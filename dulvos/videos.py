@@ -46,7 +46,7 @@ _open = threading.local()  # each thread keeps one video file open
 
 @contextmanager
 def _readable(frame: Path | None = None) -> Iterator[None]:
-    """Turn errors of the system, or any error while a frame's file is decoded, into an InputError."""
+    """Turn a system error into an InputError; with `frame`, the path of a frame's file, any error."""
     kinds = Exception if frame else OSError
     try:
         yield
@@ -229,7 +229,8 @@ def frame_files(folder: Path, given: Iterable[AnyPath] = ()) -> tuple[str, ...]:
         stem, suffix = os.path.splitext(entry.name)
         # A broken link counts, so that reading it is an error. A pipe does not: reading it would never end.
         if (not stem.startswith(".") and suffix.lower() in FRAME_SUFFIXES
-                and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and not os.path.isdir(entry))
+                and (entry.is_file(follow_symlinks=False)
+                     or entry.is_symlink() and (os.path.isfile(entry) or not os.path.exists(entry)))
                 and entry.name not in masks):
             words = re.split(r"([0-9]+(?:\.[0-9]+)?)", stem)
             files.append(([*map(Decimal, words[1::2])], words[::2], entry.name))

@@ -94,8 +94,7 @@ def warp(features: Tensor, theta: Tensor, *, corrected_stride: int | None = None
     batch, frames, channels, height, width = features.shape
     if corrected_stride is not None:
         # pixel p = stride·i lies (stride - 1)/2 before the assumed centre, on both sides of the map
-        shift = theta.new_tensor([(corrected_stride - 1) / (corrected_stride * width),
-                                  (corrected_stride - 1) / (corrected_stride * height)])
+        shift = theta.new_tensor([(1 - 1 / corrected_stride) / side for side in (width, height)])
         offset = theta[:, :, 2] - (theta[:, :, :2] @ shift) + shift
         theta = torch.cat([theta[:, :, :2], offset[:, :, None]], 2)
     grid = F.affine_grid(theta.to(features.dtype), [batch, 1, height, width], align_corners=False)

@@ -204,8 +204,9 @@ def vanished(folder: Path) -> Any:
 
 add("frames", "a link to nothing", r"0\.png: unreadable frame \(no such file", linked, "nothing")
 add("frames", "a link to itself", r"0\.png: unreadable frame \(too many levels", linked, "0.png")
-add("frames", "a pipe, which would never end", "no frames in this folder",
-    lambda folder: read_all(os.mkfifo(folder / "0.png") or folder))
+for name, pipe in (("a pipe, which would never end", "0.png"), ("a link to a pipe", "pipe")):
+    add("frames", name, "no frames in this folder", lambda folder, pipe: read_all(
+        os.mkfifo(folder / pipe) or pipe == "pipe" and os.symlink(pipe, folder / "0.png") or folder), pipe)
 for name, inside in (("frame", "0.png"), ("folder", "")):
     frames(f"a {name} without permission", {"v/0.png": PNG}, f"v/?{inside}.*permission denied",
            lambda folder, inside=inside: forbidden(folder / "v", inside))

@@ -18,12 +18,9 @@ from PIL import Image, PngImagePlugin
 from dulvos import datasets, masks
 from dulvos.__main__ import main
 from dulvos.errors import InputError
-from dulvos.inference import colour_features
 from dulvos.masks import PALETTE, write_mask
-from dulvos.session import Session
 from dulvos.study.collections import open_collection
 from dulvos.videos import open_video
-from dulvos.widgets import Painter
 from tests import miniature
 from tests.corpus import TARGETS, Expected, Target, add, put
 from tests.corpus_frames import encoded, picture
@@ -313,26 +310,6 @@ for name, meta, expect in (
         ("no videos", {"videos": {}}, "no sequences"), ("a list", [], "meta.json: .*expected"),
         ("a name that leads out", {"videos": {"../a": {"objects": {}}}}, "cannot name a sequence")):
     add("YouTube-VOS folders", name, expect, youtube, meta)
-
-
-def painted(folder: Path, data: bytes) -> dict[int, np.ndarray]:
-    """Load a mask file into the painter; its message is raised as an InputError."""
-    painter = Painter(Session(open_video(make_clip(folder)), colour_features))
-    painter.receive({"kind": "load", "frame": 0, "name": "mask.png"}, [data])
-    if painter.state["message"]:
-        raise InputError(painter.state["message"])
-
-
-for reader, read in (("read_mask", lambda folder, data: masks.read_mask(put(folder / "mask.png", data))),
-                     ("painter", painted),
-                     ("DAVIS", lambda folder, data: (put(write_davis(folder) / MASK, data), look(folder))),
-                     ("command", lambda folder, data: segment(
-                         folder, [], mask=put(folder / "soft.png", data).name))):
-    for name, data, words in (
-            ("soft edges", soft, "--threshold=127"), ("soft edges of grey 200", soft200, "--threshold=100"),
-            ("grey 255, once a JPEG", once_jpeg[255, 95], "--threshold=127"),
-            ("a palette without black", paletted(one, WHITE + RED), "shows no black")):
-        add("readers of masks", f"{reader}: {name}", words, read, encoded(data))
 
 
 # files to be damaged at random

@@ -101,13 +101,15 @@ def test_a_scale_may_plan_some_points_only() -> None:
     ("a,Q,a,lam=1", "varied"), ("a,baseline,a,lam=1", "baseline"), ("a,claim,a,lam=1,,−2.3", "−2.3"),
     ("a,claim,a,lam", "name=value"), ("M2,M,M=2,cross_grid=2", "M2"), ("a{b},claim,a,lam=1", "b"),
     ("a,claim,a,lam=1,,,c,w,s,higher", "expected"), ("a,\"B, T\",a,grid=4", "frames"),
-    ("T0,\"B, T\",a,frames=0", "frames"), ("a,claim,,lam=1", "label"), (",claim,a,lam=1", "name"),
-    ("a,claim,{lam.a},lam=1", "no attribute"), ("a,claim,a,lam=1,random", "leave out lam"),
+    ("T0,\"B, T\",a,frames=0", "frames"), ("a,\"B, T\",a,frames=3", "frames"),
+    ("a,claim,,lam=1", "label"), (",claim,a,lam=1", "name"),
+    ("a,claim,{lam.a},lam=1", "'a'"), ("a,claim,a,lam=1,random", "leave out lam"),
     ("a,claim,a,precision=fp32", "precision"), ("a,claim,a,seed=1", "seed")])
 def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: str) -> None:
     path = tmp_path / "ablation.csv"
     path.write_text(CSV.read_text() + added + "\n")
-    with pytest.raises(InputError, match=rf"ablation\.csv, line 29: .*{message}"):
+    lines = len(CSV.read_text().splitlines())
+    with pytest.raises(InputError, match=rf"ablation\.csv, line {lines + 1}: .*{message}"):
         points(TINY, path)
 
 
@@ -127,6 +129,8 @@ def test_effects_are_differences_of_means_over_seeds(study: Study) -> None:
         assert table.loc[name, numbers].tolist() == pytest.approx(own, rel=1e-3)
     assert table.loc["N16", ["score", "ours", "deviation", "state"]].tolist() == [None, None, None, NOT_RUN]
     assert table.loc["N4", "state"] == "3 of 3 seeds"
+    write_scores(study, {"res3": [51]})  # the baseline's own network
+    assert line(study, "res3")[["ours", "deviation", "visible"]].tolist() == [1, None, None]
     planned = dataclasses.replace(TINY, seeds=(3, 3, 1))
     assert line(study, "M2", planned).state == "2 of 3 seeds"
 

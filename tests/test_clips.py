@@ -105,6 +105,7 @@ def test_resizing_is_antialiased_and_keeps_the_shape(size: tuple[int, int]) -> N
     clip = clips([still(picture)], scale=(44, 44), crop=33, centre=True)[0][0]
     clip = clip.permute(1, 2, 0).numpy().astype(int)
     top, left = ((length - 72) // 2 for length in size)  # 33 of 44 pixels are 72 of 96
+    assert clips([still(picture)], scale=(9999, 9999))[0].shape == (3, 3, 32, 32)  # from less than a pixel
     window = Image.fromarray(picture[top : top + 72, left : left + 72])
     small = np.asarray(window.resize((33, 33), Image.Resampling.BILINEAR)).astype(int)
     assert min(np.abs(clip - expected).max() for expected in (small, small[:, ::-1])) <= 2

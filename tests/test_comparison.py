@@ -4,7 +4,7 @@ import pytest
 
 from dulvos.errors import InputError
 from dulvos.objectives import OBJECTIVES, TrainSettings
-from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, methods
+from dulvos.study.comparison import TRAINING, comparison_steps, comparison_table, methods, visible
 from dulvos.study.rows import NOT_RUN, Study
 from dulvos.study.runner import Workers, run_steps
 from tests.conftest import SCORES
@@ -53,6 +53,8 @@ def test_the_table_takes_the_best_layer_and_the_mean_over_seeds(study, write_row
         write_row("train", f"crw-{seed}", key, cpu_seconds=1.0, **made)
         write_row("evaluate", f"crw-{seed}-res3", "e" + key, scores=SCORES, trained_key=key,
                   fingerprint="f" if made else "other data")
+    # of crw alone, one degree of freedom
+    assert visible(study, "res3") == pytest.approx(12.706 * 2**0.5, rel=1e-3)
     table = comparison_table(study).set_index("method")
     line, mast = table.loc["CRW objective"], table.loc["MAST objective"]
     assert (line["layer"], line["J&F_m"], line["J&F_m at res4"], line["seeds"]) == ("res3", 51.0, 41.0, 2)

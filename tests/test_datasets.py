@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_davis_2017_keeps_objects_apart(tmp_path: Path) -> None:
     assert np.array_equal(sequence.truth(), np.stack(masks["b"])) and sequence.handed_in == (0, 1, 2)
     given = sequence.first_masks()
     assert list(given) == [0] and np.array_equal(given[0], blocks(1, 2))
+    with pytest.raises(InputError, match="JPEGImages.*masks"):
+        replace(sequence, masks={}).first_masks()
 
 
 def test_the_name_says_which_benchmark_it_is(tmp_path: Path) -> None:

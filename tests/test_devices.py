@@ -1,8 +1,8 @@
 """Devices, their precision, and their memory."""
 
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,8 +56,12 @@ def test_a_container_leaves_less_memory_than_the_machine() -> None:
     assert 2**29 < int(done.stdout) < 2**31
 
 
-def test_processes_that_read_fit_into_shared_memory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_processes_that_read_fit_into_shared_memory(tmp_path, capsys, monkeypatch) -> None:
     assert devices.fitting_processes(8, 2**20, str(tmp_path)) == 8
     assert devices.fitting_processes(8, 2**20, str(tmp_path / "absent")) == 8 and not capsys.readouterr().out
     assert devices.fitting_processes(8, 2**60, str(tmp_path)) == 0
     assert str(tmp_path) in capsys.readouterr().out
+    size = shutil.disk_usage(tmp_path).free // 30  # room for ten
+    assert devices.fitting_processes(8, size, str(tmp_path)) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert devices.fitting_processes(8, size, str(tmp_path)) == 2

@@ -74,6 +74,9 @@ def test_padding_by_reflection_does_not_show_where_the_frame_ends(padding):
         feature = getattr(features, layer)
         alike = torch.allclose(feature, feature[..., :1, :1].expand_as(feature), atol=1e-5)
         assert alike == (padding == "reflect")
+    if padding == "reflect":
+        with pytest.raises(InputError, match="8, 32"):  # one row of cells has nothing to reflect
+            Encoder(padding=padding)(flat[..., :8, :32])
 
 
 @torch.no_grad()

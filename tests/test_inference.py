@@ -49,6 +49,9 @@ def test_colour_tells_an_object_from_its_ground():
 
 
 def test_a_protocol_sets_its_values_and_each_can_be_changed():
+    usual = SegmentSettings()
+    values = usual.context, usual.radius, usual.neighbourhood, usual.topk, usual.tau, usual.layer
+    assert values == (20, 12, "disc", 10, 0.05, "res4") and usual.shorter_side == 0
     dino = SegmentSettings.of("dino")
     assert SegmentSettings.of() == SegmentSettings.of("crw") == SegmentSettings()
     values = dino.context, dino.neighbourhood, dino.topk, dino.tau, dino.shorter_side

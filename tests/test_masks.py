@@ -84,6 +84,9 @@ def test_a_mask_is_a_file_a_numbered_file_or_a_folder(video: Video, tmp_path: Pa
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 3]
     (tmp_path / "given" / "13.png").rename(tmp_path / "given" / "14.PNG")
     assert list(masks.given_masks(video, [tmp_path / "given"])) == [0, 4]
+    twin = save(tmp_path / "given" / "14.png", blocks(3))
+    with pytest.raises(InputError, match=r"14\.(png|PNG)"):
+        masks.given_masks(video, [twin.parent])
     assert list(masks.given_masks(video, [later])) == [0]  # "b=c.png" is a name
     among = later.rename(video.path / later.name)  # the frames
     (tmp_path / "link").symlink_to(video.path)
@@ -147,6 +150,7 @@ def test_given_masks_are_kept_as_they_are_now(video: Video, tmp_path: Path, monk
         given = masks.given_masks(video, [folder])
         assert given.keys() == {0} and np.array_equal(given[0], first)
         assert (tmp_path / "out" / f"given-{number}" / "10.png").exists(), "drawn by hand: never deleted"
+    (folder / ".DS_Store").touch()  # of a file manager
     masks.save_given(folder, video, given, {2: (5, 6)})
     assert np.array_equal(masks.read_mask(tmp_path / "out" / "given-1" / "14.png"), blocks(2))
     assert not (tmp_path / "out" / "given-3").exists()

@@ -52,6 +52,8 @@ def test_what_fails_leaves_the_old_file_and_no_other(tmp_path):
     before = path.read_bytes()
     with pytest.raises(InputError, match="frame 1"):
         movies.write_mp4(path, [*flat()[:1], *flat((50, 64))], 10)
+    with pytest.raises(InputError, match="16386x2"):
+        movies.write_mp4(path, [np.zeros((2, 16386, 3), np.uint8)], 10)
     with pytest.raises(InputError, match="no frames"):
         movies.write_mp4(path, [], 10)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["movie.mp4"]

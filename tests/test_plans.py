@@ -39,7 +39,7 @@ def test_parameters_are_known_and_needs_come_first(plan):
 def test_committed_rows_belong_to_the_plans_steps(plan, missing):
     """If a default or a parameter moved, the README's rows would no longer be those of its commands."""
     steps = [step for step in PLANS[plan]() if step.row]
-    assert {step.full_name for step in steps if find_state(step)[1] is None} == missing
+    assert {step.full_name for step in steps if find_state(step)[1] is None} <= missing
 
 
 def test_the_committed_grid_has_a_seed_of_every_point():

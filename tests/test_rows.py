@@ -47,7 +47,7 @@ def test_a_row_is_found_by_what_determines_it(study, wanted, found):
     assert study.find("evaluate", wanted) is None
 
 
-def test_once_computes_once_and_again_if_files_are_missing(study):
+def test_once_computes_once_and_again_if_files_are_missing(study, monkeypatch):
     calls = []
 
     def compute(row):
@@ -63,6 +63,13 @@ def test_once_computes_once_and_again_if_files_are_missing(study):
     once(study, "train", "a", WANTED | {"parameters.lr": 1.0}, compute)
     once(study, "train", "c", WANTED, compute, write=False)
     assert len(study.rows()) == 3 and len(set(calls)) == 2
+
+    def late(row):
+        monkeypatch.setenv("DULVOS_SOURCE", "after")  # as if somebody committed other code meanwhile
+        return {"data": "x", "loss": 1.0}
+
+    monkeypatch.setenv("DULVOS_SOURCE", "before")
+    assert once(study, "train", "d", WANTED, late)["source"] == "before"
 
 
 def test_the_key_depends_on_what_determines_a_run_and_on_nothing_else():

@@ -14,13 +14,10 @@ from dulvos.errors import InputError
 from dulvos.study.plans import evaluate_step, train_step
 from dulvos.study.rows import ROOT
 from dulvos.study.runner import Workers, minutes_left, run_steps
-from dulvos.study.steps import Step, find_state, list_states
+from dulvos.study.steps import Step, list_states
+from tests.test_steps import words
 
 LOG = "open('{}', 'a').write(word + '\\n')"
-
-
-def words(steps: list[Step]) -> list[str]:
-    return [find_state(step)[0] for step in steps]
 
 
 def test_steps_run_once_in_the_order_of_their_needs(make_study, tmp_path):
@@ -46,13 +43,23 @@ def test_steps_run_once_in_the_order_of_their_needs(make_study, tmp_path):
     assert not steps[3].failure.exists() and "7 done" in list_states(steps)
 
 
+def test_the_step_of_a_worker_that_dies_is_taken_by_another(make_study, tmp_path):
+    mark = tmp_path / "mark"
+    study = make_study(die=f"import os\nif not os.path.exists(r'{mark}'):\n    os.mkdir(r'{mark}')\n"
+                           "    os.kill(os.getppid(), 9)")
+    step = Step(study, "die")
+    assert run_steps([step], Workers(2, 1)) == 0 and words([step]) == ["done"]
+
+
 def test_several_workers_share_the_steps_and_the_last_waits_for_all(make_study, tmp_path, monkeypatch):
     """Two steps wait until both have begun; then one checks for five seconds that the last one has not."""
     source = f"""
 import os, pathlib, time
 begun = {{name: pathlib.Path(r'{tmp_path}') / name for name in ('a', 'b', 'last')}}
 begun[word].touch()
-while not all(begun[name].exists() for name in 'ab'):
+for _ in range(1200):
+    if all(begun[name].exists() for name in 'ab'):
+        break
     time.sleep(0.05)
 for _ in range(50 if word == 'b' else 0):
     time.sleep(0.1)

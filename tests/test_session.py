@@ -1,6 +1,8 @@
 """A session: after corrections, ends, stops and undoing, its masks are those of a run from the start."""
 
+import errno
 import itertools
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -176,6 +178,18 @@ def test_a_second_correction_of_a_frame_keeps_the_first(video):
     assert np.array_equal(session.given[5], np.where(np.isin(ids, [1, 2]), ids, 0))
 
 
+def test_a_full_folder_of_temporary_files_is_named_and_the_run_goes_on(video, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    session = Session(video, Counted(), SETTINGS, {0: block(1)})
+    with monkeypatch.context() as changed:
+        changed.setattr("numpy.save", full)
+        with pytest.raises(InputError, match=tempfile.gettempdir()):
+            finish(session)
+    assert len(finish(session)) == LENGTH
+
+
 def test_features_are_those_of_the_encoder_and_an_interrupted_run_goes_on(video):
     encoder = load_encoder("random")
     settings = SegmentSettings(shorter_side=24, context=3, precision="fp32")
@@ -212,10 +226,11 @@ def test_wrong_masks_are_refused_before_anything_is_encoded(video):
     assert not session.given and not count.frames
 
 
-def test_frames_that_would_not_fit_are_refused_before_the_first(tmp_path):
+def test_frames_that_would_not_fit_are_refused_before_the_first(tmp_path, monkeypatch):
     """Otherwise the system kills the process after some frames, without a message."""
+    monkeypatch.setattr("dulvos.inference.free_memory", lambda place: 8 * 2**30)
     needs = videos.Video("large", tmp_path, 9, (2**16, 2**16), ("0.png",) * 9)
-    with pytest.raises(InputError, match=r"65536x65536 need about \d+ GB with a context of 20.*shorter_side"):
+    with pytest.raises(InputError, match="65536x65536.*shorter_side"):
         check_memory(needs, {}, SegmentSettings(), Encoder())
     few, many = {0: np.eye(2, dtype=np.uint8)}, {0: np.eye(2, dtype=np.uint8), 3: np.arange(250)[None]}
     small, needs = SegmentSettings(shorter_side=48), replace(needs, size=(2**13, 2**13))

@@ -83,9 +83,12 @@ def test_without_rows_everything_says_not_run(study):
 
 
 def test_a_row_without_a_number_is_named(study, write_row):
-    write_row("evaluate", "random", "e1", seconds_per_frame=None, scores={})
+    write_row("evaluate", "random", "e1", seconds_per_frame=None)
     with pytest.raises(InputError, match="evaluate-random-e1.json"):
         tables.study_table(study.rows())
+    write_row("train", "trained", "t1", seconds=1.0, device="cpu", threads=None)
+    with pytest.raises(InputError, match="train-trained-t1.json"):
+        tables.table3(study.rows())
 
 
 def test_markdown():

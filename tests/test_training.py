@@ -217,10 +217,14 @@ def test_a_checkpoint_from_before_a_setting_came_is_resumed(videos: list, whole:
     state = torch.load(spoilt / "checkpoint.pt", weights_only=True)
     later = ("objective", "stride", "processes", "iterations", "data")
     old = {name: value for name, value in state["settings"].items() if name not in later}
-    torch.save({**state, "settings": old | {"compile": False}, "data": state["settings"]["data"]},
+    costs = {"seconds": 1e6, "cpu_seconds": 2e6, "peak": 3e6}  # of the earlier call
+    torch.save({**state, **costs, "settings": old | {"compile": False}, "data": state["settings"]["data"]},
                spoilt / "checkpoint.pt")
-    train(SMALL, videos, spoilt, device="cpu")
+    made = train(SMALL, videos, spoilt, device="cpu")
     assert weights(spoilt) == weights(whole)
+    assert made["cpu_seconds"] >= 2e6 and made["peak_memory_mb"] >= 3e6
+    train(dataclasses.replace(SMALL, iterations=SMALL.iterations + 1), videos, spoilt, device="cpu")
+    assert pd.read_csv(spoilt / "history.csv").seconds.iloc[-1] >= 1e6
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(videos: list, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def test_a_forked_worker_and_its_parent_do_not_disturb_each_other(tmp_path: Path
     frames = list(video.frames())
     video.read(5)
     here, there = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=_child, args=(video, 150, there))
+    worker = multiprocessing.get_context("fork").Process(target=_child, args=(video, 150, there),
+                                                          daemon=True)
     worker.start()
     assert here.poll(60), "the worker hangs"
     assert np.array_equal(here.recv(), frames[150])

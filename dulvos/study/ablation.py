@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, state, train
 from dulvos.study.tables import write
 from dulvos.training import TrainSettings
 
-__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "pairs",
-           "points", "scale_text", "stated", "write_tables"]
+__all__ = ["EDGES", "SCALES", "Point", "Scale", "claims", "effects", "figure_table", "find_scale", "noise",
+           "pairs", "points", "scale_text", "stated", "write_tables"]
 
 EDGES = {"B, T": "frames", "λ": "lam", "N": "grid", "M": "cross_grid", "T": "frames"}  # edge -> setting
 ALLOWED = {"varied": ("baseline", "claim", *EDGES), "expected": ("lower", "equal", None)}  # in ablation.csv
@@ -139,8 +139,8 @@ def _point(scale: Scale, line: dict) -> Point:
     if free := sorted(changes.keys() & set(FREE)):
         raise InputError(f"{free[0]} cannot be varied: rows with any {free[0]} count alike")
     if line["varied"] == "B, T":  # T at a fixed B·T
-        if changes.get("frames", 0) < 1:
-            raise InputError("a point of B, T needs frames >= 1")
+        if changes.get("frames", 0) < 1 or base.batch * base.frames % changes["frames"]:
+            raise InputError(f"a point of B, T needs frames that divide B·T = {base.batch * base.frames}")
         changes["batch"] = base.batch * base.frames // changes["frames"]
         if scale.lengths == "epochs":
             ratio = base.batch / changes["batch"]
@@ -170,8 +170,9 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         value: the value of the setting that an edge varies; None for the baseline and for claims.
         seeds, score: number of seeds that were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
-        deviation: standard deviation of `ours` over seeds; for the baseline, of the score of one seed. The
-            variance is pooled over all points with several seeds.
+        deviation: standard deviation of `ours` over seeds; for the baseline, of the score of one seed; None
+            for the baseline's own networks, evaluated otherwise. The variance is pooled over all points with
+            several seeds.
         visible: the largest difference that counts as noise (95 % of Student's t distribution).
         verdict: how `ours` compares with what the paper says.
         state: "not run", "run" or the number of seeds; † if the point or the baseline is of earlier code.
@@ -182,15 +183,16 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
     runs = [(row, training(row, rows), state(row, rows) == "run")
             for _, row in rows[rows["kind"] == "evaluate"].iterrows()]
     evaluated = [_seeds(point, runs) for point in grid]
-    base, (spread, student) = evaluated[0], _noise([found["score"] for found in evaluated])
+    base, (spread, student) = evaluated[0], noise([found["score"] for found in evaluated])
     for point, found in zip(grid, evaluated):
         count, edge, ours, deviation, visible = len(found), EDGES.get(point.varied), None, None, None
         if point is grid[0]:
             deviation = spread
         elif count and len(base):
             ours = found["score"].mean() - base["score"].mean()
-            deviation = spread * math.sqrt(1 / count + 1 / len(base))
-            visible = student * deviation
+            if point.trained != "baseline":  # the baseline's own networks are no independent seeds
+                deviation = spread * math.sqrt(1 / count + 1 / len(base))
+                visible = student * deviation
         told = "run" if count == point.seeds == 1 else f"{count} of {max(point.seeds, count)} seeds"
         if not (found["current"].all() and base["current"].all()):
             told = f"† {told} by earlier code"
@@ -223,14 +225,17 @@ def _seeds(point: Point, runs: list[tuple[pd.Series, pd.Series | None, bool]]) -
     return table[table["current"] == table["current"].any()]
 
 
-def _noise(scores: Sequence[pd.Series]) -> tuple[float, float]:
-    """The deviation of one seed's score, pooled over all points, and Student's t for its degrees of freedom.
+def noise(scores: Iterable[pd.Series]) -> tuple[float, float]:
+    """The deviation of one seed's score, pooled over points, and Student's t for its degrees of freedom.
 
     NaN if no point has two seeds.
+
+    Arguments:
+        scores: those of each point's seeds.
     """
-    several = [own for own in scores if len(own) > 1]
-    freedom = sum(len(own) - 1 for own in several)
-    squares = sum((len(own) - 1) * own.var() for own in several)
+    scores = list(scores)
+    freedom = sum(max(len(own) - 1, 0) for own in scores)
+    squares = sum(((own - own.mean()) ** 2).sum() for own in scores)
     return math.sqrt(squares / freedom) if freedom else math.nan, stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 
@@ -299,9 +304,9 @@ def scale_text(found: pd.DataFrame, scale: Scale) -> str:
     return ", ".join([*sorted(found["data"].dropna().unique()), scale.words])
 
 
-def write_tables(study: Study, scale: Scale, folder: Path | None = None) -> dict[str, pd.DataFrame]:
-    """Make the tables "fig3" and "claims" and write them, by default into the study's folder `tables`."""
+def write_tables(study: Study, scale: Scale, folder: Path) -> dict[str, pd.DataFrame]:
+    """Make the tables "fig3" and "claims" and write them into a folder."""
     found = effects(study, scale)
     about = "These numbers mean nothing: they show that everything runs. " * scale.meaningless
     return write({"fig3": figure_table(found), "claims": claims(found)},
-                 Path(folder or study.folder / "tables"), f"{about}Scale: {scale_text(found, scale)}.")
+                 folder, f"{about}Scale: {scale_text(found, scale)}.")

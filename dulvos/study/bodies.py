@@ -99,8 +99,8 @@ def carry_joints(frames: Iterable[np.ndarray], first: np.ndarray, make: MakeFeat
 def pck(videos: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float) -> float:
     """Percentage of correct keypoints, PCK@alpha: the mean over joints of the mean over frames.
 
-    A joint is correct within alpha · 0.6 · the diagonal of the box around the true joints. The first frame,
-    frames without true joints, and lost joints do not count.
+    A joint is correct within alpha · 0.6 · the diagonal of the box around the true places of the joints that
+    are not lost. The first frame, frames without true joints, and lost joints do not count.
 
     Arguments:
         videos: predicted and true joints of each video, (T, J, 2) and (up to T, J, 2).

@@ -19,14 +19,14 @@ import pandas as pd
 
 from dulvos.encoder import LAYERS
 from dulvos.errors import InputError
-from dulvos.study.ablation import pairs
+from dulvos.study.ablation import noise, pairs
 from dulvos.study.paper import FREE, TABLE1, read_csv
 from dulvos.study.plans import count_by_rows, evaluate_step, train_step
 from dulvos.study.rows import NOT_RUN, Study, counting, frame, has, lookup, state
 from dulvos.study.steps import Step
 from dulvos.training import TrainSettings
 
-__all__ = ["TRAINING", "comparison_steps", "comparison_table", "methods"]
+__all__ = ["TRAINING", "comparison_steps", "comparison_table", "methods", "visible"]
 
 SCORES = {"J_m": "J-Mean", "J_r": "J-Recall", "F_m": "F-Mean", "F_r": "F-Recall", "J&F_m": "J&F-Mean"}
 MAIN = "res4"  # the layer that the paper compares
@@ -68,7 +68,7 @@ def methods(path: Path = Path(__file__).with_suffix(".csv")) -> list[dict]:
 def comparison_steps(name: str = "comparison", data: str = "davis", *, training: dict = TRAINING,
                      inference: dict = INFERENCE, seeds: int = 2,
                      snapshots: Sequence[int] = (100, 200)) -> list[Step]:
-    """The trainings and evaluations that the table and the curves show, the most telling first; 07_results.
+    """Trainings and evaluations for the table and the curves, the most telling first, and 07_results last.
 
     Arguments:
         name: of the study that holds the rows.
@@ -94,9 +94,8 @@ def comparison_steps(name: str = "comparison", data: str = "davis", *, training:
                 evaluate(f"{run}-{layer}", f"trained:{run}", layer=layer)
     for seed in range(seeds):
         for key, layer in FULL_SIZE.items():  # each takes about five times as long as 240p
-            if any(method["key"] == key for method in trained):
-                evaluate(f"{key}-{seed}-{layer}-480p", f"trained:{key}-{seed}",
-                         minutes=5 * MINUTES["evaluate"], layer=layer, shorter_side=0)
+            evaluate(f"{key}-{seed}-{layer}-480p", f"trained:{key}-{seed}",
+                     minutes=5 * MINUTES["evaluate"], layer=layer, shorter_side=0)
     for layer in [layer for layer in LAYERS if layer not in FIRST]:
         for seed in range(seeds):
             evaluate(f"random-{seed}-{layer}", "random", layer=layer, seed=seed)
@@ -116,12 +115,9 @@ def comparison_table(study: Study) -> pd.DataFrame:
     paper's J&F is DAVIS-2017's, from other training data.
     """
     rows, lines = study.rows(), []
-    trained, found = rows[rows["kind"] == "train"], rows[rows["kind"] == "evaluate"]
-    found = counting(found[found["fingerprint"].isin(found["fingerprint"].tail(1))], "name")
-    found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*(?:-480p)?)$")
-    found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
+    trained, evaluated = rows[rows["kind"] == "train"], _evaluated(rows)
     for method in methods():
-        own = _comparable(found[found["method"] == method["key"]], trained)
+        own = evaluated[method["key"]]
         means, full = own.groupby("layer")[[*SCORES]].mean().round(1), FULL_SIZE.get(method["key"])
         line = {"method": method["name"], "paper's J&F_m (other data)": PAPERS.get(method["paper"]),
                 "J&F_m at 480p": means["J&F_m"].get(f"{full}-480p", NOT_RUN if full else None),
@@ -129,7 +125,7 @@ def comparison_table(study: Study) -> pd.DataFrame:
         means = means.reindex(LAYERS).dropna()
         if len(means):
             told = max(state(row, rows) for _, row in own.iterrows())  # † sorts last
-            best = means["J&F_m"].idxmax()
+            best = own.groupby("layer")["J&F_m"].mean().reindex(LAYERS).idxmax()
             own = own[own["layer"] == best]
             layers = [MAIN] if method["key"] == "colour" else LAYERS
             missing = [layer for layer in layers if layer not in means.index]
@@ -146,6 +142,27 @@ def comparison_table(study: Study) -> pd.DataFrame:
     return frame(lines, ["method", *SCORES, "±", "layer", f"J&F_m at {MAIN}", "J&F_m at 480p", "frames seen",
                          "CPU hours", "peak memory (MB)", "seeds", "paper's J&F_m (other data)",
                          "differs from the original", "state"])
+
+
+def visible(study: Study, layer: str) -> float:
+    """The largest difference between two methods with two seeds each that counts as noise at a layer.
+
+    In J&F points, as `ablation.effects` finds it; the variance is pooled over the trained methods.
+    """
+    evaluated = _evaluated(study.rows())
+    scores = (evaluated[method["key"]] for method in methods() if method["settings"])
+    deviation, student = noise(own.loc[own["layer"] == layer, "J&F_m"] for own in scores)
+    return student * deviation  # the deviation of the difference is √(1/2 + 1/2) times that of one seed
+
+
+def _evaluated(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The evaluations that count for each method's key, with columns layer and `SCORES` in percent."""
+    trained, found = rows[rows["kind"] == "train"], rows[rows["kind"] == "evaluate"]
+    found = counting(found[found["fingerprint"].isin(found["fingerprint"].tail(1))], "name")
+    found[["method", "layer"]] = found["name"].str.extract(r"^(.+)-\d+-([a-z]+\d*(?:-480p)?)$")
+    found[[*SCORES]] = 100 * found.reindex(columns=[f"scores.{score}" for score in SCORES.values()])
+    return {method["key"]: _comparable(found[found["method"] == method["key"]], trained)
+            for method in methods()}
 
 
 def _comparable(own: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:

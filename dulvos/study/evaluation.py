@@ -281,7 +281,7 @@ def evaluate_encoders(study: Study, encoders: tuple[str, ...], data: str,
     Arguments:
         encoders: as `load_encoder` takes them; also "copy" and "colour".
         data, split: as `open_data` takes them.
-        device, processes: as `evaluate` takes them; None chooses a CUDA GPU if there is one.
+        device: None chooses a CUDA GPU if there is one. processes: as `evaluate` takes it.
 
     Returns:
         a line for each encoder: encoder, channels, its scores in percent, and seconds a frame.

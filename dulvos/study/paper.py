@@ -18,6 +18,7 @@ from dulvos.study.download import ARCHIVES
 from dulvos.study.rows import (
     NOT_RUN,
     Study,
+    complete,
     counting,
     frame,
     has,
@@ -66,10 +67,9 @@ def read_csv(name: str | Path) -> pd.DataFrame:
     """
     path = Path(__file__).parent / name
     try:
-        table = pd.read_csv(path).astype(object)  # object keeps whole numbers beside None
+        return frame(pd.read_csv(path))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return table.where(table.notna(), None)
 
 
 TABLE1 = read_csv("table1.csv")  # DAVIS-2017 val at 480p; stride 4 is the paper's "×2"
@@ -137,12 +137,14 @@ def table3(rows: pd.DataFrame) -> pd.DataFrame:
 def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
     if row is None:
         return {"our iterations": NOT_RUN, "state": NOT_RUN}
-    minutes, on_cpu = row["seconds"] / 60, row["device"].startswith("cpu")
-    device = f"cpu, {int(row['threads'])} threads" if on_cpu else lookup(row, "gpu") or row["device"]
-    return {"our iterations": int(row["iterations"]),
-            "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-            "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device,
-            "state": state(row, rows)}
+    with complete(row):
+        minutes, device, threads = row["seconds"] / 60, row["device"], int(row["threads"])
+        if device.startswith("cpu"):
+            device = f"cpu, {threads} thread{'s' * (threads != 1)}"
+        return {"our iterations": int(row["iterations"]),
+                "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+                "our peak memory (MB)": round(row["peak_memory_mb"]),
+                "device": lookup(row, "gpu") or device, "state": state(row, rows)}
 
 
 def of_table(rows: pd.DataFrame, table: int) -> pd.DataFrame:
@@ -182,6 +184,6 @@ def _length(made: pd.Series) -> str | None:
 
 
 def trained_with(made: pd.Series, settings: TrainSettings) -> bool:
-    """Whether a training had these settings; its seed and settings that change no number may differ."""
+    """Whether a training had these settings; its seed, precision and what changes no number may differ."""
     wanted = dataclasses.asdict(settings)
     return has(made, {name: value for name, value in wanted.items() if name not in FREE})

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from dulvos.files import expand, make_folder, read_json, write_file
 from dulvos.inference import SegmentSettings
 from dulvos.training import TrainSettings
 
-__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "counting",
+__all__ = ["CURVE", "NOT_RUN", "ROOT", "SUFFIX", "Study", "all_rows", "benchmarks", "complete", "counting",
            "find_training", "flat", "frame", "has", "label", "lookup", "newest", "once", "percent",
            "provenance", "remark", "run_key", "state", "training", "version", "write_json"]
 
@@ -237,12 +237,22 @@ def benchmarks(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(evaluated["data"], evaluated["split"])))
 
 
+@contextlib.contextmanager
+def complete(row: pd.Series) -> Iterator[None]:
+    """Turn the errors of a row that lacks a field, or has a wrong one, into an InputError that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"row {row['kind']}-{row['name']}-{row['key']}.json of study {row['study']!r} lacks "
+                         f"a field ({error}); restore it, or delete it to run again") from error
+
+
 def percent(score: float) -> float:
     """A score in [0, 1] as tables show it."""
     return round(100 * float(score), 1)
 
 
-def frame(lines: list[dict], columns: list[str]) -> pd.DataFrame:
+def frame(lines: list[dict] | pd.DataFrame, columns: list[str] | None = None) -> pd.DataFrame:
     """A table of lines, with None where a line lacks a column."""
     table = pd.DataFrame(lines, columns=columns, dtype=object)  # object keeps integers beside None
     return table.where(table.notna(), None)

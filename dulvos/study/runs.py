@@ -98,15 +98,15 @@ def training_run(study: Study, name: str, data: str, settings: TrainSettings, *,
     """
     dataset = open_data(data, "train")
     videos = [sequence.video for sequence in dataset.sequences]
-    notes, miscounted = [], []
+    rank, notes, miscounted = int(os.environ.get("RANK", 0)), [], []  # torchrun sets RANK
     if isinstance(dataset, Collection):  # it has too many frames to look at each
         notes, miscounted = dataset.notes, dataset.miscounted
-        for line in notes:
-            print(line)
+        if rank == 0:
+            print(*notes, sep="\n", end="\n" * bool(notes))
     else:
         for video in videos:
             video.verify()
-    mark, rank = data_fingerprint(dataset, masks=False), int(os.environ.get("RANK", 0))  # torchrun sets RANK
+    mark = data_fingerprint(dataset, masks=False)
     wanted = {f"parameters.{field}": value for field, value in dataclasses.asdict(settings).items()
               if field not in NO_NUMBERS}
     wanted |= {"processes": int(os.environ.get("WORLD_SIZE", 1)), "fingerprint": mark}
@@ -151,8 +151,9 @@ def find_features(study: Study, features: str) -> tuple[str, dict]:
     """Find the file of some features, and what a row says about them.
 
     Arguments:
-        features: "trained" (this study's training of that name), "trained:KEY" (its training with that key),
-            "trained:KEY@1000" (a snapshot of it), or a name that `dulvos.study.evaluation.evaluate` takes.
+        features: "trained" (this study's training of that name), "trained:NAME" (its training of that name or
+            key), "trained:NAME@1000" (a snapshot of it), or a name that `dulvos.study.evaluation.evaluate`
+            takes.
 
     Returns:
         the file or name that `evaluate` takes; and the row's fields features, weights (12 hex digits of the

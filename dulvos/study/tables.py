@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dulvos.errors import InputError
 from dulvos.files import write_file
 from dulvos.study.paper import PROTOCOL, table1, table2, table3
 from dulvos.study.rows import (
@@ -19,6 +18,7 @@ from dulvos.study.rows import (
     Study,
     all_rows,
     benchmarks,
+    complete,
     counting,
     frame,
     has,
@@ -68,7 +68,8 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
             gain["state"] = "not comparable: other data or settings"
             settings = {name: lookup(trained, f"parameters.{name}") for name in PROTOCOL}
             if has(random, settings) and trained["fingerprint"] == random["fingerprint"]:
-                gain = {score: round(made["trained"][score] - made["random"][score], 1) for score in SCORES}
+                gain = {column: percent(trained[f"scores.{name}"] - random[f"scores.{name}"])
+                        for column, name in SCORES.items()}
                 stale = "†" in made["trained"]["state"] + made["random"]["state"]
                 gain["state"] = "† " * stale + POINTS
         lines += [{"data": data, "method": LABELS.get(method, method), **line}
@@ -79,15 +80,12 @@ def study_table(rows: pd.DataFrame) -> pd.DataFrame:
 def _measured(row: pd.Series | None) -> dict:
     if row is None:
         return {}
-    try:
+    with complete(row):
         threads = lookup(row, "threads")
         return {**{column: percent(row[f"scores.{score}"]) for column, score in SCORES.items()},
                 **{count: int(row[count]) for count in COUNTS},
                 "seconds a frame": round(float(row["seconds_per_frame"]), 2),
                 "threads": threads and int(threads)}
-    except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"row evaluate-{row['name']}-{row['key']}.json of study {row['study']!r} lacks a "
-                         f"number ({error}); restore it, or delete it to run again") from error
 
 
 def sequence_table(study: Study) -> pd.DataFrame:
@@ -151,9 +149,8 @@ def write(tables: dict[str, pd.DataFrame], folder: Path, about: str = "") -> dic
     """Write tables as CSV and as Markdown (with their titles and `about`), and return them."""
     for name, table in tables.items():
         title = f"**{TITLES[name]}.** {about}" if about else f"**{TITLES[name]}**"
-        texts = {"csv": table.to_csv(index=False), "md": f"{title}\n\n{to_markdown(table)}"}
-        for suffix, content in texts.items():
-            write_file(folder / f"{name}.{suffix}", content)
+        write_file(folder / f"{name}.csv", table.to_csv(index=False))
+        write_file(folder / f"{name}.md", f"{title}\n\n{to_markdown(table)}")
     return tables
 
 
@@ -173,7 +170,7 @@ def summary(study: Study) -> str:
 
 
 def _label(row: pd.Series) -> str:
-    """As `label`; a row that was only named like one of the `METHODS` is not called so."""
+    """As `label`; a row named like one of the `METHODS`, but with other features, is named with them."""
     wrong = row["name"] in METHODS and row["name"] not in row["features"]
     return f"{row['name']} with features {row['features']}" if wrong else label(row)
 
