@@ -4,8 +4,6 @@ Trains each candidate for the same few iterations on four fifths of DAVIS's trai
 the others, enlarged to the 480p of the evaluation. Rows go to results/selection.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -24,7 +22,6 @@ CANDIDATES = {
     "small": {"crop": 128, "scale_min": 144, "scale_max": 288, "batch": 8, "gap": 4},
     "near": {"crop": 128, "scale_min": 256, "scale_max": 384, "batch": 8, "gap": 4},
     "wide": {"crop": 192, "scale_min": 192, "scale_max": 320, "batch": 4, "gap": 4},
-    "slow": {"crop": 128, "scale_min": 144, "scale_max": 288, "batch": 8, "gap": 2},
 }
 FRAMES, EVERY = 40, 5  # frames of a held-out video; every fifth video is held out
 

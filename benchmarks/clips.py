@@ -3,8 +3,6 @@
 Each process has one thread. The frames are those of DAVIS's validation split, which are 480p.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor

@@ -5,10 +5,8 @@ are noise and features random numbers; the time does not depend on them. The mou
 
     computed: cosines, best matches and all pictures of a hover, as the page measures it.
     processor: processor time of the page's thread for all of it, whatever else the machine does.
-    shown: from the mouse's event until the browser has painted; at 60 frames a second no less than 17 ms.
+    shown: from the mouse's event until the browser has painted.
 """
-
-from __future__ import annotations
 
 import argparse
 import tempfile

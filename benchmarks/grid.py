@@ -3,8 +3,6 @@
 Each way fills an empty results folder of its own. A run is a training and an evaluation by their notebooks.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

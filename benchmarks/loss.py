@@ -5,8 +5,6 @@ word). --figure measures time and memory of both ways against N, B and T at 32x3
 save T·h·w / N²) and writes results/loss_complexity.png and .csv.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -1,7 +1,5 @@
 """Times two ways of one computation in turn, and writes a row to results/benchmarks.csv."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import resource

@@ -6,8 +6,6 @@ At 1280x720 and at 3840x2160. A brush moves once for each frame that the browser
     shown: from one painted frame to the next; at 60 frames a second no less than 17 ms.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

@@ -5,8 +5,6 @@ with `--engine` it is our plain engine. Features are those of a DAVIS video with
 numbers that change a little. Other counts of channels than 512 are random projections of these.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 

@@ -12,8 +12,6 @@ the photograph: x:y of each corner of a polygon, or x:y:radius of a disk. A cut-
 photograph/shape. Training and validation share no photograph.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

@@ -6,8 +6,6 @@ B = 16, T = 5, 256² crops, N = 8, M = 4. Ours: bfloat16 autocast, channels last
 Plain: float32, NCHW, losses on warped affinities. Each way runs in its own process, with its own peak memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

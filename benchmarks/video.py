@@ -5,8 +5,6 @@ in float32 with all layers, and propagates densely (benchmarks/propagation.py).
 Memory is the peak of a process that carries a mask through 100 and through 1,000 frames of random features.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
