@@ -113,6 +113,13 @@ def test_a_wrong_line_of_the_csv_is_named(tmp_path: Path, added: str, message: s
         points(TINY, path)
 
 
+def test_a_csv_without_points_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ablation.csv"
+    path.write_text(CSV.read_text().partition("\n")[0])
+    with pytest.raises(InputError, match="ablation.csv"):
+        points(TINY, path)
+
+
 def test_effects_are_differences_of_means_over_seeds(study: Study) -> None:
     numbers = ["score", "ours", "deviation", "visible"]
     write_scores(study, SCORES)

@@ -126,6 +126,8 @@ def points(scale: Scale, path: Path = Path(__file__).with_suffix(".csv")) -> lis
         except (InputError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         made[point.name] = point
+    if not made:
+        raise InputError(f"{path}: no point; the first line must be the baseline")
     return list(made.values())
 
 

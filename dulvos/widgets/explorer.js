@@ -362,7 +362,7 @@ class Page {
   draw() {
     const {view, features} = this, started = performance.now(), plain = view.show === "affinity";
     if (!this.lists.tau.includes(view.tau)) {
-      this.lists.tau.splice(0, Infinity, ...[...TAUS, view.tau].sort((a, b) => a - b));
+      this.lists.tau.splice(0, Infinity, ...[...new Set([...TAUS, view.tau])].sort((a, b) => a - b));
       this.controls.tau.replaceChildren(...this.lists.tau.map((value) => node("option", {value}, value)));
     }
     for (const [field, input] of Object.entries(this.controls)) input.value = view[field];

@@ -124,6 +124,7 @@ function render({ model, el }) {
       if (frame !== t) await show(frame);
       if (frame === t) change((mask) => mask.set(loaded));
     } else if (kind === "save") {
+      if (from !== me) return; // another view asked for it
       const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
       make("a", { href, download: name }).click();
     } else if (from ? from !== me : !(painted.get(frame)?.run >= run)) { // another view's, or newer
@@ -276,7 +277,7 @@ function render({ model, el }) {
     refresh();
   }
   const later = (content) => (sending = sending.then(() => send(content))); // after all strokes are sent
-  const save = () => later({ kind: "save", frame: t });
+  const save = () => later({ kind: "save", frame: t, view: me });
   const run = (kind = state.running ? "stop" : "run") => { follow = kind === "run"; later({ kind }); };
   function load() {
     const input = make("input", { type: "file", accept: "image/png" }), frame = t;

@@ -114,7 +114,8 @@ class Painter(anywidget.AnyWidget):
         Arguments:
             content: "kind" is "hello" (from a new view), "frame" (wants the picture), "paint" (sends a mask),
                 "load" (sends a mask file), "save" (wants one), "run" or "stop"; "frame" is a number, "ended"
-                the objects that end in a painted frame, "view" the painting view's number, "name" the file's.
+                the objects that end in a painted frame, "view" the number of the view that paints or saves,
+                "name" the file's.
             buffers: the ids before and after painting, compressed by zlib, or the file's bytes.
         """
         t, video = content.get("frame", 0), self.session.video
@@ -140,7 +141,7 @@ class Painter(anywidget.AnyWidget):
                 case "load":
                     self._load(t, content["name"], buffers[0])
                 case "save":
-                    head = {"kind": "save", "frame": t, "name": f"{video.frame_name(t)}.png"}
+                    head = {"kind": "save", "from": content.get("view"), "name": f"{video.frame_name(t)}.png"}
                     self.send(head, [as_png(self.session.labels(t))])
                 case "run":
                     threading.Thread(target=self._carry_on, daemon=True).start()
