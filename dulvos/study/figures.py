@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+import cv2
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
-from skimage.color import lab2rgb, rgb2lab
 
 from dulvos import datasets
 from dulvos.encoder import STRIDE
@@ -125,10 +125,11 @@ class Notebook:
 
 def anchor_colours(n: int) -> np.ndarray:
     """Colours of an n x n grid of anchors, (n·n, 3) uint8, mixed in CIELAB so that neighbours look alike."""
-    corners = rgb2lab([[[0.62, 0.85, 1.0], [1.0, 0.93, 0.40]], [[0.0, 0.13, 0.45], [0.62, 0.10, 0.0]]])
+    corners = np.float32([[[0.62, 0.85, 1.0], [1.0, 0.93, 0.40]], [[0.0, 0.13, 0.45], [0.62, 0.10, 0.0]]])
     u = np.linspace(0, 1, n)
     ramp = np.stack([1 - u, u], 1)
-    colours = lab2rgb(np.einsum("yi,xj,ijc->yxc", ramp, ramp, corners))
+    mixed = np.einsum("yi,xj,ijc->yxc", ramp, ramp, cv2.cvtColor(corners, cv2.COLOR_RGB2Lab))
+    colours = cv2.cvtColor(mixed.astype(np.float32), cv2.COLOR_Lab2RGB)
     return np.rint(255 * colours).astype(np.uint8).reshape(-1, 3)
 
 
