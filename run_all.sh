@@ -22,7 +22,7 @@ make .venv from it. With conda: conda env create -f environment.yml && conda act
 EOF
 }
 
-# Succeeds if PYTHON has every package that pyproject.toml asks for, for the tests more than for the study.
+# Succeeds if PYTHON has every package that COMMAND needs; "test" needs more than the others.
 complete() { # PYTHON COMMAND
   "$1" - "$root/pyproject.toml" "$2" >/dev/null 2>&1 <<'EOF'
 import sys, tomllib

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -66,9 +65,11 @@ def write_file(path: Path, content: str | bytes | memoryview) -> Path:
 
 def make_folder(path: Path) -> Path:
     """Make a folder and those above it; raises InputError if it cannot be made or written to."""
+    probe = path / f".{os.getpid()}.tmp"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another thread may have removed it
     except OSError as error:
         raise cannot_write(path, error.errno) from None
     return path

@@ -218,7 +218,7 @@ def mask_files(video: Video, folder: Path) -> dict[int, Path]:
     found = [*folder.glob("[!.]*.[pP][nN][gG]")]
     files = {file.stem: file for file in found}
     if twice := sorted({*found} - {*files.values()}):
-        raise InputError(f"{twice[0]}: another mask of this frame has its suffix in other case; remove one")
+        raise InputError(f"{twice[0]}: another file here is a mask of the same frame; remove one of them")
     if stray := sorted(files.keys() - numbers):
         raise InputError(f"{files[stray[0]]}: no frame of {video.path} has this name; expected names like "
                          f"{video.frame_name(0)}.png")

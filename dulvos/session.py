@@ -151,9 +151,10 @@ class Session:
                 self._stream = iter(self._encode(self.video.frames(len(self._places)), self.settings))
             try:
                 features = next(self._stream)
-                place = self._file.seek(0, os.SEEK_END)
                 try:
+                    place = self._file.seek(0, os.SEEK_END)
                     np.save(self._file, features.float().cpu().numpy())
+                    self._file.flush()
                 except OSError as error:
                     raise cannot_write(Path(tempfile.gettempdir()), error.errno) from None
             except BaseException:  # also Ctrl-C: a generator that has raised cannot continue

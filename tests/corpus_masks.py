@@ -239,6 +239,8 @@ for name in ("00002.png", "overlay.mp4"):
         segment_again, name)
     add(COMMAND, f"--overwrite onto {name} of another", lambda changed: not changed,
         partial(segment_again, options=("--overwrite",)), name)
+add(COMMAND, "soft edges", "--threshold=127", lambda folder: segment(
+    folder, [], mask=put(folder / "soft.png", encoded(soft)).name))
 add(COMMAND, "--threshold", lambda said: "objects 1\n" in said, lambda folder: segment(
     folder, ["--threshold", "100"], mask=put(folder / "soft.png", encoded(soft200)).name))
 

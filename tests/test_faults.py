@@ -262,6 +262,6 @@ def test_ctrl_c_ends_a_training_and_the_same_command_continues(tiny, tmp_path, u
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     process.join()
-    assert process.exitcode == 1
+    assert process.exitcode in (0, 1)  # 0: it had ended before
     training(tmp_path, tiny)
     undisturbed(tmp_path, training)

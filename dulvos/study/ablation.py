@@ -173,8 +173,8 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
         seeds, score: number of seeds that were run, and their mean J&F in percent.
         ours: the score minus the baseline's, in points.
         deviation: standard deviation of `ours` over seeds; for the baseline, of the score of one seed; None
-            for the baseline's own networks, evaluated otherwise. The variance is pooled over all points with
-            several seeds.
+            for the baseline's own networks, evaluated otherwise. The variance is pooled over the other points
+            that have several seeds.
         visible: the largest difference that counts as noise (95 % of Student's t distribution).
         verdict: how `ours` compares with what the paper says.
         state: "not run", "run" or the number of seeds; † if the point or the baseline is of earlier code.
@@ -185,7 +185,9 @@ def effects(study: Study, scale: Scale) -> pd.DataFrame:
     runs = [(row, training(row, rows), state(row, rows) == "run")
             for _, row in rows[rows["kind"] == "evaluate"].iterrows()]
     evaluated = [_seeds(point, runs) for point in grid]
-    base, (spread, student) = evaluated[0], noise([found["score"] for found in evaluated])
+    base, (spread, student) = evaluated[0], noise(
+        found["score"] for point, found in zip(grid, evaluated)
+        if point is grid[0] or point.trained != "baseline")
     for point, found in zip(grid, evaluated):
         count, edge, ours, deviation, visible = len(found), EDGES.get(point.varied), None, None, None
         if point is grid[0]:

@@ -125,7 +125,7 @@ def comparison_table(study: Study) -> pd.DataFrame:
         means = means.reindex(LAYERS).dropna()
         if len(means):
             told = max(state(row, rows) for _, row in own.iterrows())  # † sorts last
-            best = own.groupby("layer")["J&F_m"].mean().reindex(LAYERS).idxmax()
+            best = own.groupby("layer")["J&F_m"].mean()[means.index].idxmax()
             own = own[own["layer"] == best]
             layers = [MAIN] if method["key"] == "colour" else LAYERS
             missing = [layer for layer in layers if layer not in means.index]
@@ -145,9 +145,9 @@ def comparison_table(study: Study) -> pd.DataFrame:
 
 
 def visible(study: Study, layer: str) -> float:
-    """The largest difference between two methods with two seeds each that counts as noise at a layer.
+    """The largest difference that can be chance between two methods with two seeds each, at a layer.
 
-    In J&F points, as `ablation.effects` finds it; the variance is pooled over the trained methods.
+    In J&F points; found as in `ablation.effects`, with the variance pooled over the trained methods.
     """
     evaluated = _evaluated(study.rows())
     scores = (evaluated[method["key"]] for method in methods() if method["settings"])

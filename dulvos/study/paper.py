@@ -138,13 +138,14 @@ def _cost(row: pd.Series | None, rows: pd.DataFrame) -> dict:
     if row is None:
         return {"our iterations": NOT_RUN, "state": NOT_RUN}
     with complete(row):
-        minutes, device, threads = row["seconds"] / 60, row["device"], int(row["threads"])
-        if device.startswith("cpu"):
+        minutes, threads = row["seconds"] / 60, int(row["threads"])
+        device = lookup(row, "gpu") or row["device"]
+        if row["device"].startswith("cpu"):
             device = f"cpu, {threads} thread{'s' * (threads != 1)}"
         return {"our iterations": int(row["iterations"]),
                 "our time": f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
-                "our peak memory (MB)": round(row["peak_memory_mb"]),
-                "device": lookup(row, "gpu") or device, "state": state(row, rows)}
+                "our peak memory (MB)": round(row["peak_memory_mb"]), "device": device,
+                "state": state(row, rows)}
 
 
 def of_table(rows: pd.DataFrame, table: int) -> pd.DataFrame:

@@ -124,9 +124,8 @@ function render({ model, el }) {
       if (frame !== t) await show(frame);
       if (frame === t) change((mask) => mask.set(loaded));
     } else if (kind === "save") {
-      if (from !== me) return; // another view asked for it
       const href = URL.createObjectURL(new Blob([bytes(buffer)], { type: "image/png" }));
-      make("a", { href, download: name }).click();
+      if (from === me) make("a", { href, download: name }).click(); // else another view asked
     } else if (from ? from !== me : !(painted.get(frame)?.run >= run)) { // another view's, or newer
       painted.delete(frame);
       frames[frame].mask = bytes(buffer);
@@ -170,7 +169,8 @@ function render({ model, el }) {
     publish(to.at(-1)[1]);
   }
   function end() { // also if no pixel of the object is left here, but once, and of an object that exists
-    if (!ids.includes(object) && (ends[t].has(object) || !state.objects.includes(object))) return;
+    const known = state.objects.includes(object) || [...painted.values()].some((a) => a.ids.includes(object));
+    if (!ids.includes(object) && (ends[t].has(object) || !known)) return;
     ends[t].add(object);
     change((mask) => mask.set(mask.map((id) => id === object ? 0 : id)), object);
   }
