@@ -268,6 +268,9 @@ def test_notebook_05_in_jupyterlab(lab):
         shown.state(layer="key")
         notebook.evaluate("explorer.set_trait('show', 'dominant')")
         shown.state(show="dominant")
+        notebook.evaluate("explorer.set_trait('tau', 0.06)")  # the menu gets it
+        shown.state(tau=0.06)
+        assert shown.page.locator(".dulvos-explorer option:checked", has_text="0.06").count() == 1
         assert notebook.console == [] and shown.errors == []
         if SCREENSHOTS:
             shown.set("layer: 'res4', show: 'affinity', frame: 0, y: 11, x: 26, time: 2, pinned: false")
