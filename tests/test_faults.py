@@ -260,8 +260,10 @@ def test_ctrl_c_ends_a_training_and_the_same_command_continues(tiny, tmp_path, u
     while not list(tmp_path.glob("s/runs/*/checkpoint.pt")):
         assert process.is_alive()
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    ended = list(tmp_path.glob("s/runs/*/encoder.safetensors"))  # on a slow machine, before we looked
+    if not ended:
+        os.kill(process.pid, signal.SIGINT)
     process.join()
-    assert process.exitcode in (0, 1)  # 0: it had ended before
+    assert process.exitcode == (0 if ended else 1)
     training(tmp_path, tiny)
     undisturbed(tmp_path, training)

@@ -6,7 +6,7 @@ import shutil
 
 import nbformat
 
-from dulvos.study.rows import ROOT, Study
+from dulvos.study.rows import ROOT, Study, percent
 from dulvos.study.site import write_site
 
 
@@ -38,9 +38,8 @@ def test_everything_that_a_page_links_to_is_there(tmp_path):
     assert {"pages/01_train.html", "explorer.html", "../demo/figures/features_masks.mp4",
             "../demo/figures/montage.png", "../ablation-davis/figures/fig3-star.png"} <= set(found)
     assert not any("failed" in link for link in found)
-    scores = {row["name"]: f"{row['scores.J&F-Mean']:.1%}"[:-1]
-              for _, row in Study("davis", tmp_path).rows("evaluate").iterrows()}
-    assert scores["trained"] in page.read_text()
+    scores = Study("davis", tmp_path).rows("evaluate").set_index("name")["scores.J&F-Mean"]
+    assert str(percent(scores["trained"])) in page.read_text()
     notebook.cells[0].source = "other words"
     os.utime(study.folder / "pages" / "01_train.html", (1, 1))
     nbformat.write(notebook, study.folder / "notebooks" / "01_train.ipynb")
